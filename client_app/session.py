@@ -1,0 +1,157 @@
+"""One node at work on one message: its config, rule, task, examples and model."""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from client_app.memory import Memory
+from client_app.training import train
+from common import models, sources, tasks, wire
+from common.adapter import State, Tensors, Update, digest
+from common.config import DataConfig, ModelConfig, NodeConfig, RunConfig, TaskConfig
+from common.error import BouquetError
+from common.models import LoraModel
+from common.tasks import TASKS, Example, Task
+from strategies import RULES, Rule
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A node's tokenised examples."""
+
+    train: list[Example]
+    heldout: list[Example]
+
+
+class Session:
+    """What one message needs: the config, the rule, the task, the examples and the model of this node."""
+
+    def __init__(self, context: Context) -> None:
+        choices = {"rule.name": list(RULES), "task.name": list(TASKS)}
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        transformers_logging.disable_progress_bar()
+        self.config = RunConfig.from_flower(context.run_config, choices)
+        self.node = NodeConfig.from_flower(context.node_config)
+        self.rule: Rule = RULES[self.config.rule.name](head=self.config.task.head)
+        self.task: Task = tasks.build(self.config.task)
+        self.tokenizer: PreTrainedTokenizerBase = models.load_tokenizer(self.config.model)
+        self.memory = Memory(self.node.state_directory, str(context.run_id), self.node.label)
+
+    @property
+    def rank(self) -> int:
+        """The rank this node works with."""
+        return self.node.lora_rank or self.config.lora.rank
+
+    @property
+    def pad(self) -> int:
+        """The padding token."""
+        return int(self.tokenizer.pad_token_id)
+
+    def examples(self) -> Examples:
+        """This node's examples."""
+        config = self.config
+        return _examples(config.data, self.node, config.task, config.model, config.seed)
+
+    def answer_roll_call(self) -> RecordDict:
+        """Who is here: the node's name, rank and number of examples."""
+        facts = ConfigRecord({"name": self.node.label, "rank": self.rank, "examples": len(self.examples().train)})
+        return RecordDict({"node": facts})
+
+    def train(self, message: Message) -> RecordDict:
+        """One round of local training, from the state in the message to the update that leaves."""
+        config, rule = self.config, self.rule
+        model, state = self._receive(message)
+        examples = self.examples().train
+        training = train(
+            model,
+            [key for key in model.keys() if rule.trains(state.round, key)],
+            self.task,
+            examples,
+            config.train,
+            pad=self.pad,
+            seed=f"{config.seed}/{self.node.label}/{state.round}",
+            round=state.round,
+            rounds=config.num_server_rounds,
+        )
+        local = model.tensors()
+        if kept := {key: tensor for key, tensor in local.items() if rule.keeps(state.round, key)}:
+            self.memory.save(kept)
+        weight = float(len(examples)) if config.train.weighting == "examples" else 1.0
+        update = Update(rule.send(state, local), weight, state.scale)
+        record = wire.pack_update(update, rule.name, state.round, self.node.label, codec=config.wire.codec)
+        metrics = {
+            "loss": training.loss,
+            "steps": training.steps,
+            "tokens": training.tokens,
+            "examples": len(examples),
+            "seconds": training.seconds,
+            "peak-memory": training.peak_memory,
+        }
+        return RecordDict({"update": record, "metrics": MetricRecord(metrics)})
+
+    def evaluate(self, message: Message) -> RecordDict:
+        """Score the received state on the held-out examples; continue a prompt if the coordinator sends one."""
+        config = self.config.evaluation
+        model, _ = self._receive(message)
+        started = time.monotonic()
+        heldout = self.examples().heldout
+        score = model.score(self.task, heldout[: config.limit or None], self.pad, config.batch_size)
+        metrics = {
+            "loss": score.loss / score.count,
+            self.task.metric: self.task.figure(score),
+            "count": score.count,
+            "correct": score.correct,
+            "seconds": time.monotonic() - started,
+        }
+        content = RecordDict({"metrics": MetricRecord(metrics)})
+        if prompt := message.content.config_records["config"].get("prompt"):
+            content["sample"] = ConfigRecord({"text": model.generate(str(prompt), self.tokenizer)})
+        return content
+
+    def _receive(self, message: Message) -> tuple[LoraModel, State]:
+        """The state in a message: checked, completed with what each side draws, and installed in the model."""
+        header, state = wire.unpack_state(message.content.array_records["state"], rule=self.rule.name)
+        model = models.load(self.config.model, self.config.lora, self.config.task, self.node.device)
+        if self.rule.drawn:
+            drawn = self._draw(model, expected=header.seeded)
+            state = replace(state, adapter=drawn | state.adapter)
+        state = self.rule.view(state, self.rank)
+        model.install(self.rule.install(state, self.memory.load()), state.scale, state.offset)
+        return model, state
+
+    def _draw(self, model: LoraModel, expected: str) -> Tensors:
+        """The tensors that never travel; the coordinator's digest proves that both sides drew the same."""
+        initial = self.rule.initial(model.spec, self.config.seed).adapter
+        drawn = {key: tensor for key, tensor in initial.items() if key.part in self.rule.drawn}
+        if digest(drawn) != expected:
+            raise BouquetError(
+                "this node draws other frozen tensors than the coordinator",
+                where=self.node.label,
+                expected=f"digest {expected[:16]}",
+                got=digest(drawn)[:16],
+                cure="Use the same torch version and the same seed on every machine.",
+            )
+        return drawn
+
+
+@lru_cache(maxsize=8)
+def _examples(data: DataConfig, node: NodeConfig, task: TaskConfig, model: ModelConfig, seed: int) -> Examples:
+    """Read, split and tokenise once a process; a simulation runs several nodes in one."""
+    kind = tasks.build(task)
+    dataset = sources.node_dataset(data, node, seed)
+    kind.check(dataset.column_names, where=node.data or data.source)
+    tokenizer = models.load_tokenizer(model)
+    parts = [
+        [example for record in part for example in kind.encode(record, tokenizer)]
+        for part in sources.split(dataset, data.holdout, seed)
+    ]
+    for name, part in zip(("train on", "hold out"), parts, strict=True):
+        if not part:
+            raise BouquetError(f"a node has nothing to {name}", where=f"{node.label}, {node.data or data.source}")
+    return Examples(*parts)

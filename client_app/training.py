@@ -1,0 +1,122 @@
+"""The local loop of one round."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from common.adapter import Key
+from common.config import TrainConfig
+from common.error import BouquetError
+from common.models import LoraModel
+from common.tasks import Batch, Example, Task
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a round of local training did. ``loss`` is the mean over its steps; memory is in bytes, 0 where unknown."""
+
+    loss: float
+    steps: int
+    tokens: int
+    seconds: float
+    peak_memory: int
+
+
+def train(
+    model: LoraModel,
+    keys: Sequence[Key],
+    task: Task,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    *,
+    pad: int,
+    seed: str,
+    round: int,
+    rounds: int,
+) -> Training:
+    """Train ``keys`` of the model on ``examples`` with AdamW, from a fresh optimizer.
+
+    The learning rate follows one schedule over all rounds. ``seed`` fixes the order of the examples and the dropout.
+    Raises :class:`BouquetError` if the loss stops being finite.
+    """
+    parameters = model.train_only(keys)
+    steps = steps_in_round(config, len(examples))
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    factor = schedule(config, steps * rounds)
+    order = random.Random(seed)
+    torch.manual_seed(order.getrandbits(63))
+    batches = _batches(task, examples, config.batch_size, pad, order)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+
+    model.network.train()
+    started = time.monotonic()
+    total_loss, tokens = 0.0, 0
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor(round * steps + step)
+        for _ in range(config.accumulation):
+            batch = next(batches)
+            tokens += int(batch["attention_mask"].sum())
+            loss = _loss(model, task, batch) / config.accumulation
+            loss.backward()  # type: ignore[no-untyped-call]
+            total_loss += loss.item()
+        if not math.isfinite(total_loss):
+            raise BouquetError(
+                "the training loss is not finite",
+                where=f"round {round + 1}, step {step + 1}",
+                got=str(total_loss),
+                cure="Lower train.learning-rate, or use model.dtype = 'float32'.",
+            )
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return Training(
+        loss=total_loss / steps,
+        steps=steps,
+        tokens=tokens,
+        seconds=time.monotonic() - started,
+        peak_memory=torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else 0,
+    )
+
+
+def steps_in_round(config: TrainConfig, examples: int) -> int:
+    """Optimizer steps of one round: ``steps``, or as many as ``epochs`` passes take."""
+    return config.steps or config.epochs * math.ceil(examples / (config.batch_size * config.accumulation))
+
+
+def schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
+    """The factor of the learning rate at a step counted over all rounds, ``total`` steps in all."""
+    warmup = int(config.warmup * total)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, total - warmup)
+        if config.schedule == "constant":
+            return 1.0
+        return 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def _loss(model: LoraModel, task: Task, batch: Batch) -> torch.Tensor:
+    logits = model.logits(batch["input_ids"], batch["attention_mask"])
+    return task.loss(logits, batch["labels"].to(logits.device))
+
+
+def _batches(
+    task: Task, examples: Sequence[Example], batch_size: int, pad: int, order: random.Random
+) -> Iterator[Batch]:
+    """Batches for ever: one shuffled pass after another, a short batch at the end of a pass included."""
+    while True:
+        shuffled = order.sample(list(examples), len(examples))
+        for first in range(0, len(shuffled), batch_size):
+            yield task.collate(shuffled[first : first + batch_size], pad)

@@ -1,0 +1,178 @@
+"""Adapters as values: named low-rank tensors, and the algebra over them.
+
+Shapes, for one adapted linear layer with weight ``d_out x d_in``:
+
+    A  r x d_in    B  d_out x r      the trained factors; the layer computes W x + s B A x
+    Q  d_out x q   P  q x d_in       the frozen offset, scale 1; the layer adds Q P x
+    W  d_out x d_in   b  d_out       a head layer, trained in full
+
+Nothing here forms a ``d_out x d_in`` product.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from common.error import BouquetError
+
+FACTORS = frozenset({"A", "B"})
+OFFSET = frozenset({"Q", "P"})
+HEAD = frozenset({"W", "b"})
+
+
+class Key(NamedTuple):
+    """The name of one tensor: the adapted layer's path in the model, and the part."""
+
+    layer: str
+    part: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{self.part}"
+
+
+Tensors = dict[Key, Tensor]
+
+
+class LayerShape(NamedTuple):
+    """The size of one adapted linear layer."""
+
+    d_out: int
+    d_in: int
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an adapter of this model looks like; both sides derive it from the same config."""
+
+    layers: Mapping[str, LayerShape]
+    head: Mapping[Key, tuple[int, ...]]
+    rank: int
+    scale: float
+
+    def factor_shapes(self) -> dict[Key, tuple[int, ...]]:
+        """Shapes of A and B of every layer, in the model's order."""
+        shapes: dict[Key, tuple[int, ...]] = {}
+        for layer, (d_out, d_in) in self.layers.items():
+            shapes[Key(layer, "A")] = (self.rank, d_in)
+            shapes[Key(layer, "B")] = (d_out, self.rank)
+        return shapes
+
+
+@dataclass(frozen=True)
+class State:
+    """The federation's model after ``round`` rounds: message, checkpoint and result in one value.
+
+    ``adapter`` holds the factors (and the shared head), ``scale`` is s, ``offset`` holds Q and P of every layer that
+    has one. The update to the base weight of a layer is ``s B A + Q P``.
+    """
+
+    adapter: Tensors
+    scale: float
+    round: int = 0
+    offset: Tensors = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        """The rank of the trained factors."""
+        return next(len(tensor) for key, tensor in self.adapter.items() if key.part == "A")
+
+    def layers(self) -> list[str]:
+        """The adapted layers, in order."""
+        return [key.layer for key in self.adapter if key.part == "A"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one node sends back: tensors, its weight in the mean (any positive unit), and the scale it trained with."""
+
+    tensors: Tensors
+    weight: float
+    scale: float
+
+
+def weighted_mean(updates: Iterable[tuple[float, Tensors]]) -> Tensors:
+    """The weighted mean of tensors with equal keys, as a running mean.
+
+    Needs the memory of one update however many come. A single update, and equal updates, come back to the bit.
+    """
+    mean: Tensors = {}
+    total = 0.0
+    for weight, tensors in updates:
+        total += weight
+        if not mean:
+            mean = {key: tensor.clone() for key, tensor in tensors.items()}
+            continue
+        for key, average in mean.items():
+            average.lerp_(tensors[key], weight / total)
+    return mean
+
+
+def low_rank_svd(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The exact thin SVD ``U, S, Vh`` of ``left @ right`` (``d_out x q`` times ``q x d_in``), from two QRs and a small core."""
+    q_left, r_left = torch.linalg.qr(left)
+    q_right, r_right = torch.linalg.qr(right.T)
+    u, singular, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    return q_left @ u, singular, vh @ q_right.T
+
+
+def recompress(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product ``left @ right`` in as few columns as its numerical rank."""
+    u, singular, vh = low_rank_svd(left.double(), right.double())
+    tolerance = singular[0] * max(left.shape[0], right.shape[1]) * torch.finfo(torch.float32).eps
+    rank = max(1, int((singular > tolerance).sum()))
+    root = singular[:rank].sqrt()
+    return (u[:, :rank] * root).to(left.dtype), (root[:, None] * vh[:rank]).to(right.dtype)
+
+
+def extend_offset(offset: Tensors, extra: Tensors) -> Tensors:
+    """Add two offsets: factors side by side, recompressed where the rank passes the layer's smaller dimension."""
+    total = dict(offset)
+    for layer in dict.fromkeys(key.layer for key in extra):
+        q, p = Key(layer, "Q"), Key(layer, "P")
+        left, right = extra[q], extra[p]
+        if q in offset:
+            left, right = torch.cat([offset[q], left], dim=1), torch.cat([offset[p], right], dim=0)
+        if left.shape[1] > min(left.shape[0], right.shape[1]):
+            left, right = recompress(left, right)
+        total[q], total[p] = left, right
+    return total
+
+
+def stacked(state: State) -> Tensors:
+    """Factors A and B of scale 1 with the whole update ``s B A + Q P`` of every layer, adapter and offset stacked."""
+    factors: Tensors = {}
+    for layer in state.layers():
+        right, left = state.adapter[Key(layer, "A")], state.scale * state.adapter[Key(layer, "B")]
+        if Key(layer, "Q") in state.offset:
+            right = torch.cat([right, state.offset[Key(layer, "P")]], dim=0)
+            left = torch.cat([left, state.offset[Key(layer, "Q")]], dim=1)
+        factors[Key(layer, "A")], factors[Key(layer, "B")] = right, left
+    return factors
+
+
+def digest(tensors: Mapping[Key, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes, in the order of the names."""
+    sha = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        sha.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def check_shapes(tensors: Tensors, expected: Mapping[Key, tuple[int, ...]], what: str) -> None:
+    """Raise :class:`BouquetError` unless ``tensors`` has exactly the keys and shapes of ``expected``."""
+    for kind, keys in (("missing", expected.keys() - tensors.keys()), ("unknown", tensors.keys() - expected.keys())):
+        if keys:
+            names = sorted(map(str, keys))
+            raise BouquetError(
+                f"{what}: {len(names)} {kind} tensors, such as {names[0]}",
+                cure="Every machine must use the same model, lora.* and task.* settings.",
+            )
+    for key, shape in expected.items():
+        if tuple(tensors[key].shape) != tuple(shape):
+            raise BouquetError(what, where=str(key), expected=f"shape {shape}", got=f"shape {tuple(tensors[key].shape)}")

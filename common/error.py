@@ -1,0 +1,24 @@
+"""The error that a person reads: what is wrong, where, what was expected, what came, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class BouquetError(Exception):
+    """Something that a user, a file or another machine got wrong, as opposed to a defect of ours.
+
+    The message reads ``what (where): expected E, got G. cure``; parts that are left out are left out of it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", got: str = "", cure: str = "") -> None:
+        facts = [f"expected {expected}" if expected else "", f"got {got}" if got else ""]
+        message = what + (f" ({where})" if where else "")
+        if detail := ", ".join(filter(None, facts)):
+            message += f": {detail}"
+        super().__init__(f"{message}. {cure}".rstrip() if cure else message)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``Did you mean 'x'?`` for the closest of ``known``, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else ""

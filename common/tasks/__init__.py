@@ -1,0 +1,19 @@
+"""What a model is taught. One task a file; this is the list of them."""
+
+from collections.abc import Mapping
+
+from common.config import TaskConfig
+from common.tasks.classify import Classify
+from common.tasks.instruct import Instruct
+from common.tasks.task import Batch, Example, Score, Task
+from common.tasks.text import Text
+
+TASKS: Mapping[str, type[Task]] = {"text": Text, "instruct": Instruct, "classify": Classify}
+
+
+def build(config: TaskConfig) -> Task:
+    """The task that the config names."""
+    return TASKS[config.name](config)
+
+
+__all__ = ["TASKS", "Batch", "Example", "Score", "Task", "build"]

@@ -1,0 +1,46 @@
+"""Sequence classification: one class for a text, or for a pair of texts."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+
+from common.error import BouquetError
+from common.tasks.task import Example, Score, Task
+
+
+class Classify(Task):
+    """Classes are the whole numbers from 0 to ``task.labels`` - 1."""
+
+    sequence_classification = True
+    metric = "accuracy"
+
+    def fields(self) -> list[str]:
+        return [field for field in (self.config.text, self.config.text_pair, self.config.label) if field]
+
+    def encode(self, record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterable[Example]:
+        label = record[self.config.label]
+        if not isinstance(label, int) or not 0 <= label < self.config.labels:
+            raise BouquetError(
+                "a label is out of range",
+                where=f"field '{self.config.label}'",
+                expected=f"a whole number from 0 to {self.config.labels - 1}",
+                got=repr(label),
+                cure="Set task.labels to the number of classes.",
+            )
+        pair = record[self.config.text_pair] if self.config.text_pair else None
+        encoded = tokenizer(record[self.config.text], pair, truncation=True, max_length=self.config.max_length)
+        yield Example(encoded["input_ids"], [label])
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits.float(), labels)
+
+    def score(self, logits: Tensor, labels: Tensor) -> Score:
+        loss = cross_entropy(logits.float(), labels, reduction="sum").item()
+        return Score(loss=loss, correct=int((logits.argmax(-1) == labels).sum()), count=len(labels))
+
+    def figure(self, score: Score) -> float:
+        """Accuracy, from 0 to 1."""
+        return score.correct / score.count

@@ -1,0 +1,45 @@
+"""Instruction tuning: the answer is predicted from the prompt, and only the answer is scored."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from common.tasks.task import IGNORED, Example
+from common.tasks.text import Text
+
+PLAIN = "### Instruction:\n{prompt}\n\n### Response:\n"
+
+
+class Instruct(Text):
+    """Prompt and answer, in the tokenizer's chat template where it has one, else in a plain one.
+
+    The loss covers the answer and the token that ends it. A pair longer than ``max_length`` loses the end of its
+    answer; one whose prompt leaves no room for an answer is left out.
+    """
+
+    def fields(self) -> list[str]:
+        return [self.config.prompt, self.config.answer]
+
+    def encode(self, record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterable[Example]:
+        context = record.get(self.config.context) or ""
+        question = str(record[self.config.prompt]) + (f"\n\n{context}" if context else "")
+        answer = str(record[self.config.answer] or "")
+        prompt = self.prompt(question, tokenizer)
+        head: list[int] = tokenizer(prompt, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+        if head and head[-1] == tokenizer.eos_token_id:
+            head = head[:-1]
+        tail: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        if tokenizer.eos_token_id is not None:
+            tail = [*tail, tokenizer.eos_token_id]
+        tokens = (head + tail)[: self.config.max_length]
+        if answer and len(tokens) > len(head):
+            yield Example(tokens, [IGNORED] * len(head) + tokens[len(head) :])
+
+    @staticmethod
+    def prompt(question: str, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text that stands before the answer."""
+        if tokenizer.chat_template is None:
+            return PLAIN.format(prompt=question)
+        turns = [{"role": "user", "content": question}]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

@@ -1,0 +1,101 @@
+"""The contract of a task: from a record to token ids, from a model's output to a loss and a score."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+
+from common.config import TaskConfig
+from common.error import BouquetError, did_you_mean
+
+IGNORED = -100
+
+Batch = dict[str, Tensor]
+
+
+class Example(NamedTuple):
+    """One training example: token ids, and a label a token (``IGNORED`` where none) or one class."""
+
+    tokens: list[int]
+    labels: list[int]
+
+
+@dataclass
+class Score:
+    """Sums over held-out examples; ``count`` is what ``loss`` is summed over (tokens or examples)."""
+
+    loss: float = 0.0
+    correct: int = 0
+    count: int = 0
+
+
+class Task(ABC):
+    """What a model is taught."""
+
+    sequence_classification: ClassVar[bool] = False
+    metric: ClassVar[str]
+
+    def __init__(self, config: TaskConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def fields(self) -> list[str]:
+        """The fields that every record must have."""
+
+    @abstractmethod
+    def encode(self, record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterable[Example]:
+        """The examples in one record; none where it holds nothing to learn."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The training loss of a batch: a scalar."""
+
+    @abstractmethod
+    def score(self, logits: Tensor, labels: Tensor) -> Score:
+        """The held-out sums of a batch."""
+
+    @abstractmethod
+    def figure(self, score: Score) -> float:
+        """The task's metric, from summed scores."""
+
+    def collate(self, examples: Sequence[Example], pad: int) -> Batch:
+        """Pad on the right to the longest of ``examples``; shapes ``N x T``, labels ``N x T`` or ``N``."""
+        longest = max(len(example.tokens) for example in examples)
+        tokens = torch.full((len(examples), longest), pad)
+        mask = torch.zeros_like(tokens)
+        labels = torch.full_like(tokens, IGNORED)
+        for row, example in enumerate(examples):
+            length = len(example.tokens)
+            tokens[row, :length] = torch.tensor(example.tokens)
+            mask[row, :length] = 1
+            labels[row, : len(example.labels)] = torch.tensor(example.labels)
+        if self.sequence_classification:
+            labels = labels[:, 0]
+        return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+    def check(self, columns: Sequence[str], where: str) -> None:
+        """Raise :class:`BouquetError` if a field that the task reads is not among ``columns``."""
+        for field in self.fields():
+            if field not in columns:
+                raise BouquetError(
+                    f"the task '{self.config.name}' needs a field that the data lacks",
+                    where=where,
+                    expected=f"a field '{field}'",
+                    got=f"the fields {', '.join(columns)}",
+                    cure=f"{did_you_mean(field, columns)} The task.* keys of the run config name the fields.".strip(),
+                )
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of token t+1 given tokens up to t, over the labels that are not ``IGNORED``.
+
+    ``logits`` is ``N x T x V``, ``labels`` ``N x T``.
+    """
+    return cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction=reduction
+    )

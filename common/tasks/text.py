@@ -1,0 +1,40 @@
+"""Plain text: every token predicted from those before it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from common.tasks.task import IGNORED, Example, Score, Task, next_token_loss
+
+
+class Text(Task):
+    """Causal language modelling; a long text becomes several examples of at most ``max_length`` tokens."""
+
+    metric = "perplexity"
+
+    def fields(self) -> list[str]:
+        return [self.config.text]
+
+    def encode(self, record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterable[Example]:
+        text = record[self.config.text] or ""
+        tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        room = self.config.max_length - len(start)
+        for first in range(0, len(tokens), room):
+            window = start + tokens[first : first + room]
+            if len(window) > 1:
+                yield Example(window, window)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return next_token_loss(logits, labels)
+
+    def score(self, logits: Tensor, labels: Tensor) -> Score:
+        loss = next_token_loss(logits, labels, reduction="sum").item()
+        return Score(loss=loss, count=int((labels[:, 1:] != IGNORED).sum()))
+
+    def figure(self, score: Score) -> float:
+        """Perplexity: the exponential of the mean loss a token."""
+        return math.exp(min(score.loss / score.count, 700.0))

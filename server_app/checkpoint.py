@@ -1,0 +1,61 @@
+"""The federation's state on disk, one file a round.
+
+A checkpoint is a safetensors file whose metadata holds round, scale, rule and a digest of the tensors. It appears by
+one rename; one that is torn or altered is recognised by its digest, and the one before it is used.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from common.adapter import OFFSET, Key, State, digest
+from common.error import BouquetError
+
+
+def save(folder: Path, state: State, rule: str) -> Path:
+    """Write ``state`` durably; return the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = state.adapter | state.offset
+    facts = {"round": state.round, "scale": state.scale, "rule": rule, "digest": digest(tensors)}
+    file = folder / f"round-{state.round:04d}.safetensors"
+    building = file.with_suffix(".building")
+    save_file(
+        {str(key): tensor.contiguous() for key, tensor in tensors.items()}, building, metadata={"bouquet": json.dumps(facts)}
+    )
+    with building.open("rb") as written:
+        os.fsync(written.fileno())
+    os.replace(building, file)
+    directory = os.open(folder, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+    return file
+
+
+def load(file: Path, rule: str) -> State:
+    """Read a checkpoint back. Raises :class:`BouquetError` if it is damaged or of another rule."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {})["bouquet"])
+            tensors = {Key(*name.rsplit(":", 1)): opened.get_tensor(name) for name in opened.keys()}
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise BouquetError("a checkpoint cannot be read", where=str(file), got=str(error)) from error
+    if digest(tensors) != facts["digest"]:
+        raise BouquetError("a checkpoint is damaged", where=str(file), expected="the digest it was written with")
+    if facts["rule"] != rule:
+        raise BouquetError("a checkpoint of another rule", where=str(file), expected=rule, got=str(facts["rule"]))
+    adapter = {key: value for key, value in tensors.items() if key.part not in OFFSET}
+    offset = {key: value for key, value in tensors.items() if key.part in OFFSET}
+    return State(adapter, facts["scale"], facts["round"], offset)
+
+
+def latest(folder: Path, rule: str) -> State | None:
+    """The newest checkpoint that is whole; None where there is none."""
+    for file in sorted(folder.glob("round-*.safetensors"), reverse=True):
+        try:
+            return load(file, rule)
+        except BouquetError as error:
+            print(f"skipped: {error}", flush=True)
+    return None

@@ -1,0 +1,25 @@
+"""Central evaluation: the coordinator scores a state on held-out data of its own, if it is given any."""
+
+from collections.abc import Callable
+
+from common import models, sources, tasks
+from common.adapter import State
+from common.config import RunConfig
+from common.tasks import Score
+
+
+def central(config: RunConfig) -> Callable[[State], Score]:
+    """A function that scores a state on ``evaluation.source``. It loads the base model, which nothing else here does."""
+    task = tasks.build(config.task)
+    tokenizer = models.load_tokenizer(config.model)
+    dataset = sources.read(config.evaluation.source)
+    task.check(dataset.column_names, where=config.evaluation.source)
+    examples = [example for record in dataset for example in task.encode(record, tokenizer)]
+    examples = examples[: config.evaluation.limit or None]
+
+    def score(state: State) -> Score:
+        model = models.load(config.model, config.lora, config.task, "auto")
+        model.install(state.adapter, state.scale, state.offset)
+        return model.score(task, examples, int(tokenizer.pad_token_id), config.evaluation.batch_size)
+
+    return score

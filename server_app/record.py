@@ -1,0 +1,94 @@
+"""The record of a run: its directory, a line of JSON for each event, and what a person reads while it runs."""
+
+import json
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from common.config import RunConfig
+from common.error import BouquetError
+
+DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "runs"
+VERSIONS = ("flwr", "torch", "transformers", "peft", "bitsandbytes")
+
+
+class Record:
+    """One run directory: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``adapter/``."""
+
+    def __init__(self, config: RunConfig, run_id: int) -> None:
+        parent = Path(config.run_directory or DEFAULT_DIRECTORY).expanduser()
+        if not parent.is_absolute():
+            raise BouquetError(
+                "the run directory is not absolute",
+                where="run-directory",
+                expected="an absolute path",
+                got=str(parent),
+                cure="An app does not run in the folder it was started from.",
+            )
+        name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id % 10**6:06d}"
+        self.folder = parent / name
+        if self.checkpoints.is_dir() and not config.resume:
+            raise BouquetError(
+                "there is a run of this name already",
+                where=str(self.folder),
+                cure="Choose another run-name, or set resume = true to continue it.",
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {"config": config.to_flower(), "versions": {package: version(package) for package in VERSIONS}}
+        (self.folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        self._started = time.monotonic()
+        self._metrics: TextIOWrapper = (self.folder / "metrics.jsonl").open("a")
+        self._console = Console(width=110, highlight=False, soft_wrap=True)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the PEFT adapter that the run leaves."""
+        return self.folder / "adapter"
+
+    def event(self, phase: str, round: int, **facts: Any) -> None:
+        """Append one line to ``metrics.jsonl``, at once."""
+        line = {"phase": phase, "round": round, "elapsed": round_seconds(time.monotonic() - self._started), **facts}
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+
+    def say(self, text: str) -> None:
+        """One line for whoever follows the run."""
+        self._console.print(text, markup=False)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """A small table; the first column is text, the others are figures."""
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+    def summarise(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``: what the run came to."""
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+    def close(self) -> None:
+        """End the record."""
+        self._metrics.close()
+
+
+def round_seconds(seconds: float) -> float:
+    """Seconds to the millisecond."""
+    return float(f"{seconds:.3f}")
+
+
+def megabytes(size: int) -> str:
+    """Bytes as MB (10^6)."""
+    return f"{size / 1e6:.2f} MB"

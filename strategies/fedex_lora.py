@@ -1,0 +1,52 @@
+"""FedEx-LoRA: averaged factors, and their error as a frozen offset.
+
+Singhal, Ponkshe, Vepakomma, *FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation
+Models*, arXiv:2410.09432 (ACL 2025).
+
+    A <- Abar = sum_k p_k A_k        B <- Bbar = sum_k p_k B_k
+    E  = s (sum_k p_k B_k A_k - Bbar Abar),    W_0 <- W_0 + E
+
+The paper folds E into the base weights; a 4-bit base would round it away, so here E joins the frozen offset. E is the
+covariance of the factors over the nodes, and since ``sum_k p_k (B_k - Bbar) = 0`` any one node's A may be taken off:
+
+    E = sum_{k < K} s p_k (B_k - Bbar)(A_k - A_K)
+
+a factorisation of rank (K-1) r that needs no decomposition. Exact for equal ranks.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from common.adapter import Key, State, Tensors, Update, extend_offset, weighted_mean
+from strategies.rule import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedExLora(Rule):
+    """Trains and sends A and B; the server averages both and extends the offset by what the average missed."""
+
+    name = "fedex-lora"
+    paper = "arXiv:2410.09432"
+    exact = True
+    linear = False
+
+    def merge(self, state: State, updates: Iterable[Update]) -> State:
+        """(Abar, Bbar) for the nodes to continue from, and E beside what the offset already holds."""
+        replies = list(updates)
+        mean = weighted_mean((reply.weight, reply.tensors) for reply in replies)
+        adapter = {**state.adapter, **mean}
+        if len(replies) == 1:
+            return replace(state, adapter=adapter)
+
+        total = sum(reply.weight for reply in replies)
+        *others, last = replies
+        residual: Tensors = {}
+        for layer in state.layers():
+            a, b = Key(layer, "A"), Key(layer, "B")
+            residual[Key(layer, "Q")] = torch.cat(
+                [state.scale * reply.weight / total * (reply.tensors[b] - mean[b]) for reply in others], dim=1
+            )
+            residual[Key(layer, "P")] = torch.cat([reply.tensors[a] - last.tensors[a] for reply in others], dim=0)
+        return replace(state, adapter=adapter, offset=extend_offset(state.offset, residual))

@@ -1,0 +1,152 @@
+"""The contract of an aggregation rule.
+
+A rule says what a node trains, what it sends, how the server merges it, and what a node starts from next. It is a
+frozen object of hyperparameters with pure methods over tensors: server and nodes build the same rule from the same
+run config, and nothing of Flower, PEFT or a model is known here.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, final
+
+import torch
+
+
+from common.adapter import FACTORS, HEAD, Key, Spec, State, Tensors, Update, check_shapes, weighted_mean
+from common.error import BouquetError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parts of a layer that are trained in a round, and those that are sent."""
+
+    trained: frozenset[str]
+    sent: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(ABC):
+    """One published aggregation rule. ``head`` says what becomes of a classification head, the same for every rule."""
+
+    head: Literal["shared", "local", "frozen"] = "shared"
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    exact: ClassVar[bool]
+    """Every node starts the next round from the weighted mean of the nodes' models."""
+    linear: ClassVar[bool]
+    """The server needs nothing but a weighted mean of what is sent."""
+    mixed_ranks: ClassVar[bool] = False
+    personal: ClassVar[bool] = False
+    seeded: ClassVar[frozenset[str]] = frozenset()
+    """Parts that stay as :meth:`initial` drew them: each side draws them, they never travel."""
+
+    def plan(self, round: int) -> Plan:
+        """What is trained and sent in ``round``, counted from 0."""
+        return Plan(trained=FACTORS, sent=FACTORS)
+
+    def initial(self, spec: Spec, seed: int) -> State:
+        """The shared start: A uniform as in PEFT (kaiming, a = sqrt 5), B zero, a small normal head. One seed, one A."""
+        generator = torch.Generator().manual_seed(seed)
+        adapter: Tensors = {}
+        for key, shape in spec.factor_shapes().items():
+            if key.part == "A":
+                bound = 1 / math.sqrt(shape[1])
+                adapter[key] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+            else:
+                adapter[key] = torch.zeros(shape)
+        for key, shape in spec.head.items():
+            adapter[key] = torch.zeros(shape)
+            if key.part == "W":
+                adapter[key].normal_(std=0.02, generator=generator)
+        return State(adapter, spec.scale)
+
+    def view(self, state: State, rank: int) -> State:
+        """What a node of this rank works with; idempotent."""
+        if rank != state.rank:
+            raise BouquetError(
+                f"the rule '{self.name}' needs one rank on every node",
+                where="lora-rank",
+                expected=str(state.rank),
+                got=str(rank),
+                cure="Leave lora-rank out of --node-config.",
+            )
+        return state
+
+    def install(self, state: State, private: Tensors) -> Tensors:
+        """Where a node starts: the state's tensors, over them what the node kept for itself."""
+        return {**state.adapter, **private}
+
+    def send(self, received: State, local: Tensors) -> Tensors:
+        """What leaves the machine."""
+        return {key: tensor for key, tensor in local.items() if self.sends(received.round, key)}
+
+    @abstractmethod
+    def merge(self, state: State, updates: Iterable[Update]) -> State:
+        """The mathematics: the next model. ``updates`` are checked; the round is counted by :meth:`aggregate`."""
+
+    @final
+    def trains(self, round: int, key: Key) -> bool:
+        """Whether a tensor is trained in ``round``."""
+        return self.head != "frozen" if key.part in HEAD else key.part in self.plan(round).trained
+
+    @final
+    def sends(self, round: int, key: Key) -> bool:
+        """Whether a tensor is sent in ``round``."""
+        return self.head == "shared" if key.part in HEAD else key.part in self.plan(round).sent
+
+    @final
+    def keeps(self, round: int, key: Key) -> bool:
+        """Whether a node keeps a tensor for itself: trained, but not sent."""
+        return self.trains(round, key) and not self.sends(round, key)
+
+    @final
+    @property
+    def drawn(self) -> frozenset[str]:
+        """Parts that each side draws for itself with :meth:`initial`."""
+        return self.seeded if self.head == "shared" else self.seeded | HEAD
+
+    @final
+    def check(self, state: State, update: Update) -> None:
+        """Raise :class:`BouquetError` unless ``update`` is one that a node of this rule could have made from ``state``."""
+        expected = {key: tuple(value.shape) for key, value in state.adapter.items() if self.sends(state.round, key)}
+        check_shapes(update.tensors, expected, f"an update does not fit the rule '{self.name}'")
+        for key, tensor in update.tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise BouquetError("an update is not finite", where=str(key), expected="finite values", got="NaN or infinity")
+        if not (math.isfinite(update.weight) and update.weight > 0):
+            raise BouquetError("an update has no weight", expected="a positive, finite weight", got=str(update.weight))
+        if not self.mixed_ranks and update.scale != state.scale:
+            raise BouquetError("an update has another scale", expected=str(state.scale), got=str(update.scale))
+
+    @final
+    def aggregate(self, state: State, updates: Iterable[Update]) -> State:
+        """The state of the next round. Takes updates one at a time; a linear rule holds no more than one.
+
+        Raises :class:`BouquetError` on an update that breaks the contract, or where there is none.
+        """
+        return replace(self.merge(state, self._checked(state, updates)), round=state.round + 1)
+
+    def _checked(self, state: State, updates: Iterable[Update]) -> Iterator[Update]:
+        count = 0
+        for count, update in enumerate(updates, start=1):
+            self.check(state, update)
+            yield update
+        if count == 0:
+            raise BouquetError("a round without updates", expected="at least one update", got="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanRule(Rule):
+    """A rule whose server only averages what is sent."""
+
+    linear = True
+
+    def merge(self, state: State, updates: Iterable[Update]) -> State:
+        """Every sent tensor becomes ``sum_k p_k x_k`` with ``p_k = weight_k / sum_j weight_j``."""
+        mean = weighted_mean((update.weight, update.tensors) for update in updates)
+        return replace(state, adapter={**state.adapter, **mean})
+
+

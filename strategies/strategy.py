@@ -1,0 +1,190 @@
+"""Flower's side of a rule: which messages go out, and what is made of the replies.
+
+A Flower user meets the usual grammar::
+
+    strategy = LoraStrategy(FFALora(), fraction_train=1.0)
+    strategy.start(grid=grid, initial_arrays=strategy.initial_arrays(spec), num_rounds=5)
+
+Bouquet's own round loop uses the same messages and the same checks, with a deadline and a quorum around them.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from logging import INFO, WARNING
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
+from flwr.supercore import log
+
+from common import wire
+from common.adapter import Spec, State, Update, digest
+from common.error import BouquetError
+from strategies.rule import Rule
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One accepted update: who sent it, what, its metrics, and its bytes."""
+
+    node: str
+    update: Update
+    metrics: Metrics
+    bytes_up: int
+
+
+class LoraStrategy(Strategy):
+    """Any rule as a Flower strategy.
+
+    ``codec`` is how tensors travel to the nodes; ``seed`` is the run's seed, from which both sides draw what never
+    travels, and which samples the nodes.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        *,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_available_nodes: int = 2,
+        codec: str = "fp32",
+        seed: int = 0,
+    ) -> None:
+        self.rule = rule
+        self.codec = codec
+        self.seed = seed
+        self._fractions = {MessageType.TRAIN: fraction_train, MessageType.EVALUATE: fraction_evaluate}
+        self._min_available_nodes = min_available_nodes
+        # Flower hands `aggregate_train` the replies but not what they reply to.
+        self._state: State | None = None
+
+    def initial_arrays(self, spec: Spec) -> ArrayRecord:
+        """The state before the first round, whole and in float32, as ``start`` wants it."""
+        return wire.pack_state(self.rule.initial(spec, self.seed), self.rule.name)
+
+    def messages(
+        self,
+        message_type: str,
+        state: State,
+        node_ids: Sequence[int],
+        *,
+        config: ConfigRecord | None = None,
+        ttl: float | None = None,
+    ) -> list[Message]:
+        """One message a node with the state as the rule sends it. A list: Flower's gRPC side takes no generator."""
+        drawn = {key: tensor for key, tensor in state.adapter.items() if key.part in self.rule.drawn}
+        record = wire.pack_state(
+            state, self.rule.name, codec=self.codec, without=self.rule.drawn, seeded=digest(drawn) if drawn else ""
+        )
+        content = {"state": record, "config": config or ConfigRecord()}
+        return [
+            Message(RecordDict(content), dst_node_id=node_id, message_type=message_type, group_id=str(state.round), ttl=ttl)
+            for node_id in node_ids
+        ]
+
+    def accept(self, state: State, message: Message) -> Reply:
+        """The update in a reply to ``state``. Raises :class:`BouquetError` on anything the rule cannot merge."""
+        raise_failure(message)
+        content = message.content
+        if list(content.array_records) != ["update"]:
+            raise BouquetError("a reply without an update", expected="one record 'update'", got=", ".join(content) or "nothing")
+        record = content.array_records["update"]
+        header, update = wire.unpack_update(record, rule=self.rule.name, round=state.round)
+        self.rule.check(state, update)
+        return Reply(header.node, update, read_metrics(message), wire.payload_bytes(record))
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Flower's hook: train messages for a sample of the nodes."""
+        _, self._state = wire.unpack_state(arrays, rule=self.rule.name)
+        return self._configure(MessageType.TRAIN, self._state, server_round, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's hook: merge the acceptable replies, in the order of the nodes' names; refuse the others."""
+        if self._state is None:
+            raise BouquetError("aggregate_train before configure_train", cure="Use LoraStrategy through start().")
+        accepted = []
+        for message in replies:
+            try:
+                accepted.append(self.accept(self._state, message))
+            except BouquetError as refusal:
+                log(WARNING, "round %s: refused a reply: %s", server_round, refusal)
+        if not accepted:
+            return None, None
+        accepted.sort(key=lambda reply: reply.node)
+        merged = self.rule.aggregate(self._state, (reply.update for reply in accepted))
+        metrics = mean_metrics([(reply.update.weight, reply.metrics) for reply in accepted])
+        return wire.pack_state(merged, self.rule.name), MetricRecord(dict(metrics))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Flower's hook: evaluate messages for a sample of the nodes."""
+        _, state = wire.unpack_state(arrays, rule=self.rule.name)
+        return self._configure(MessageType.EVALUATE, state, server_round, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Flower's hook: the mean of the nodes' metrics, weighted by what each one counted."""
+        scored = []
+        for message in replies:
+            try:
+                raise_failure(message)
+                metrics = read_metrics(message)
+                scored.append((metrics["count"], metrics))
+            except BouquetError as refusal:
+                log(WARNING, "round %s: refused a reply: %s", server_round, refusal)
+        return MetricRecord(dict(mean_metrics(scored))) if scored else None
+
+    def summary(self) -> None:
+        """Flower's hook: one line about the rule."""
+        log(INFO, "\tBouquet rule %s (%s), codec %s", self.rule.name, self.rule.paper, self.codec)
+
+    def _configure(
+        self, message_type: str, state: State, server_round: int, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        _, connected = sample_nodes(grid, self._min_available_nodes, 0)
+        chosen = choose(sorted(connected), self._fractions[message_type], self.seed, server_round)
+        return self.messages(message_type, state, chosen, config=config)
+
+
+def choose(nodes: Sequence[int], fraction: float, seed: int, round: int) -> list[int]:
+    """A reproducible sample of ``nodes``, in their order; at least one."""
+    size = max(1, int(fraction * len(nodes) + 0.5))
+    picked = set(random.Random(f"{seed}/{round}").sample(range(len(nodes)), size))
+    return [node for index, node in enumerate(nodes) if index in picked]
+
+
+def raise_failure(message: Message) -> None:
+    """Raise :class:`BouquetError` if a reply reports an error of Flower's or of the node's app."""
+    if message.has_error():
+        raise BouquetError(f"Flower error {message.error.code}", got=(message.error.reason or "no reason given").strip())
+    failure = message.content.config_records.get("failure")
+    if failure is not None:
+        raise BouquetError(str(failure["reason"]))
+
+
+def read_metrics(message: Message) -> Metrics:
+    """The metrics of a reply. Raises :class:`BouquetError` if there are none, or one is not a number."""
+    record = message.content.metric_records.get("metrics")
+    if record is None:
+        raise BouquetError("a reply without metrics", expected="a record 'metrics'", got=", ".join(message.content))
+    metrics: Metrics = {}
+    for name, value in record.items():
+        if isinstance(value, list):
+            raise BouquetError("a metric is not a number", where=name, expected="one number", got="a list")
+        metrics[name] = value
+    return metrics
+
+
+def mean_metrics(weighted: Sequence[tuple[float, Metrics]]) -> Metrics:
+    """The weighted mean of every metric that all of them have."""
+    total = sum(weight for weight, _ in weighted)
+    names = [name for name in weighted[0][1] if all(name in metrics for _, metrics in weighted)]
+    return {name: sum(weight * metrics[name] for weight, metrics in weighted) / total for name in names}
