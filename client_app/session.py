@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -12,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from client_app.memory import Memory
 from client_app.training import train
-from common import models, sources, tasks, wire
+from common import base, models, sources, tasks, wire
 from common.adapter import State, Tensors, Update, digest
 from common.config import DataConfig, ModelConfig, NodeConfig, RunConfig, TaskConfig
 from common.error import BouquetError
@@ -40,7 +41,7 @@ class Session:
         self.node = NodeConfig.from_flower(context.node_config)
         self.rule: Rule = RULES[self.config.rule.name](head=self.config.task.head)
         self.task: Task = tasks.build(self.config.task)
-        self.tokenizer: PreTrainedTokenizerBase = models.load_tokenizer(self.config.model)
+        self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         self.memory = Memory(self.node.state_directory, str(context.run_id), self.node.label)
 
     @property
@@ -54,7 +55,7 @@ class Session:
         return int(self.tokenizer.pad_token_id)
 
     def examples(self) -> Examples:
-        """This node's examples."""
+        """The node's examples."""
         config = self.config
         return _examples(config.data, self.node, config.task, config.model, config.seed)
 
@@ -70,7 +71,7 @@ class Session:
         examples = self.examples().train
         training = train(
             model,
-            [key for key in model.keys() if rule.trains(state.round, key)],
+            [key for key in model.keys if rule.trains(state.round, key)],
             self.task,
             examples,
             config.train,
@@ -85,7 +86,7 @@ class Session:
         weight = float(len(examples)) if config.train.weighting == "examples" else 1.0
         update = Update(rule.send(state, local), weight, state.scale)
         record = wire.pack_update(update, rule.name, state.round, self.node.label, codec=config.wire.codec)
-        metrics = {
+        metrics: dict[str, Any] = {
             "loss": training.loss,
             "steps": training.steps,
             "tokens": training.tokens,
@@ -102,7 +103,7 @@ class Session:
         started = time.monotonic()
         heldout = self.examples().heldout
         score = model.score(self.task, heldout[: config.limit or None], self.pad, config.batch_size)
-        metrics = {
+        metrics: dict[str, Any] = {
             "loss": score.loss / score.count,
             self.task.metric: self.task.figure(score),
             "count": score.count,
@@ -146,7 +147,7 @@ def _examples(data: DataConfig, node: NodeConfig, task: TaskConfig, model: Model
     kind = tasks.build(task)
     dataset = sources.node_dataset(data, node, seed)
     kind.check(dataset.column_names, where=node.data or data.source)
-    tokenizer = models.load_tokenizer(model)
+    tokenizer = base.load_tokenizer(model)
     parts = [
         [example for record in part for example in kind.encode(record, tokenizer)]
         for part in sources.split(dataset, data.holdout, seed)

@@ -112,7 +112,7 @@ def weighted_mean(updates: Iterable[tuple[float, Tensors]]) -> Tensors:
 
 
 def low_rank_svd(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The exact thin SVD ``U, S, Vh`` of ``left @ right`` (``d_out x q`` times ``q x d_in``), from two QRs and a small core."""
+    """The exact thin SVD ``U, S, Vh`` of ``left @ right`` (``d_out x q``, ``q x d_in``), from two QRs and a core."""
     q_left, r_left = torch.linalg.qr(left)
     q_right, r_right = torch.linalg.qr(right.T)
     u, singular, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
@@ -175,4 +175,6 @@ def check_shapes(tensors: Tensors, expected: Mapping[Key, tuple[int, ...]], what
             )
     for key, shape in expected.items():
         if tuple(tensors[key].shape) != tuple(shape):
-            raise BouquetError(what, where=str(key), expected=f"shape {shape}", got=f"shape {tuple(tensors[key].shape)}")
+            raise BouquetError(
+                what, where=str(key), expected=f"shape {shape}", got=f"shape {tuple(tensors[key].shape)}"
+            )

@@ -5,7 +5,7 @@ bfloat16 travels as its 16 bits. Error of one value, relative: fp32 none, fp16 2
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from common.error import BouquetError
 
 Array = NDArray[Any]
+CodecName = Literal["fp32", "fp16", "bf16"]
 
 
 class Codec(NamedTuple):
@@ -39,7 +40,7 @@ def _to_fp16(values: Tensor) -> Array:
     return values.to(torch.float16).numpy()
 
 
-CODECS: Mapping[str, Codec] = {
+CODECS: Mapping[CodecName, Codec] = {
     "fp32": Codec("float32", 4, lambda values: values.numpy(), torch.from_numpy),
     "fp16": Codec("float16", 2, _to_fp16, lambda array: torch.from_numpy(array).float()),
     "bf16": Codec(
@@ -51,12 +52,12 @@ CODECS: Mapping[str, Codec] = {
 }
 
 
-def encode(values: Tensor, codec: str) -> Array:
+def encode(values: Tensor, codec: CodecName) -> Array:
     """Encode one flat float32 tensor. Raises :class:`BouquetError` where a value has no such form."""
     return CODECS[codec].encode(values.detach().cpu().contiguous())
 
 
-def decode(array: Array, codec: str) -> Tensor:
+def decode(array: Array, codec: CodecName) -> Tensor:
     """Decode into a flat float32 tensor of its own memory. Raises :class:`BouquetError` on a foreign array."""
     expected = np.dtype(CODECS[codec].dtype)
     if array.dtype != expected or array.ndim != 1:

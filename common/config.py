@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common.codec import CodecName
 from common.error import BouquetError, did_you_mean
 
 Count = Annotated[int, Field(ge=1)]
@@ -62,7 +63,7 @@ class LoraConfig(Section):
 
     @property
     def scale(self) -> float:
-        """s in W x + s B A x: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+        """The factor s of ``W x + s B A x``: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
@@ -116,7 +117,7 @@ class TrainConfig(Section):
 class WireConfig(Section):
     """How tensors travel."""
 
-    codec: Literal["fp32", "fp16", "bf16"] = "fp32"
+    codec: CodecName = "fp32"
 
 
 class EvaluationConfig(Section):
@@ -176,7 +177,11 @@ class RunConfig(Section):
             if key in flat and flat[key] not in names
         ]
         return _validate(
-            cls, flat, mistakes, "run config", "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config."
+            cls,
+            flat,
+            mistakes,
+            "run config",
+            "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config.",
         )
 
     def to_flower(self) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from pathlib import Path
 import peft
 from safetensors.torch import save_file
 
-from common import models
+from common import base
 from common.adapter import HEAD, Key, State, stacked
 from common.config import RunConfig
+from common.models import PREFIX
 from common.tasks import TASKS
 
 
@@ -22,13 +23,13 @@ def export(state: State, config: RunConfig, folder: Path) -> None:
     heads = sorted({key.layer.split(".")[0] for key in state.adapter if key.part in HEAD})
     settings = peft.LoraConfig(
         r=rank,
-        lora_alpha=rank * scale,
+        lora_alpha=rank * scale,  # type: ignore[arg-type]  # PEFT divides it by r, whole or not
         rank_pattern={layer: own for layer, own in ranks.items() if own != rank},
         alpha_pattern={layer: own * scale for layer, own in ranks.items() if own != rank},
         target_modules=list(ranks),
         modules_to_save=heads or None,
         task_type="SEQ_CLS" if TASKS[config.task.name].sequence_classification else "CAUSAL_LM",
-        base_model_name_or_path=models.location(config.model.name),
+        base_model_name_or_path=base.location(config.model.name),
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,4 +44,4 @@ def export(state: State, config: RunConfig, folder: Path) -> None:
 
 def _peft_name(key: Key) -> str:
     suffix = {"A": "lora_A.weight", "B": "lora_B.weight", "W": "weight", "b": "bias"}[key.part]
-    return f"{models.PREFIX}{key.layer}.{suffix}"
+    return f"{PREFIX}{key.layer}.{suffix}"

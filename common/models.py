@@ -1,117 +1,57 @@
-"""The base model with its adapter: loading, quantising, injecting, reading and writing factors. All of PEFT is here.
+"""A base model with its adapter: injecting, reading and writing factors, scoring. All of PEFT is here.
 
 The base is never written to. The adapter is PEFT's ``default``; the frozen offset is a second PEFT adapter on top.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from common import embedded
+from common import base
 from common.adapter import HEAD, Key, LayerShape, Spec, Tensors, check_shapes
 from common.config import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
 from common.tasks import TASKS, Example, Score, Task
 
-HEADS = ("classifier", "score", "classification_head")
 PREFIX = "base_model.model."
-
-
-def location(name: str) -> str:
-    """Where Transformers finds the model: the embedded one's folder, a local folder, or the hub id itself."""
-    if name == "embedded":
-        return str(embedded.unpack())
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
-    if path.is_absolute() or name.startswith((".", "~")):
-        raise BouquetError(
-            "there is no such model folder",
-            where="model.name",
-            got=name,
-            cure="Use 'embedded', an absolute path to a Transformers folder, or a hub id.",
-        )
-    return name
 
 
 def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig) -> Spec:
     """The adapter's shapes, worked out on the meta device: no weight is loaded."""
-    config = _from_hub(AutoConfig, model)
-    with torch.device("meta"):
-        if TASKS[task.name].sequence_classification:
-            config.num_labels = task.labels
-            skeleton = AutoModelForSequenceClassification.from_config(config)
-        else:
-            skeleton = AutoModelForCausalLM.from_config(config)
-    return LoraModel(skeleton, lora).spec
+    return LoraModel(base.skeleton(model, _classes(task)), lora).spec
 
 
 @lru_cache(maxsize=1)
 def load(model: ModelConfig, lora: LoraConfig, task: TaskConfig, device: str) -> "LoraModel":
     """The base model in its quantised form, with a LoRA injected; kept for the life of the process."""
-    target = _device(device)
-    compute = _compute_dtype(model.dtype, target)
-    classification = TASKS[task.name].sequence_classification
-    options: dict[str, Any] = {"dtype": compute, "device_map": {"": target}}
-    if model.quantization != "none":
-        options["quantization_config"] = _quantization(model.quantization, compute, classification)
-    if classification:
-        base = _from_hub(AutoModelForSequenceClassification, model, num_labels=task.labels, **options)
-    else:
-        base = _from_hub(AutoModelForCausalLM, model, **options)
-    for module in base.modules():
-        if isinstance(module, Linear4bit):
-            # On CPUs with bfloat16 units, the first evaluation would repack the weights for inference, for good and
-            # with loss, and no gradient would pass the layer again.
-            module.support_avx512bf16_for_cpu = False
-    if model.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LoraModel(base, lora)
+    return LoraModel(base.load(model, _classes(task), base.find_device(device)), lora)
 
 
-@lru_cache(maxsize=1)
-def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; one without a padding token pads with its end token."""
-    tokenizer: PreTrainedTokenizerBase = _from_hub(AutoTokenizer, model)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+def _classes(task: TaskConfig) -> int:
+    return task.labels if TASKS[task.name].sequence_classification else 0
 
 
 class LoraModel:
     """A frozen base with one trained adapter, one frozen offset, and a head where the task has one."""
 
-    def __init__(self, base: PreTrainedModel, lora: LoraConfig) -> None:
-        head = [name for name, _ in base.named_children() if name in HEADS]
-        targets = _targets(base, lora.targets, head)
-        self._lora = lora
-        self._targets = targets
-        self.network = peft.PeftModel(base, self._peft_config(lora.rank, lora.alpha, lora.dropout))
-        self._layers: dict[str, LoraLayer] = {
+    def __init__(self, network: PreTrainedModel, lora: LoraConfig) -> None:
+        heads = [name for name, _ in network.named_children() if name in base.HEADS]
+        self._targets = _targets(network, lora.targets, heads)
+        self.network: Any = peft.PeftModel(network, self._peft_config(lora.rank, lora.dropout))
+        self._layers: dict[str, Any] = {
             name.removeprefix(PREFIX): module
             for name, module in self.network.named_modules()
             if isinstance(module, LoraLayer)
         }
-        self._head: dict[Key, nn.Parameter] = dict(_head_parameters(base, head))
+        self._head: dict[Key, nn.Parameter] = dict(_head_parameters(network, heads))
         self.spec = Spec(
             layers={
                 layer: LayerShape(module.lora_B["default"].out_features, module.lora_A["default"].in_features)
@@ -125,22 +65,25 @@ class LoraModel:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return next(self.network.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
     def parameter(self, key: Key) -> nn.Parameter:
         """The parameter that holds one tensor of the adapter or the head."""
         if key.part in HEAD:
             return self._head[key]
         module = self._layers[key.layer]
-        return (module.lora_A if key.part == "A" else module.lora_B)["default"].weight
+        weight: nn.Parameter = (module.lora_A if key.part == "A" else module.lora_B)["default"].weight
+        return weight
 
+    @property
     def keys(self) -> list[Key]:
         """Every tensor of the adapter and the head, in the model's order."""
         return [*self.spec.factor_shapes(), *self.spec.head]
 
     @torch.no_grad()
     def install(self, tensors: Tensors, scale: float, offset: Tensors) -> None:
-        """Start from ``tensors`` (all of :meth:`keys`) at ``scale``, over ``offset``. Idempotent.
+        """Start from ``tensors`` (all of :attr:`keys`) at ``scale``, over ``offset``. Idempotent.
 
         Raises :class:`BouquetError` where names or shapes are not those of this model.
         """
@@ -156,11 +99,14 @@ class LoraModel:
         """Freeze everything but ``keys``; return their parameters."""
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
-        return [self.parameter(key).requires_grad_(True) for key in keys]
+        chosen = [self.parameter(key) for key in keys]
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        return chosen
 
     def tensors(self) -> Tensors:
         """A copy of every tensor of the adapter and the head: float32, on the CPU."""
-        return {key: self.parameter(key).detach().float().cpu().clone() for key in self.keys()}
+        return {key: self.parameter(key).detach().float().cpu().clone() for key in self.keys}
 
     def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The model's output for a batch of ``N x T`` token ids: ``N x T x V``, or ``N x classes``."""
@@ -176,8 +122,7 @@ class LoraModel:
         by_length = sorted(examples, key=lambda example: len(example.tokens))
         for first in range(0, len(by_length), batch_size):
             batch = task.collate(by_length[first : first + batch_size], pad_token)
-            part = task.score(self.logits(batch["input_ids"], batch["attention_mask"]).cpu(), batch["labels"])
-            total = Score(total.loss + part.loss, total.correct + part.correct, total.count + part.count)
+            total += task.score(self.logits(batch["input_ids"], batch["attention_mask"]).cpu(), batch["labels"])
         return total
 
     @torch.no_grad()
@@ -205,7 +150,7 @@ class LoraModel:
             self.network.base_model.set_adapter("default")
             return
         if current is None or current.r != rank:
-            self.network.add_adapter("offset", self._peft_config(rank, rank, dropout=0.0))
+            self.network.add_adapter("offset", self._peft_config(rank, dropout=0.0))
         self.network.base_model.set_adapter(["default", "offset"])
         for layer, module in self._layers.items():
             down, up = module.lora_A["offset"].weight, module.lora_B["offset"].weight
@@ -223,17 +168,18 @@ class LoraModel:
             up.copy_(pad(q, (0, rank - q.shape[1])))
             down.copy_(pad(p, (0, 0, 0, rank - p.shape[0])))
 
-    def _peft_config(self, rank: int, alpha: float, dropout: float) -> peft.LoraConfig:
-        return peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=self._targets)
+    def _peft_config(self, rank: int, dropout: float) -> peft.LoraConfig:
+        """Scale 1; :meth:`install` sets the adapter's own."""
+        return peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=self._targets)
 
 
-def _targets(base: nn.Module, wanted: str, head: list[str]) -> list[str]:
+def _targets(network: nn.Module, wanted: str, head: list[str]) -> list[str]:
     """Full names of the linear layers to adapt. Raises :class:`BouquetError` where none matches."""
-    get_output = getattr(base, "get_output_embeddings", lambda: None)
+    get_output = getattr(network, "get_output_embeddings", lambda: None)
     output = get_output()
     linear = [
         name
-        for name, module in base.named_modules()
+        for name, module in network.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not output and name.split(".")[0] not in head
     ]
     if wanted == "all-linear":
@@ -250,56 +196,10 @@ def _targets(base: nn.Module, wanted: str, head: list[str]) -> list[str]:
     return [name for name in linear if any(f".{name}".endswith(f".{suffix}") for suffix in suffixes)]
 
 
-def _head_parameters(base: nn.Module, head: list[str]) -> Iterator[tuple[Key, nn.Parameter]]:
+def _head_parameters(network: nn.Module, head: list[str]) -> Iterator[tuple[Key, Any]]:
     for top in head:
-        for name, module in base.get_submodule(top).named_modules(prefix=top):
+        for name, module in network.get_submodule(top).named_modules(prefix=top):
             if isinstance(module, nn.Linear):
                 yield Key(name, "W"), module.weight
                 if module.bias is not None:
                     yield Key(name, "b"), module.bias
-
-
-def _quantization(kind: str, compute: torch.dtype, classification: bool) -> BitsAndBytesConfig:
-    # Transformers would quantise a fresh head that has a bias; naming modules replaces its own list of exceptions.
-    skipped = list(HEADS) if classification else None
-    if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=skipped,
-    )
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        return torch.device(wanted)
-    except RuntimeError as error:
-        raise BouquetError("an unknown device", where="device", expected="auto, cpu or cuda:0", got=wanted) from error
-
-
-def _compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    if wanted != "auto":
-        dtype: torch.dtype = getattr(torch, wanted)
-        return dtype
-    # On a CPU, bfloat16 costs two to three times float32.
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
-def _from_hub(auto: Any, model: ModelConfig, **options: Any) -> Any:
-    where = location(model.name)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*were not initialized.*")
-            return auto.from_pretrained(where, revision=model.revision, **options)
-    except (OSError, ValueError) as error:
-        raise BouquetError(
-            "the model cannot be loaded",
-            where="model.name",
-            got=f"'{model.name}' ({str(error).splitlines()[0]})",
-            cure="Use 'embedded', an absolute path to a Transformers folder, or a hub id; offline, it must be in the hub cache.",
-        ) from error

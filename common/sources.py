@@ -64,7 +64,10 @@ def read(source: str) -> Dataset:
         files = [path] if path.is_file() else sorted(file for file in path.iterdir() if _reader(file))
         if not files or not all(map(_reader, files)):
             raise BouquetError(
-                "no file of a known form", where=str(path), expected=f"{', '.join(READERS)} (or .gz of one)", got=path.name
+                "no file of a known form",
+                where=str(path),
+                expected=f"{', '.join(READERS)} (or .gz of one)",
+                got=path.name,
             )
         if len(kinds := {_reader(file) for file in files}) > 1:
             raise BouquetError("files of several forms in one folder", where=str(path), got=", ".join(map(str, kinds)))
@@ -101,12 +104,17 @@ def _definitions(source: str) -> Iterator[str]:
     lines = source.splitlines()
     docstrings: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
             docstrings.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             kept = [
-                lines[number - 1] for number in range(node.lineno, (node.end_lineno or 0) + 1) if number not in docstrings
+                lines[number - 1]
+                for number in range(node.lineno, (node.end_lineno or 0) + 1)
+                if number not in docstrings
             ]
             yield "\n".join(kept) + "\n"
 
@@ -163,18 +171,23 @@ def _read_files(files: list[Path]) -> Dataset:
 
 
 def _check_json_lines(file: Path) -> None:
-    opened = gzip.open(file, "rt") if file.suffix == ".gz" else file.open()
-    with opened as lines:
+    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line) if line.strip() else {}
             except json.JSONDecodeError as error:
                 raise BouquetError(
-                    "a line is not JSON", where=f"{file}:{number}", expected="one JSON object a line", got=line.strip()[:80]
+                    "a line is not JSON",
+                    where=f"{file}:{number}",
+                    expected="one JSON object a line",
+                    got=line.strip()[:80],
                 ) from error
             if not isinstance(record, dict):
                 raise BouquetError(
-                    "a line is not an object", where=f"{file}:{number}", expected="one JSON object a line", got=line[:80]
+                    "a line is not an object",
+                    where=f"{file}:{number}",
+                    expected="one JSON object a line",
+                    got=line[:80],
                 )
 
 

@@ -36,7 +36,7 @@ class Header(BaseModel):
     kind: Literal["state", "update"]
     rule: str
     round: Annotated[int, Field(ge=0)]
-    codec: Literal["fp32", "fp16", "bf16"]
+    codec: codecs.CodecName
     scale: Positive
     weight: Positive = 1.0
     node: str = ""
@@ -49,17 +49,28 @@ class Header(BaseModel):
 
 
 def pack_state(
-    state: State, rule: str, *, codec: str = "fp32", without: frozenset[str] = frozenset(), seeded: str = ""
+    state: State,
+    rule: str,
+    *,
+    codec: codecs.CodecName = "fp32",
+    without: frozenset[str] = frozenset(),
+    seeded: str = "",
 ) -> ArrayRecord:
     """A state as one record; ``without`` names the parts that the receiver draws for itself."""
     tensors = {key: value for key, value in state.adapter.items() if key.part not in without} | state.offset
     header = Header(
-        kind="state", rule=rule, round=state.round, codec=codec, scale=state.scale, seeded=seeded, tensors=_names(tensors)
+        kind="state",
+        rule=rule,
+        round=state.round,
+        codec=codec,
+        scale=state.scale,
+        seeded=seeded,
+        tensors=_names(tensors),
     )
     return _pack(header, tensors)
 
 
-def pack_update(update: Update, rule: str, round: int, node: str, *, codec: str = "fp32") -> ArrayRecord:
+def pack_update(update: Update, rule: str, round: int, node: str, *, codec: codecs.CodecName = "fp32") -> ArrayRecord:
     """An update of ``round`` (the round of the state it started from) as one record."""
     header = Header(
         kind="update",
@@ -87,7 +98,10 @@ def unpack_update(record: ArrayRecord, *, rule: str, round: int) -> tuple[Header
     header, tensors = _unpack(record, "update", rule)
     if header.round != round:
         raise BouquetError(
-            "an update of another round", where=f"node {header.node}", expected=f"round {round}", got=f"round {header.round}"
+            "an update of another round",
+            where=f"node {header.node}",
+            expected=f"round {round}",
+            got=f"round {header.round}",
         )
     return header, Update(tensors, header.weight, header.scale)
 
@@ -110,7 +124,9 @@ def _pack(header: Header, tensors: Tensors) -> ArrayRecord:
 def _unpack(record: ArrayRecord, kind: str, rule: str) -> tuple[Header, Tensors]:
     if set(record) != {"header", "values"}:
         raise BouquetError(
-            "a message of unknown form", expected="the arrays header and values", got=", ".join(sorted(record)) or "none"
+            "a message of unknown form",
+            expected="the arrays header and values",
+            got=", ".join(sorted(record)) or "none",
         )
     header = _read_header(record["header"])
     for what, expected, got in (
@@ -131,11 +147,11 @@ def _unpack(record: ArrayRecord, kind: str, rule: str) -> tuple[Header, Tensors]
         raise BouquetError(
             "a message of the wrong size", expected=f"{header.numel():,} values", got=f"{len(values):,} values"
         )
-    tensors: Tensors = {}
-    for (layer, part, shape), chunk in zip(
-        header.tensors, values.split([math.prod(shape) for _, _, shape in header.tensors]), strict=True
-    ):
-        tensors[Key(layer, part)] = chunk.reshape(shape)
+    chunks = torch.split(values, [math.prod(shape) for _, _, shape in header.tensors])
+    tensors = {
+        Key(layer, part): chunk.reshape(shape)
+        for (layer, part, shape), chunk in zip(header.tensors, chunks, strict=True)
+    }
     if len(tensors) != len(header.tensors):
         raise BouquetError("a message names one tensor twice", where=f"node {header.node}")
     return header, tensors
@@ -146,7 +162,9 @@ def _read_header(array: Array) -> Header:
     try:
         text = inflate.decompress(_array(array).tobytes(), MAX_HEADER_BYTES)
         if not inflate.eof:
-            raise BouquetError("a message header is too long or cut short", expected=f"at most {MAX_HEADER_BYTES:,} bytes")
+            raise BouquetError(
+                "a message header is too long or cut short", expected=f"at most {MAX_HEADER_BYTES:,} bytes"
+            )
         return Header.model_validate_json(text)
     except (zlib.error, ValidationError) as error:
         raise BouquetError("a message header cannot be read", got=str(error).splitlines()[0]) from error

@@ -23,7 +23,9 @@ def save(folder: Path, state: State, rule: str) -> Path:
     file = folder / f"round-{state.round:04d}.safetensors"
     building = file.with_suffix(".building")
     save_file(
-        {str(key): tensor.contiguous() for key, tensor in tensors.items()}, building, metadata={"bouquet": json.dumps(facts)}
+        {str(key): tensor.contiguous() for key, tensor in tensors.items()},
+        building,
+        metadata={"bouquet": json.dumps(facts)},
     )
     with building.open("rb") as written:
         os.fsync(written.fileno())
@@ -39,7 +41,7 @@ def load(file: Path, rule: str) -> State:
     try:
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {})["bouquet"])
-            tensors = {Key(*name.rsplit(":", 1)): opened.get_tensor(name) for name in opened.keys()}
+            tensors = {Key(*name.rsplit(":", 1)): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise BouquetError("a checkpoint cannot be read", where=str(file), got=str(error)) from error
     if digest(tensors) != facts["digest"]:

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
-from common import models, sources, tasks
+from common import base, models, sources, tasks
 from common.adapter import State
 from common.config import RunConfig
 from common.tasks import Score
 
 
 def central(config: RunConfig) -> Callable[[State], Score]:
-    """A function that scores a state on ``evaluation.source``. It loads the base model, which nothing else here does."""
+    """A function that scores a state on ``evaluation.source``; alone on this side, it loads the base model."""
     task = tasks.build(config.task)
-    tokenizer = models.load_tokenizer(config.model)
+    tokenizer = base.load_tokenizer(config.model)
     dataset = sources.read(config.evaluation.source)
     task.check(dataset.column_names, where=config.evaluation.source)
     examples = [example for record in dataset for example in task.encode(record, tokenizer)]

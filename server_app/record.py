@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.table import Table
@@ -62,6 +62,11 @@ class Record:
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
 
+    def failure(self, phase: str, round: int, node: str, reason: str) -> None:
+        """A node that could not do its part, and why."""
+        self.event("failure", round, node=node, during=phase, reason=reason)
+        self.say(f"    {node} left out of {phase}: {reason}")
+
     def say(self, text: str) -> None:
         """One line for whoever follows the run."""
         self._console.print(text, markup=False)
@@ -79,8 +84,10 @@ class Record:
         """Write ``summary.json``: what the run came to."""
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
-    def close(self) -> None:
-        """End the record."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._metrics.close()
 
 

@@ -1,47 +1,51 @@
 """One run of the federation: config, rule, task and strategy; then the rounds; then what the run leaves behind."""
 
-from collections.abc import Callable
-
 from flwr.app import Context
 from flwr.serverapp import Grid
-from transformers.utils import logging as transformers_logging
 
-from common import models, tasks
-from common.adapter import State, digest
+from common import tasks
+from common.adapter import digest
 from common.config import RunConfig
-from common.export import export
-from common.tasks import TASKS, Score, Task
+from common.tasks import TASKS, Task
 from server_app import checkpoint
+from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
-from server_app.rounds import Outcome, Rounds
+from server_app.rounds import Central, Outcome, Rounds
 from strategies import RULES
 from strategies.strategy import LoraStrategy
 
 
 def conduct(grid: Grid, context: Context) -> None:
     """One run, from its config to its adapter. Raises :class:`BouquetError` on what a user can mend."""
-    transformers_logging.disable_progress_bar()
     config = RunConfig.from_flower(context.run_config, {"rule.name": list(RULES), "task.name": list(TASKS)})
     rule = RULES[config.rule.name](head=config.task.head)
     task = tasks.build(config.task)
-    spec = models.describe(config.model, config.lora, config.task)
-    record = Record(config, context.run_id)
-    record.say(
-        f"bouquet: {config.model.name} ({config.model.quantization}), {len(spec.layers)} layers, rank {spec.rank}, "
-        f"rule {rule.name}, {config.num_server_rounds} rounds\nrun directory {record.folder}"
-    )
-    strategy = LoraStrategy(rule, codec=config.wire.codec, seed=config.seed)
-    state = rule.initial(spec, config.seed)
-    if config.resume and (saved := checkpoint.latest(record.checkpoints, rule.name)):
-        state = saved
-        record.say(f"resumed after round {state.round}")
-    outcome = Rounds(grid, strategy, task, config, record, _central(config)).run(state)
-    export(outcome.state, config, record.adapter)
-    _report(outcome, task, record)
-    record.close()
+    with Record(config, context.run_id) as record:
+        record.say(f"run directory {record.folder}")
+        nodes = Nodes(grid, rule, config, record)
+        nodes.summon()
+
+        # The nodes read their data meanwhile; what knows models takes seconds to import on both sides.
+        from common import models
+        from common.export import export
+
+        spec = models.describe(config.model, config.lora, config.task)
+        nodes.admit()
+        state = rule.initial(spec, config.seed)
+        if config.resume and (saved := checkpoint.latest(record.checkpoints, rule.name)):
+            state = saved
+            record.say(f"resumed after round {state.round}")
+        record.say(
+            f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
+            f"rule {rule.name}, {config.num_server_rounds} rounds"
+        )
+        strategy = LoraStrategy(rule, codec=config.wire.codec, seed=config.seed)
+        outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
+        export(outcome.state, config, record.adapter)
+        _report(outcome, task, record)
 
 
-def _central(config: RunConfig) -> Callable[[State], Score] | None:
+def _central(config: RunConfig) -> Central | None:
     if not config.evaluation.source:
         return None
     from server_app.evaluation import central  # what reads data takes seconds to import

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal, final
 
 import torch
 
-
 from common.adapter import FACTORS, HEAD, Key, Spec, State, Tensors, Update, check_shapes, weighted_mean
 from common.error import BouquetError
 
@@ -48,7 +47,7 @@ class Rule(ABC):
         return Plan(trained=FACTORS, sent=FACTORS)
 
     def initial(self, spec: Spec, seed: int) -> State:
-        """The shared start: A uniform as in PEFT (kaiming, a = sqrt 5), B zero, a small normal head. One seed, one A."""
+        """The shared start, drawn from ``seed``: A uniform as in PEFT (kaiming, a = sqrt 5), B zero, a normal head."""
         generator = torch.Generator().manual_seed(seed)
         adapter: Tensors = {}
         for key, shape in spec.factor_shapes().items():
@@ -110,12 +109,14 @@ class Rule(ABC):
 
     @final
     def check(self, state: State, update: Update) -> None:
-        """Raise :class:`BouquetError` unless ``update`` is one that a node of this rule could have made from ``state``."""
+        """Raise :class:`BouquetError` unless a node of this rule could have made ``update`` from ``state``."""
         expected = {key: tuple(value.shape) for key, value in state.adapter.items() if self.sends(state.round, key)}
         check_shapes(update.tensors, expected, f"an update does not fit the rule '{self.name}'")
         for key, tensor in update.tensors.items():
             if not torch.isfinite(tensor).all():
-                raise BouquetError("an update is not finite", where=str(key), expected="finite values", got="NaN or infinity")
+                raise BouquetError(
+                    "an update is not finite", where=str(key), expected="finite values", got="NaN or infinity"
+                )
         if not (math.isfinite(update.weight) and update.weight > 0):
             raise BouquetError("an update has no weight", expected="a positive, finite weight", got=str(update.weight))
         if not self.mixed_ranks and update.scale != state.scale:
@@ -130,11 +131,12 @@ class Rule(ABC):
         return replace(self.merge(state, self._checked(state, updates)), round=state.round + 1)
 
     def _checked(self, state: State, updates: Iterable[Update]) -> Iterator[Update]:
-        count = 0
-        for count, update in enumerate(updates, start=1):
+        empty = True
+        for update in updates:
+            empty = False
             self.check(state, update)
             yield update
-        if count == 0:
+        if empty:
             raise BouquetError("a round without updates", expected="at least one update", got="none")
 
 
@@ -148,5 +150,3 @@ class MeanRule(Rule):
         """Every sent tensor becomes ``sum_k p_k x_k`` with ``p_k = weight_k / sum_j weight_j``."""
         mean = weighted_mean((update.weight, update.tensors) for update in updates)
         return replace(state, adapter={**state.adapter, **mean})
-
-

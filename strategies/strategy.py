@@ -21,6 +21,7 @@ from flwr.supercore import log
 
 from common import wire
 from common.adapter import Spec, State, Update, digest
+from common.codec import CodecName
 from common.error import BouquetError
 from strategies.rule import Rule
 
@@ -51,7 +52,7 @@ class LoraStrategy(Strategy):
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_available_nodes: int = 2,
-        codec: str = "fp32",
+        codec: CodecName = "fp32",
         seed: int = 0,
     ) -> None:
         self.rule = rule
@@ -80,9 +81,14 @@ class LoraStrategy(Strategy):
         record = wire.pack_state(
             state, self.rule.name, codec=self.codec, without=self.rule.drawn, seeded=digest(drawn) if drawn else ""
         )
-        content = {"state": record, "config": config or ConfigRecord()}
         return [
-            Message(RecordDict(content), dst_node_id=node_id, message_type=message_type, group_id=str(state.round), ttl=ttl)
+            Message(
+                RecordDict({"state": record, "config": config or ConfigRecord()}),
+                dst_node_id=node_id,
+                message_type=message_type,
+                group_id=str(state.round),
+                ttl=ttl,
+            )
             for node_id in node_ids
         ]
 
@@ -91,7 +97,9 @@ class LoraStrategy(Strategy):
         raise_failure(message)
         content = message.content
         if list(content.array_records) != ["update"]:
-            raise BouquetError("a reply without an update", expected="one record 'update'", got=", ".join(content) or "nothing")
+            raise BouquetError(
+                "a reply without an update", expected="one record 'update'", got=", ".join(content) or "nothing"
+            )
         record = content.array_records["update"]
         header, update = wire.unpack_update(record, rule=self.rule.name, round=state.round)
         self.rule.check(state, update)
@@ -164,7 +172,9 @@ def choose(nodes: Sequence[int], fraction: float, seed: int, round: int) -> list
 def raise_failure(message: Message) -> None:
     """Raise :class:`BouquetError` if a reply reports an error of Flower's or of the node's app."""
     if message.has_error():
-        raise BouquetError(f"Flower error {message.error.code}", got=(message.error.reason or "no reason given").strip())
+        raise BouquetError(
+            f"Flower error {message.error.code}", got=(message.error.reason or "no reason given").strip()
+        )
     failure = message.content.config_records.get("failure")
     if failure is not None:
         raise BouquetError(str(failure["reason"]))

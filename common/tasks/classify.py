@@ -1,14 +1,16 @@
 """Sequence classification: one class for a text, or for a pair of texts."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase
 
 from common.error import BouquetError
 from common.tasks.task import Example, Score, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Classify(Task):
@@ -20,7 +22,7 @@ class Classify(Task):
     def fields(self) -> list[str]:
         return [field for field in (self.config.text, self.config.text_pair, self.config.label) if field]
 
-    def encode(self, record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterable[Example]:
+    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
         label = record[self.config.label]
         if not isinstance(label, int) or not 0 <= label < self.config.labels:
             raise BouquetError(

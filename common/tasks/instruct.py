@@ -1,12 +1,13 @@
 """Instruction tuning: the answer is predicted from the prompt, and only the answer is scored."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from common.tasks.task import IGNORED, Example
 from common.tasks.text import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PLAIN = "### Instruction:\n{prompt}\n\n### Response:\n"
 
@@ -21,7 +22,7 @@ class Instruct(Text):
     def fields(self) -> list[str]:
         return [self.config.prompt, self.config.answer]
 
-    def encode(self, record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterable[Example]:
+    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
         context = record.get(self.config.context) or ""
         question = str(record[self.config.prompt]) + (f"\n\n{context}" if context else "")
         answer = str(record[self.config.answer] or "")
@@ -37,7 +38,7 @@ class Instruct(Text):
             yield Example(tokens, [IGNORED] * len(head) + tokens[len(head) :])
 
     @staticmethod
-    def prompt(question: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    def prompt(question: str, tokenizer: "PreTrainedTokenizerBase") -> str:
         """The text that stands before the answer."""
         if tokenizer.chat_template is None:
             return PLAIN.format(prompt=question)

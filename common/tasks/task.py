@@ -3,15 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase
 
 from common.config import TaskConfig
 from common.error import BouquetError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 
@@ -25,13 +27,16 @@ class Example(NamedTuple):
     labels: list[int]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Score:
     """Sums over held-out examples; ``count`` is what ``loss`` is summed over (tokens or examples)."""
 
     loss: float = 0.0
     correct: int = 0
     count: int = 0
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
 
 
 class Task(ABC):
@@ -48,7 +53,7 @@ class Task(ABC):
         """The fields that every record must have."""
 
     @abstractmethod
-    def encode(self, record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterable[Example]:
+    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
         """The examples in one record; none where it holds nothing to learn."""
 
     @abstractmethod

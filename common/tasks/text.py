@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from common.tasks.task import IGNORED, Example, Score, Task, next_token_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Text(Task):
@@ -18,7 +20,7 @@ class Text(Task):
     def fields(self) -> list[str]:
         return [self.config.text]
 
-    def encode(self, record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterable[Example]:
+    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
         text = record[self.config.text] or ""
         tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

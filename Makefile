@@ -1,0 +1,34 @@
+# The two commands of the README are `make run` and `make test`; both do all the set-up.
+
+PYTHON ?= python3
+BIN = .venv/bin
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: run test unit lint type clean
+
+run: .venv/ready
+	$(BIN)/bouquet run
+
+test: lint type
+	$(BIN)/pytest
+
+unit: .venv/ready
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+type: .venv/ready
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,48 @@
+"""Shared fixtures. Real data and models are read from ``../shared``; tests that need them skip where it is not."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.config import RunConfig
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"the real data and models are not in {SHARED}")
+    return SHARED
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A small run config in Flower's flat form: ``settings(**{"rule.name": "fedit"})``."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        small = {
+            "run-directory": str(tmp_path),
+            "run-name": "run",
+            "num-server-rounds": 2,
+            "task.max-length": 32,
+            "data.limit": 40,
+            "train.steps": 3,
+            "train.batch-size": 4,
+            "evaluation.limit": 8,
+            "round.deadline": 60.0,
+        }
+        return RunConfig().to_flower() | small | changes
+
+    return make

@@ -1,0 +1,98 @@
+"""Flower's messaging in one process: a grid whose nodes are ClientApp contexts, every message serialised both ways."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from client_app.app import app as client_app
+from server_app.run import conduct
+
+RUN_ID = 1
+Tamper = Callable[[RecordDict], RecordDict | None]
+
+
+def travelled(content: RecordDict) -> RecordDict:
+    """A copy that has been through Flower's own serialisation."""
+    return recorddict_from_proto(recorddict_to_proto(content))
+
+
+class InProcessGrid(Grid):
+    """``tamper`` maps a partition id to a change of that node's train replies; None stands for a reply that is lost."""
+
+    def __init__(
+        self,
+        run_config: dict[str, Any],
+        nodes: int,
+        *,
+        tamper: dict[int, Tamper] | None = None,
+        node_config: dict[int, dict[str, Any]] | None = None,
+        first_id: int = 1000,
+    ) -> None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 1
+        self.tamper = tamper or {}
+        self.run_config = run_config
+        self.contexts = {
+            first_id + partition: Context(
+                run_id=RUN_ID,
+                node_id=first_id + partition,
+                node_config={
+                    "partition-id": partition,
+                    "num-partitions": nodes,
+                    **(node_config or {}).get(partition, {}),
+                },
+                state=RecordDict(),
+                run_config=run_config,
+            )
+            for partition in range(nodes)
+        }
+        self.replies: dict[str, Message] = {}
+        self.sent: list[Message] = []
+
+    def set_run(self, run: Any) -> None:
+        raise AssertionError("not used")
+
+    @property
+    def run(self) -> Any:
+        raise AssertionError("not used")
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise AssertionError("not used")
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            message_id = f"message-{len(self.sent)}"
+            message.metadata.__dict__["_message_id"] = message_id
+            message.content = travelled(message.content)
+            self.sent.append(message)
+            context = self.contexts[message.metadata.dst_node_id]
+            reply = client_app(message, context)
+            content: RecordDict | None = travelled(reply.content)
+            change = self.tamper.get(int(context.node_config["partition-id"]))
+            if change is not None and message.metadata.message_type == "train":
+                content = change(content)
+            if content is not None:
+                reply.content = content
+                self.replies[message_id] = reply
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self.replies.pop(message_id) for message_id in list(message_ids) if message_id in self.replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+def run_in_process(run_config: dict[str, Any], nodes: int, **options: Any) -> InProcessGrid:
+    """The whole ServerApp over an in-process grid."""
+    grid = InProcessGrid(run_config, nodes, **options)
+    conduct(grid, Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=run_config))
+    return grid

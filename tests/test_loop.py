@@ -1,0 +1,242 @@
+"""The whole ServerApp and ClientApp in one process: results, repeatability, refusals, resume."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from safetensors.torch import load_file
+
+from common import wire
+from common.adapter import Key, Update, digest
+from common.error import BouquetError
+from server_app import checkpoint
+from strategies import RULES
+from tests.grid import run_in_process
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def failures(folder: Path) -> list[str]:
+    return [line["reason"] for line in lines(folder) if line["phase"] == "failure"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_run_lowers_every_nodes_heldout_loss_and_leaves_its_record(rule, settings, tmp_path):
+    run_in_process(settings(**{"rule.name": rule, "train.steps": 12, "train.learning-rate": 0.01}), nodes=2)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert all(summary["after"][node] < 0.9 * summary["before"][node] for node in ("node-000", "node-001", "all"))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "adapter",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+    ]
+    train = [line for line in lines(tmp_path / "run") if line["phase"] == "train"]
+    assert [(line["round"], line["node"]) for line in train] == [
+        (1, "node-000"),
+        (1, "node-001"),
+        (2, "node-000"),
+        (2, "node-001"),
+    ]
+    assert len(list((tmp_path / "run/checkpoints").glob("round-*.safetensors"))) == 2
+
+
+def test_two_runs_with_one_seed_are_equal_to_the_bit_whatever_ids_flower_gives(settings, tmp_path):
+    for name, first_id in (("one", 1000), ("two", 77)):
+        run_in_process(settings(**{"run-name": name, "fraction-train": 0.5}), nodes=4, first_id=first_id)
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert one["adapter_digest"] == two["adapter_digest"]
+    run_in_process(settings(**{"run-name": "three", "seed": 1}), nodes=4)
+    three = json.loads((tmp_path / "three/summary.json").read_text())
+    assert three["adapter_digest"] != one["adapter_digest"]
+
+
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(settings, tmp_path):
+    whole = settings(**{"run-name": "whole", "num-server-rounds": 3, "rule.name": "fedex-lora"})
+    run_in_process(whole, nodes=2)
+    shutil.copytree(tmp_path / "whole/checkpoints", tmp_path / "broken/checkpoints")
+    torn = tmp_path / "broken/checkpoints/round-0003.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    (tmp_path / "broken/checkpoints/round-0002.safetensors").unlink()
+    run_in_process({**whole, "run-name": "broken", "resume": True}, nodes=2)
+    whole_run, broken = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "broken"))
+    assert broken["adapter_digest"] == whole_run["adapter_digest"]
+
+
+def test_a_name_that_is_taken_is_refused(settings):
+    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2)
+    with pytest.raises(BouquetError, match=r"there is a run of this name already .*Choose another run-name"):
+        run_in_process(settings(), nodes=2)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_wire_carries_only_what_the_rule_names(rule, settings, tmp_path):
+    grid = run_in_process(settings(**{"rule.name": rule, "num-server-rounds": 1}), nodes=2)
+    state = checkpoint.load(tmp_path / "run/checkpoints/round-0001.safetensors", rule)
+    down, _ = wire.unpack_state(grid.sent[4].content.array_records["state"], rule=rule)
+    both = {"A", "B"}
+    assert {part for _, part, _ in down.tensors} == ({"B"} if rule == "ffa-lora" else both)
+    sent = sum(t.numel() for key, t in state.adapter.items() if key.part in ({"B"} if rule == "ffa-lora" else both))
+    assert down.numel() == sent
+    train = next(line for line in lines(tmp_path / "run") if line["phase"] == "train")
+    assert 4 * sent <= train["bytes_up"] <= 4 * sent * 1.02 + 2000
+
+
+def replace_tensors(change):
+    """A tamper that rewrites the tensors of an update."""
+
+    def tamper(content: RecordDict) -> RecordDict:
+        header, update = wire.unpack_update(content.array_records["update"], rule="fedit", round=0)
+        tensors = change(dict(update.tensors))
+        content["update"] = wire.pack_update(Update(tensors, update.weight, update.scale), "fedit", 0, header.node)
+        return content
+
+    return tamper
+
+
+def poison(value: float):
+    def change(tensors):
+        key = next(iter(tensors))
+        tensors[key] = tensors[key].clone()
+        tensors[key][0, 0] = value
+        return tensors
+
+    return change
+
+
+def other_rule(content: RecordDict) -> RecordDict:
+    header, update = wire.unpack_update(content.array_records["update"], rule="fedit", round=0)
+    content["update"] = wire.pack_update(update, "ffa-lora", 0, header.node)
+    return content
+
+
+def other_round(content: RecordDict) -> RecordDict:
+    header, update = wire.unpack_update(content.array_records["update"], rule="fedit", round=0)
+    content["update"] = wire.pack_update(update, "fedit", 7, header.node)
+    return content
+
+
+def other_node(content: RecordDict) -> RecordDict:
+    _, update = wire.unpack_update(content.array_records["update"], rule="fedit", round=0)
+    content["update"] = wire.pack_update(update, "fedit", 0, "node-000")
+    return content
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (replace_tensors(poison(float("nan"))), r"an update is not finite \(model.layers.0.*:A\): expected finite"),
+        (replace_tensors(poison(float("inf"))), r"an update is not finite"),
+        (
+            replace_tensors(lambda t: {k: v[:4] for k, v in t.items()}),
+            r"does not fit the rule 'fedit' .*expected shape",
+        ),
+        (replace_tensors(lambda t: dict(list(t.items())[1:])), r"1 missing tensors, such as model.layers.0"),
+        (
+            replace_tensors(lambda t: t | {Key("lm_head", "W"): torch.ones(2, 2)}),
+            r"1 unknown tensors, such as lm_head:W",
+        ),
+        (other_rule, r"a message of another rule .*expected fedit, got ffa-lora"),
+        (other_round, r"an update of another round .*expected round 0, got round 7"),
+        (other_node, r"an update signed by another node: expected node-001, got node-000"),
+        (lambda content: RecordDict({"metrics": content["metrics"]}), r"a reply without an update"),
+        (lambda content: RecordDict({"failure": ConfigRecord({"reason": "out of memory"})}), r"out of memory"),
+    ],
+)
+def test_a_bad_update_is_refused_with_its_reason_and_the_run_goes_on(tamper, message, settings, tmp_path):
+    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, tamper={1: tamper})
+    (reason,) = failures(tmp_path / "run")
+
+    assert re.search(message, reason), reason
+    merged = next(line for line in lines(tmp_path / "run") if line["phase"] == "merge")
+    assert (merged["nodes"], merged["asked"]) == (1, 2)
+    assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
+
+
+def test_a_late_node_is_left_out_after_the_deadline(settings, tmp_path):
+    run_in_process(
+        settings(**{"num-server-rounds": 1, "round.deadline": 3.0}), nodes=2, tamper={0: lambda content: None}
+    )
+    assert failures(tmp_path / "run") == ["no reply within 3 s (round.deadline)"]
+
+
+def test_too_few_replies_void_a_round_and_nothing_trained_is_lost(settings, tmp_path):
+    calls = []
+
+    def fails_from_the_second_round(content: RecordDict) -> RecordDict:
+        calls.append(1)
+        return content if len(calls) == 1 else RecordDict({"failure": ConfigRecord({"reason": "gone"})})
+
+    with pytest.raises(BouquetError, match=r"round 2 failed 2 times.*start again with resume = true"):
+        run_in_process(
+            settings(**{"round.min-replies": 1.0, "round.retries": 1}), nodes=2, tamper={1: fails_from_the_second_round}
+        )
+    assert checkpoint.latest(tmp_path / "run/checkpoints", "fedit").round == 1
+
+
+def test_a_node_with_bad_data_is_left_out_at_the_roll_call(settings, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\n{"text": \n')
+    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: {"data": str(bad)}})
+    (reason,) = failures(tmp_path / "run")
+    assert f"a line is not JSON ({bad}:2): expected one JSON object a line" in reason
+
+
+def test_mixed_ranks_are_refused_at_the_roll_call(settings, tmp_path):
+    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: {"lora-rank": 4}})
+    (reason,) = failures(tmp_path / "run")
+    assert "the rule 'fedit' needs one rank on every node (node-001, lora-rank): expected 8, got 4" in reason
+
+
+def test_two_nodes_of_one_name_do_not_both_take_part(settings, tmp_path):
+    run_in_process(
+        settings(**{"num-server-rounds": 1}), nodes=2, node_config={0: {"name": "twin"}, 1: {"name": "twin"}}
+    )
+    (reason,) = failures(tmp_path / "run")
+    assert "two nodes of one name: got 'twin'" in reason
+
+
+def test_nobody_left_ends_the_run(settings):
+    with pytest.raises(BouquetError, match="no node can take part"):
+        run_in_process(settings(**{"data.source": "/no/such.jsonl"}), nodes=2)
+
+
+def test_early_stop_keeps_the_best_round(settings, tmp_path):
+    diverging = {"num-server-rounds": 6, "round.patience": 1, "train.learning-rate": 0.5, "train.schedule": "constant"}
+    run_in_process(settings(**diverging, **{"train.clip-norm": 0.0}), nodes=2)
+    heldout = {line["round"]: line["loss"] for line in lines(tmp_path / "run") if line["phase"] == "heldout"}
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["rounds"] == min(heldout, key=heldout.get) < max(heldout) < 6
+
+
+def test_central_evaluation_scores_the_coordinators_own_data(settings, tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"text": f"def f{i}(self):\n    return self.x\n"}) + "\n" for i in range(4)))
+    run_in_process(settings(**{"evaluation.source": str(own), "num-server-rounds": 1}), nodes=2)
+    central = [line["perplexity"] for line in lines(tmp_path / "run") if line["phase"] == "central"]
+    assert len(central) == 2
+    assert central[1] < central[0]
+
+
+def test_bf16_on_the_wire_halves_the_bytes_and_the_nodes_agree(settings, tmp_path):
+    for codec in ("fp32", "bf16", "fp16"):
+        run_in_process(settings(**{"wire.codec": codec, "run-name": codec, "num-server-rounds": 1}), nodes=2)
+    up = {
+        codec: json.loads((tmp_path / codec / "summary.json").read_text())["bytes_up"]
+        for codec in ("fp32", "bf16", "fp16")
+    }
+    assert up["bf16"] == up["fp16"] == pytest.approx(up["fp32"] / 2, rel=0.02)
+    adapters = [load_file(tmp_path / codec / "adapter/adapter_model.safetensors") for codec in ("fp32", "bf16")]
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(tensor, adapters[1][name], rtol=0, atol=2e-2)
+
+
+def test_the_digest_tells_tensors_apart():
+    assert digest({Key("a", "A"): torch.ones(2)}) != digest({Key("a", "B"): torch.ones(2)})
