@@ -1,0 +1,201 @@
+"""Laws that every rule in the registry obeys, over random factors. Dense products are formed here and nowhere else."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.adapter import HEAD, Key, LayerShape, Spec, State, Update, digest, stacked
+from common.error import BouquetError
+from strategies import RULES, Rule
+
+# Non-square both ways, square, and a layer whose dimension equals the rank.
+LAYERS = {"wide": LayerShape(5, 11), "tall": LayerShape(9, 4), "square": LayerShape(6, 6), "small": LayerShape(3, 7)}
+HEAD_SHAPES = {Key("classifier", "W"): (2, 6), Key("classifier", "b"): (2,)}
+
+
+def spec(rank: int = 3, scale: float = 2.0) -> Spec:
+    return Spec(LAYERS, HEAD_SHAPES, rank, scale)
+
+
+def dense(state: State) -> dict[str, torch.Tensor]:
+    """The whole update of every layer, as matrices."""
+    factors = stacked(state)
+    return {layer: factors[Key(layer, "B")].double() @ factors[Key(layer, "A")].double() for layer in LAYERS}
+
+
+def trained(rule: Rule, state: State, seed: int, weight: float) -> Update:
+    """What a node sends that started from ``state`` and moved every trained tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    local = {
+        key: tensor + torch.randn(tensor.shape, generator=generator) if rule.trains(state.round, key) else tensor
+        for key, tensor in rule.install(state, {}).items()
+    }
+    return Update(rule.send(state, local), weight, state.scale)
+
+
+def model_of(state: State, update: Update) -> State:
+    """The state that a node would have by itself."""
+    return replace(state, adapter={**state.adapter, **update.tensors})
+
+
+def started(rule: Rule, rank: int = 3) -> State:
+    """A state after one round, so that B is not zero and an offset may be there."""
+    state = rule.initial(spec(rank), seed=0)
+    return rule.aggregate(state, [trained(rule, state, seed, 1.0) for seed in (1, 2)])
+
+
+def assert_same_model(one: State, two: State, tolerance: float = 1e-5) -> None:
+    for layer, matrix in dense(one).items():
+        torch.testing.assert_close(matrix, dense(two)[layer], rtol=tolerance, atol=tolerance)
+
+
+rules = pytest.mark.parametrize("rule", [cls() for cls in RULES.values()], ids=list(RULES))
+weights = st.lists(st.floats(0.1, 1000), min_size=1, max_size=5)
+
+
+@rules
+@settings(deadline=None, max_examples=20)
+@given(weights=weights, rank=st.integers(1, 4))
+def test_exact_rules_equal_the_weighted_mean_of_the_nodes_models(rule, weights, rank):
+    state = started(rule, rank)
+    updates = [trained(rule, state, seed, weight) for seed, weight in enumerate(weights)]
+    merged = dense(rule.aggregate(state, updates))
+    matches = []
+    for layer, matrix in merged.items():
+        parts = [
+            weight * dense(model_of(state, update))[layer] for weight, update in zip(weights, updates, strict=True)
+        ]
+        ideal = sum(parts) / sum(weights)
+        matches.append(torch.allclose(matrix, ideal, rtol=1e-4, atol=1e-4))
+    if rule.exact:
+        assert all(matches)
+    elif len(weights) > 1:
+        assert not all(matches)
+
+
+@rules
+def test_one_node_is_an_identity_to_the_bit(rule):
+    state = started(rule)
+    update = trained(rule, state, 5, 17.3)
+    merged = rule.aggregate(state, [update])
+    assert digest(merged.adapter) == digest({**state.adapter, **update.tensors})
+
+
+@rules
+def test_identical_nodes_are_an_identity(rule):
+    state = started(rule)
+    update = trained(rule, state, 5, 1.0)
+    merged = rule.aggregate(state, [update, replace(update, weight=3.0), update])
+    assert digest(merged.adapter) == digest({**state.adapter, **update.tensors})
+    assert_same_model(merged, model_of(state, update))
+
+
+@rules
+def test_the_order_of_the_nodes_does_not_matter(rule):
+    state = started(rule)
+    updates = [trained(rule, state, seed, seed + 1.0) for seed in range(4)]
+    assert_same_model(rule.aggregate(state, updates), rule.aggregate(state, updates[::-1]))
+
+
+@rules
+def test_the_unit_of_weight_does_not_matter(rule):
+    state = started(rule)
+    updates = [trained(rule, state, seed, seed + 1.0) for seed in range(3)]
+    scaled = [replace(update, weight=update.weight * 1000) for update in updates]
+    assert_same_model(rule.aggregate(state, updates), rule.aggregate(state, scaled))
+
+
+@rules
+def test_arguments_are_not_modified(rule):
+    state = started(rule)
+    updates = [trained(rule, state, seed, 1.0) for seed in range(3)]
+    before = [digest(state.adapter | state.offset), *(digest(update.tensors) for update in updates)]
+    rule.aggregate(state, updates)
+    assert [digest(state.adapter | state.offset), *(digest(update.tensors) for update in updates)] == before
+
+
+@rules
+def test_what_is_sent_is_what_the_plan_names(rule):
+    state = started(rule)
+    sent = {key.part for key in trained(rule, state, 0, 1.0).tensors}
+    assert sent == rule.plan(state.round).sent | HEAD
+
+
+@rules
+def test_what_is_drawn_never_changes_and_never_travels(rule):
+    state = started(rule)
+    initial = rule.initial(spec(), seed=0)
+    for key, tensor in state.adapter.items():
+        if key.part in rule.drawn:
+            assert torch.equal(tensor, initial.adapter[key])
+            assert not rule.sends(state.round, key)
+
+
+@rules
+def test_a_node_that_missed_rounds_installs_what_the_others_install(rule):
+    state = rule.initial(spec(), seed=0)
+    for step in range(3):
+        state = rule.aggregate(state, [trained(rule, state, 10 * step + node, 1.0) for node in range(3)])
+    late = rule.install(rule.view(state, 3), {})
+    regular = rule.install(rule.view(rule.view(state, 3), 3), {})
+    assert digest(late) == digest(regular)
+
+
+@rules
+def test_the_first_round_starts_from_the_base_and_every_side_draws_the_same(rule):
+    one, two, other = (rule.initial(spec(), seed) for seed in (0, 0, 1))
+    assert digest(one.adapter) == digest(two.adapter) != digest(other.adapter)
+    assert all(not matrix.any() for matrix in dense(one).values())
+    for key, tensor in one.adapter.items():
+        if key.part == "A":
+            assert tensor.abs().max() <= tensor.shape[1] ** -0.5
+
+
+@rules
+@pytest.mark.parametrize("head", ["shared", "local", "frozen"])
+def test_the_head_is_averaged_kept_or_left_alone(rule, head):
+    rule = replace(rule, head=head)
+    state = started(rule)
+    updates = [trained(rule, state, seed, 1.0) for seed in range(2)]
+    key = Key("classifier", "W")
+    assert (key in updates[0].tensors) == (head == "shared")
+    assert rule.trains(0, key) == (head != "frozen")
+    assert rule.keeps(0, key) == (head == "local")
+    if head == "shared":
+        mean = (updates[0].tensors[key] + updates[1].tensors[key]) / 2
+        torch.testing.assert_close(rule.aggregate(state, updates).adapter[key], mean)
+
+
+@rules
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda u: replace(u, weight=0.0), "an update has no weight: expected a positive, finite weight, got 0.0"),
+        (lambda u: replace(u, weight=-1.0), "an update has no weight"),
+        (lambda u: replace(u, weight=float("nan")), "an update has no weight"),
+        (lambda u: replace(u, scale=1.0), "an update has another scale: expected 2.0, got 1.0"),
+        (lambda u: replace(u, tensors={k: t * float("nan") for k, t in u.tensors.items()}), "an update is not finite"),
+        (lambda u: replace(u, tensors={}), "missing tensors, such as"),
+        (lambda u: replace(u, tensors=u.tensors | {Key("x", "B"): torch.ones(1)}), "1 unknown tensors, such as x:B"),
+    ],
+)
+def test_an_update_that_breaks_the_contract_is_refused(rule, spoil, message):
+    state = started(rule)
+    good = trained(rule, state, 0, 1.0)
+    with pytest.raises(BouquetError, match=message):
+        rule.aggregate(state, [good, spoil(good)])
+
+
+@rules
+def test_a_round_without_updates_is_refused(rule):
+    with pytest.raises(BouquetError, match="a round without updates: expected at least one update, got none"):
+        rule.aggregate(started(rule), [])
+
+
+@rules
+def test_another_rank_is_refused_by_rules_of_one_rank(rule):
+    with pytest.raises(BouquetError, match=r"needs one rank on every node \(lora-rank\): expected 3, got 2"):
+        rule.view(started(rule), 2)
