@@ -37,6 +37,7 @@ class Session:
         choices = {"rule.name": list(RULES), "task.name": list(TASKS)}
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
         self.config = RunConfig.from_flower(context.run_config, choices)
         self.node = NodeConfig.from_flower(context.node_config)
         self.rule: Rule = RULES[self.config.rule.name](head=self.config.task.head)

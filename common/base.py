@@ -80,7 +80,7 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> PreTrainedMo
             # with loss, and no gradient would pass the layer again.
             module.support_avx512bf16_for_cpu = False
     if model.gradient_checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        network.activation_checkpointing_enable({"use_reentrant": False})
     return network
 
 
@@ -121,7 +121,7 @@ def _from_hub(auto: Any, model: ModelConfig, **options: Any) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*were not initialized.*")
             return auto.from_pretrained(where, revision=model.revision, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise BouquetError(
             "the model cannot be loaded",
             where="model.name",

@@ -45,6 +45,7 @@ class LoraModel:
     def __init__(self, network: PreTrainedModel, lora: LoraConfig) -> None:
         heads = [name for name, _ in network.named_children() if name in base.HEADS]
         self._targets = _targets(network, lora.targets, heads)
+        self._transposed = any(isinstance(network.get_submodule(name), Conv1D) for name in self._targets)
         self.network: Any = peft.PeftModel(network, self._peft_config(lora.rank, lora.dropout))
         self._layers: dict[str, Any] = {
             name.removeprefix(PREFIX): module
@@ -170,7 +171,13 @@ class LoraModel:
 
     def _peft_config(self, rank: int, dropout: float) -> peft.LoraConfig:
         """Scale 1; :meth:`install` sets the adapter's own."""
-        return peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=self._targets)
+        return peft.LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            lora_dropout=dropout,
+            target_modules=self._targets,
+            fan_in_fan_out=self._transposed,
+        )
 
 
 def _targets(network: nn.Module, wanted: str, head: list[str]) -> list[str]:

@@ -1,0 +1,82 @@
+"""The configs: defaults, types, and every mistake at once in the user's own words."""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import ConfigError, NodeConfig, RunConfig
+from common.tasks import TASKS
+from strategies import RULES
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+CHOICES = {"rule.name": list(RULES), "task.name": list(TASKS)}
+
+
+def flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_pyprojects_defaults_are_the_models_defaults():
+    written = dict(flatten(tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]))
+    models = RunConfig().to_flower()
+    assert written == models
+    assert {key: type(value) for key, value in written.items()} == {key: type(value) for key, value in models.items()}
+
+
+def test_the_flat_form_makes_the_round_trip():
+    config = RunConfig.from_flower({"lora.rank": 4, "train.learning-rate": 1, "wire.codec": "bf16"}, CHOICES)
+    assert (config.lora.rank, config.train.learning_rate, config.wire.codec) == (4, 1.0, "bf16")
+    assert RunConfig.from_flower(config.to_flower(), CHOICES) == config
+
+
+def test_every_mistake_is_told_at_once_in_the_users_keys():
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_flower(
+            {
+                "lora.rnak": 4,
+                "lora.rank": 0,
+                "model.quantization": "nf5",
+                "train.batch-size": "8",
+                "rule.name": "fedex",
+                "task.name": "txt",
+            },
+            CHOICES,
+        )
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[0] == "6 mistakes in the run config:"
+    assert "rule.name: expected one of fedit, ffa-lora, fedex-lora, got 'fedex'. Did you mean 'fedex-lora'?" in lines
+    assert "task.name: expected one of text, instruct, classify, got 'txt'. Did you mean 'text'?" in lines
+    assert "lora.rank: expected greater than or equal to 1, got 0" in lines
+    assert "lora.rnak: unknown key. Did you mean 'lora.rank'?" in lines
+    assert "model.quantization: expected 'nf4', 'int8' or 'none', got 'nf5'" in lines
+    assert "train.batch-size: expected a valid integer, got '8'" in lines
+    assert lines[-1] == "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config."
+
+
+def test_a_nodes_mistakes_point_at_the_node():
+    with pytest.raises(
+        ConfigError, match=r"1 mistake in the node config:\n  lora-rnk: unknown key. Did you mean 'lora-rank'"
+    ):
+        NodeConfig.from_flower({"lora-rnk": 4})
+
+
+def test_a_value_where_a_table_belongs_is_a_mistake():
+    with pytest.raises(ConfigError, match="lora: expected"):
+        RunConfig.from_flower({"lora": 8, "lora.rank": 8})
+
+
+def test_a_nodes_label_is_its_name_or_its_partition():
+    assert NodeConfig.from_flower({"partition-id": 7, "num-partitions": 9}).label == "node-007"
+    assert NodeConfig.from_flower({"name": "ward-3"}).label == "ward-3"
+
+
+def test_rank_stabilised_scaling():
+    assert RunConfig.from_flower({"lora.rank": 4, "lora.alpha": 8.0}).lora.scale == 2.0
+    assert RunConfig.from_flower({"lora.rank": 4, "lora.alpha": 8.0, "lora.rslora": True}).lora.scale == 4.0
