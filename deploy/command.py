@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from strategies import RULES
+
 APP = Path(__file__).parents[1]
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -41,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--gpus", type=float, default=0.0, help="share of a GPU a node (default 0)")
     run.add_argument("--directory", type=Path, default=Path("runs"), help="where run directories go (default runs)")
     run.add_argument("settings", nargs="*", metavar="key=value", help="run config, such as num-server-rounds=2")
+    commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
     options = parser.parse_args(arguments)
+    if options.command == "rules":
+        print(rules_table())
+        return 0
     return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), options.settings)
 
 
@@ -79,6 +85,17 @@ def simulate(nodes: int, cpus: int, gpus: float, directory: Path, settings: Sequ
         print(f"bouquet: the run did not complete; everything Flower said is in {log}", file=sys.stderr)
         return 1
     return 0
+
+
+def rules_table() -> str:
+    """Every rule and its properties, as a Markdown table."""
+    yes = {True: "yes", False: "no"}
+    rows = ["| rule | exact | linear | mixed ranks | travels | paper |", "|---|---|---|---|---|---|"]
+    for name, rule in RULES.items():
+        parts = ", ".join(sorted(rule().plan(0).sent))
+        facts = (f"`{name}`", yes[rule.exact], yes[rule.linear], yes[rule.mixed_ranks], parts, rule.paper)
+        rows.append(f"| {' | '.join(facts)} |")
+    return "\n".join(rows)
 
 
 def _status(flwr: Path, run_id: str, environment: dict[str, str]) -> str:

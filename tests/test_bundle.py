@@ -1,0 +1,71 @@
+"""What Flower ships to the nodes, and what guards it there."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+APP = Path(__file__).parents[1]
+PACKAGES = ("common", "strategies", "client_app", "server_app")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> zipfile.ZipFile:
+    source = tmp_path_factory.mktemp("app")
+    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=APP, capture_output=True, text=True)
+    for name in tracked.stdout.split():
+        if (APP / name).exists():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(APP / name, source / name)
+    built = subprocess.run(
+        [Path(sys.executable).with_name("flwr"), "build"], cwd=source, capture_output=True, text=True
+    )
+    (file,) = source.glob("*.fab")
+    assert file.stat().st_size < 8_000_000, built.stdout
+    return zipfile.ZipFile(file)
+
+
+def test_every_module_and_the_embedded_model_ship_and_nothing_else(bundle):
+    shipped = {name for name in bundle.namelist() if name.startswith(tuple(f"{package}/" for package in PACKAGES))}
+    expected = {
+        path.relative_to(APP).as_posix()
+        for package in PACKAGES
+        for path in (APP / package).rglob("*")
+        if path.suffix in {".py", ".json", ".jsonl", ".md"} and "__pycache__" not in path.parts
+    }
+    assert shipped == expected
+    assert "common/embedded/weights.jsonl" in shipped
+    others = {name.split("/")[0] for name in bundle.namelist()} - set(PACKAGES)
+    assert others <= {"pyproject.toml", ".info", "README.md", "LICENSE"}, others
+
+
+def test_the_embedded_model_is_found_in_the_installed_bundle(bundle, tmp_path):
+    bundle.extractall(tmp_path / "app")
+    script = "from common import embedded; print(embedded.unpack())"
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, '.'); {script}"],
+        cwd=tmp_path / "app",
+        env={"PATH": "", "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    assert list((tmp_path / "cache/bouquet").glob("embedded-*"))
+
+
+@pytest.mark.parametrize("app", ["server_app", "client_app"])
+def test_another_package_of_the_same_name_is_named_at_import(app, tmp_path):
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common/__init__.py").write_text("")
+    script = f"import sys; sys.path.insert(0, {str(APP)!r}); sys.path.insert(0, {str(tmp_path)!r}); import {app}"
+    failed = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert f"'common' is {tmp_path}/common, not Bouquet's own in {APP}; uninstall or rename" in failed.stderr
+
+
+def test_the_rules_load_neither_flower_nor_transformers_nor_peft():
+    script = "import strategies, sys; print({'flwr', 'transformers', 'peft'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=APP)
+    assert loaded.stdout.strip() == "set()", loaded.stdout + loaded.stderr
