@@ -2,6 +2,7 @@
 
 import math
 import random
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from common.tasks import Batch, Example, Task
 
 @dataclass(frozen=True)
 class Training:
-    """What a round of local training did. ``loss`` is the mean over its steps; memory is in bytes, 0 where unknown."""
+    """What a round of local training did. ``loss`` is the mean over its steps; ``peak_memory`` is in bytes."""
 
     loss: float
     steps: int
@@ -83,7 +84,7 @@ def train(
         steps=steps,
         tokens=tokens,
         seconds=time.monotonic() - started,
-        peak_memory=torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else 0,
+        peak_memory=_peak_memory(model.device),
     )
 
 
@@ -105,6 +106,13 @@ def schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
         return 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def _peak_memory(device: torch.device) -> int:
+    """The most that was allocated on a GPU in this round, or that the process has had on a CPU; bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _loss(model: LoraModel, task: Task, batch: Batch) -> torch.Tensor:

@@ -6,35 +6,39 @@ import peft
 from safetensors.torch import save_file
 
 from common import base
-from common.adapter import HEAD, Key, State, stacked
+from common.adapter import HEAD, Key, State, Tensors, stacked
 from common.config import RunConfig
 from common.models import PREFIX
 from common.tasks import TASKS
 
 
 def export(state: State, config: RunConfig, folder: Path) -> None:
-    """Write ``state`` as one PEFT adapter. An offset is stacked on the factors exactly; nothing is merged or cut."""
+    """Write ``state`` as one PEFT adapter. An offset is stacked on the factors exactly; nothing is merged or cut.
+
+    A local head stays with its node, so there is none to export.
+    """
+    head: Tensors = {}
+    if config.task.head != "local":
+        head = {key: tensor for key, tensor in state.adapter.items() if key.part in HEAD}
     factors = {key: tensor for key, tensor in state.adapter.items() if key.part not in HEAD}
     scale = state.scale
     if state.offset:
         factors, scale = stacked(state), 1.0
     ranks = {key.layer: len(tensor) for key, tensor in factors.items() if key.part == "A"}
     rank = max(ranks.values())
-    heads = sorted({key.layer.split(".")[0] for key in state.adapter if key.part in HEAD})
     settings = peft.LoraConfig(
         r=rank,
         lora_alpha=rank * scale,  # type: ignore[arg-type]  # PEFT divides it by r, whole or not
         rank_pattern={layer: own for layer, own in ranks.items() if own != rank},
         alpha_pattern={layer: own * scale for layer, own in ranks.items() if own != rank},
         target_modules=list(ranks),
-        modules_to_save=heads or None,
+        modules_to_save=sorted({key.layer.split(".")[0] for key in head}) or None,
         task_type="SEQ_CLS" if TASKS[config.task.name].sequence_classification else "CAUSAL_LM",
         base_model_name_or_path=base.location(config.model.name),
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
     settings.save_pretrained(str(folder))
-    head = {key: tensor for key, tensor in state.adapter.items() if key.part in HEAD}
     save_file(
         {_peft_name(key): tensor.contiguous() for key, tensor in (factors | head).items()},
         folder / "adapter_model.safetensors",

@@ -5,11 +5,21 @@ from collections.abc import Callable
 from common import base, models, sources, tasks
 from common.adapter import State
 from common.config import RunConfig
+from common.error import BouquetError
 from common.tasks import Score
 
 
 def central(config: RunConfig) -> Callable[[State], Score]:
-    """A function that scores a state on ``evaluation.source``; alone on this side, it loads the base model."""
+    """A function that scores a state on ``evaluation.source``; alone on this side, it loads the base model.
+
+    Raises :class:`BouquetError` where there is no global model to score.
+    """
+    if config.task.head == "local":
+        raise BouquetError(
+            "a model with local heads cannot be scored centrally",
+            where="evaluation.source, task.head = 'local'",
+            cure="Leave evaluation.source empty, or use task.head = 'shared'.",
+        )
     task = tasks.build(config.task)
     tokenizer = base.load_tokenizer(config.model)
     dataset = sources.read(config.evaluation.source)

@@ -118,6 +118,7 @@ class Rounds:
     def _replies(self, state: State, messages: list[Message]) -> list[Reply]:
         """The updates that can be merged, in the order of the nodes' names."""
         replies: list[Reply] = []
+        down = _bytes_down(messages[:1])
         for name, message in self._nodes.exchange(messages):
             try:
                 reply = self._strategy.accept(state, message)
@@ -128,7 +129,7 @@ class Rounds:
                 continue
             replies.append(reply)
             facts = reply.metrics
-            self._record.event("train", state.round + 1, node=name, bytes_up=reply.bytes_up, **facts)
+            self._record.event("train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down, **facts)
             self._record.say(
                 f"    {name}  loss {facts['loss']:.3f}  {facts['tokens']:,.0f} tokens  {facts['seconds']:.1f} s"
             )

@@ -15,6 +15,7 @@ from common.adapter import Key, Update, digest
 from common.error import BouquetError
 from server_app import checkpoint
 from strategies import RULES
+from tests.conftest import tiny_bert
 from tests.grid import run_in_process
 
 
@@ -223,6 +224,42 @@ def test_central_evaluation_scores_the_coordinators_own_data(settings, tmp_path)
     central = [line["perplexity"] for line in lines(tmp_path / "run") if line["phase"] == "central"]
     assert len(central) == 2
     assert central[1] < central[0]
+
+
+@pytest.mark.parametrize("head", ["shared", "local", "frozen"])
+def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
+    source = tmp_path / "labels.jsonl"
+    records = [{"text": f"{'good' if i % 2 else 'bad'} thing number {i}", "label": i % 2} for i in range(60)]
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    grid = run_in_process(
+        settings(
+            **{
+                "model.name": tiny_bert(tmp_path),
+                "lora.targets": "query,value",
+                "task.name": "classify",
+                "task.head": head,
+                "data.source": str(source),
+                "data.partition": "iid",
+            }
+        ),
+        nodes=2,
+        node_config={node: {"state-directory": str(tmp_path / "state")} for node in range(2)},
+    )
+    down, _ = wire.unpack_state(grid.sent[4].content.array_records["state"], rule="fedit")
+    assert ("W" in {part for _, part, _ in down.tensors}) == (head == "shared")
+    kept = sorted((tmp_path / "state").rglob("*.safetensors"))
+    assert len(kept) == (2 if head == "local" else 0)
+    if head == "local":
+        one, two = map(load_file, kept)
+        assert not torch.equal(one["classifier:W"], two["classifier:W"])
+        assert {file.stat().st_mode & 0o777 for file in kept} == {0o600}
+    exported = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+    assert ("base_model.model.classifier.weight" in exported) == (head != "local")
+
+
+def test_a_model_of_local_heads_has_no_central_score(settings, tmp_path):
+    with pytest.raises(BouquetError, match=r"local heads cannot be scored centrally .*Leave evaluation.source empty"):
+        run_in_process(settings(**{"task.head": "local", "evaluation.source": "x.jsonl"}), nodes=2)
 
 
 def test_bf16_on_the_wire_halves_the_bytes_and_the_nodes_agree(settings, tmp_path):

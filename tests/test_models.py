@@ -10,9 +10,6 @@ from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
 )
@@ -25,6 +22,7 @@ from common.error import BouquetError
 from common.export import export
 from common.tasks import Example
 from strategies import FedExLora, FedIT
+from tests.conftest import tiny_bert
 
 LORA = LoraConfig()
 TEXT = TaskConfig()
@@ -212,19 +210,10 @@ def test_an_unknown_device_is_refused():
         base.find_device("gpu")
 
 
-def bert(tmp_path) -> str:
-    network = BertForSequenceClassification(
-        BertConfig(vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-    )
-    network.bert.save_pretrained(tmp_path / "bert")
-    AutoTokenizer.from_pretrained(embedded.unpack()).save_pretrained(tmp_path / "bert")
-    return str(tmp_path / "bert")
-
-
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_a_classification_head_is_trained_shipped_and_loaded_by_plain_peft(quantization, tmp_path):
     settings = {
-        "model.name": bert(tmp_path),
+        "model.name": tiny_bert(tmp_path),
         "model.quantization": quantization,
         "task.name": "classify",
         "task.labels": 3,
