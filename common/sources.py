@@ -103,7 +103,7 @@ def _definitions(source: str) -> Iterator[str]:
     tree = ast.parse(source)
     lines = source.splitlines()
     docstrings: set[int] = set()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if (
             isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
             and ast.get_docstring(node) is not None
@@ -117,6 +117,14 @@ def _definitions(source: str) -> Iterator[str]:
                 if number not in docstrings
             ]
             yield "\n".join(kept) + "\n"
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Every statement below ``node``; unlike ``ast.walk``, without the expressions, which are most of a tree."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield child
+            yield from _statements(child)
 
 
 def _partition(dataset: Dataset, data: DataConfig, node: NodeConfig, seed: int) -> Dataset:

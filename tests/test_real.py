@@ -29,6 +29,8 @@ def test_minilm_on_sst2_reaches_what_a_plain_loop_reached(shared, settings, tmp_
                 "train.steps": 16,
                 "train.batch-size": 16,
                 "train.learning-rate": 2e-3,
+                "train.schedule": "constant",
+                "train.warmup": 0.0,
                 "evaluation.every": 0,
                 "evaluation.limit": 0,
                 "evaluation.source": str(sst2 / "validation.jsonl.gz"),
