@@ -17,7 +17,13 @@ class Memory:
     """The personal tensors of one node in one run, in one file of mode 0600."""
 
     def __init__(self, directory: str, run: str, node: str) -> None:
-        self._file = Path(directory or DEFAULT_DIRECTORY) / run / f"{node}.safetensors"
+        self._folder = Path(directory or DEFAULT_DIRECTORY) / run / node
+        self._file = self._folder / "personal.safetensors"
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the node's own PEFT adapter, where the rule or the head is personal."""
+        return self._folder / "adapter"
 
     def load(self) -> Tensors:
         """What was saved last; nothing before the first round."""
@@ -27,7 +33,7 @@ class Memory:
 
     def save(self, tensors: Tensors) -> None:
         """Replace what was saved, in one step."""
-        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         building = self._file.with_suffix(".building")
         save_file({str(key): tensor for key, tensor in tensors.items()}, building)
         building.chmod(0o600)

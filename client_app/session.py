@@ -15,11 +15,12 @@ from client_app.memory import Memory
 from client_app.training import train
 from common import base, models, sources, tasks, wire
 from common.adapter import State, Tensors, Update, digest
-from common.config import DataConfig, ModelConfig, NodeConfig, RunConfig, TaskConfig
+from common.config import DataConfig, ModelConfig, NodeConfig, TaskConfig
 from common.error import BouquetError
+from common.export import export
 from common.models import LoraModel
-from common.tasks import TASKS, Example, Task
-from strategies import RULES, Rule
+from common.tasks import Example, Task
+from strategies import Rule, build, read_config
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,12 @@ class Session:
     """What one message needs: the config, the rule, the task, the examples and the model of this node."""
 
     def __init__(self, context: Context) -> None:
-        choices = {"rule.name": list(RULES), "task.name": list(TASKS)}
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
-        self.config = RunConfig.from_flower(context.run_config, choices)
+        self.config = read_config(context.run_config)
         self.node = NodeConfig.from_flower(context.node_config)
-        self.rule: Rule = RULES[self.config.rule.name](head=self.config.task.head)
+        self.rule: Rule = build(self.config)
         self.task: Task = tasks.build(self.config.task)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         self.memory = Memory(self.node.state_directory, str(context.run_id), self.node.label)
@@ -100,7 +100,7 @@ class Session:
     def evaluate(self, message: Message) -> RecordDict:
         """Score the received state on the held-out examples; continue a prompt if the coordinator sends one."""
         config = self.config.evaluation
-        model, _ = self._receive(message)
+        model, state = self._receive(message)
         started = time.monotonic()
         heldout = self.examples().heldout
         score = model.score(self.task, heldout[: config.limit or None], self.pad, config.batch_size)
@@ -112,6 +112,9 @@ class Session:
             "seconds": time.monotonic() - started,
         }
         content = RecordDict({"metrics": MetricRecord(metrics)})
+        if self.rule.personal or self.config.task.head == "local":
+            own = State(model.tensors(), state.scale, state.round, state.offset)
+            export(own, self.config, self.memory.adapter, with_head=True)
         if prompt := message.content.config_records["config"].get("prompt"):
             content["sample"] = ConfigRecord({"text": model.generate(str(prompt), self.tokenizer)})
         return content
@@ -119,17 +122,20 @@ class Session:
     def _receive(self, message: Message) -> tuple[LoraModel, State]:
         """The state in a message: checked, completed with what each side draws, and installed in the model."""
         header, state = wire.unpack_state(message.content.array_records["state"], rule=self.rule.name)
-        model = models.load(self.config.model, self.config.lora, self.config.task, self.node.device)
+        lora = self.config.lora.model_copy(update={"rank": self.rank})
+        model = models.load(self.config.model, lora, self.config.task, self.node.device)
         if self.rule.drawn:
             drawn = self._draw(model, expected=header.seeded)
             state = replace(state, adapter=drawn | state.adapter)
         state = self.rule.view(state, self.rank)
-        model.install(self.rule.install(state, self.memory.load()), state.scale, state.offset)
+        kept = {key: tensor for key, tensor in self.memory.load().items() if self.rule.keeps(state.round, key)}
+        model.install(self.rule.install(state, kept), state.scale, state.offset)
         return model, state
 
     def _draw(self, model: LoraModel, expected: str) -> Tensors:
         """The tensors that never travel; the coordinator's digest proves that both sides drew the same."""
-        initial = self.rule.initial(model.spec, self.config.seed).adapter
+        spec = replace(model.spec, rank=self.config.lora.rank, scale=self.config.lora.scale)
+        initial = self.rule.initial(spec, self.config.seed).adapter
         drawn = {key: tensor for key, tensor in initial.items() if key.part in self.rule.drawn}
         if digest(drawn) != expected:
             raise BouquetError(

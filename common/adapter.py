@@ -93,6 +93,21 @@ class Update:
     weight: float
     scale: float
 
+    @property
+    def rank(self) -> int:
+        """The rank of the factors in it; 0 where there is none."""
+        return next(
+            (tensor.shape[0 if key.part == "A" else 1] for key, tensor in self.tensors.items() if key.part in FACTORS),
+            0,
+        )
+
+
+def leading(key: Key, tensor: Tensor, rank: int) -> Tensor:
+    """The leading ``rank`` slots of a factor; a head as it is."""
+    if key.part == "A":
+        return tensor[:rank]
+    return tensor[:, :rank] if key.part == "B" else tensor
+
 
 def weighted_mean(updates: Iterable[tuple[float, Tensors]]) -> Tensors:
     """The weighted mean of tensors with equal keys, as a running mean.

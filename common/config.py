@@ -4,6 +4,7 @@ Flower's run config is flat: kebab-case keys with dots, values of bool, int, flo
 into frozen models and reports every mistake at once, in the keys that the user wrote.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -94,9 +95,10 @@ class DataConfig(Section):
 
 
 class RuleConfig(Section):
-    """Which published rule merges the updates."""
+    """Which published rule merges the updates; ``options`` are the rules' own hyperparameters, by ``rule.field``."""
 
     name: str = "fedit"
+    options: Mapping[str, float] = {}
 
 
 class TrainConfig(Section):
@@ -165,10 +167,16 @@ class RunConfig(Section):
     round: RoundConfig = RoundConfig()
 
     @classmethod
-    def from_flower(cls, flat: Mapping[str, Any], choices: Mapping[str, list[str]] | None = None) -> Self:
+    def from_flower(
+        cls,
+        flat: Mapping[str, Any],
+        choices: Mapping[str, list[str]] | None = None,
+        rule_options: Mapping[str, float] | None = None,
+    ) -> Self:
         """Read Flower's flat run config.
 
-        ``choices`` adds the names that are known only elsewhere, such as ``{"rule.name": [...]}``.
+        Some of it is known only elsewhere: ``choices`` has names by key, such as ``{"rule.name": [...]}``, and
+        ``rule_options`` the hyperparameters of every rule with their defaults, such as ``{"florist.energy": 0.95}``.
         Raises :class:`ConfigError` with every mistake.
         """
         mistakes = [
@@ -176,17 +184,31 @@ class RunConfig(Section):
             for key, names in (choices or {}).items()
             if key in flat and flat[key] not in names
         ]
-        return _validate(
+        defaults = {f"rule.{key}": value for key, value in (rule_options or {}).items()}
+        own = {key: value for key, value in flat.items() if re.fullmatch(r"rule\.[^.]+\.[^.]+", key)}
+        for key, value in own.items():
+            if key not in defaults:
+                mistakes.append(f"{key}: unknown key. {did_you_mean(key, defaults)}".rstrip())
+            elif isinstance(value, bool) or not isinstance(value, int | float):
+                mistakes.append(f"{key}: expected a number, got {value!r}")
+        rest = {key: value for key, value in flat.items() if key not in own}
+        config = _validate(
             cls,
-            flat,
+            rest,
             mistakes,
             "run config",
             "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config.",
         )
+        options = {key.removeprefix("rule."): float(value) for key, value in (defaults | own).items()}
+        return config.model_copy(update={"rule": RuleConfig(name=config.rule.name, options=options)})
 
     def to_flower(self) -> dict[str, Any]:
         """The flat form, every key present."""
-        return dict(_flatten(self.model_dump(by_alias=True)))
+        flat = dict(_flatten(self.model_dump(by_alias=True)))
+        options = {key: value for key, value in flat.items() if key.startswith("rule.options.")}
+        return {key: value for key, value in flat.items() if key not in options} | {
+            key.replace("rule.options.", "rule."): value for key, value in options.items()
+        }
 
 
 class NodeConfig(Section):

@@ -12,13 +12,13 @@ from common.models import PREFIX
 from common.tasks import TASKS
 
 
-def export(state: State, config: RunConfig, folder: Path) -> None:
+def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) -> None:
     """Write ``state`` as one PEFT adapter. An offset is stacked on the factors exactly; nothing is merged or cut.
 
-    A local head stays with its node, so there is none to export.
+    ``with_head`` is false where every node has a head of its own, and the state has none that means anything.
     """
     head: Tensors = {}
-    if config.task.head != "local":
+    if with_head:
         head = {key: tensor for key, tensor in state.adapter.items() if key.part in HEAD}
     factors = {key: tensor for key, tensor in state.adapter.items() if key.part not in HEAD}
     scale = state.scale

@@ -7,6 +7,7 @@ from common.adapter import State
 from common.config import RunConfig
 from common.error import BouquetError
 from common.tasks import Score
+from strategies import RULES
 
 
 def central(config: RunConfig) -> Callable[[State], Score]:
@@ -14,11 +15,11 @@ def central(config: RunConfig) -> Callable[[State], Score]:
 
     Raises :class:`BouquetError` where there is no global model to score.
     """
-    if config.task.head == "local":
+    if config.task.head == "local" or RULES[config.rule.name].personal:
         raise BouquetError(
-            "a model with local heads cannot be scored centrally",
-            where="evaluation.source, task.head = 'local'",
-            cure="Leave evaluation.source empty, or use task.head = 'shared'.",
+            "there is no global model to score centrally",
+            where=f"evaluation.source, rule.name = '{config.rule.name}', task.head = '{config.task.head}'",
+            cure="Leave evaluation.source empty: every node scores its own model.",
         )
     task = tasks.build(config.task)
     tokenizer = base.load_tokenizer(config.model)

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from common.config import RunConfig
 from common.error import BouquetError
 from server_app.record import Record
-from strategies import Rule
+from strategies import RULES, Rule
 from strategies.strategy import choose, raise_failure
 
 POLL_SECONDS = 0.1
@@ -29,6 +29,7 @@ class Nodes:
         self._config = config
         self._record = record
         self._names: dict[int, str] = {}
+        self.ranks: dict[int, int] = {}
         self._left_out: set[int] = set()
         self._called: dict[str, int] = {}
 
@@ -78,6 +79,10 @@ class Nodes:
         if not self._names:
             raise BouquetError("no node can take part; the reasons are above")
 
+    def name(self, node: int) -> str:
+        """The name that a node gave itself."""
+        return self._names[node]
+
     def sample(self, fraction: float, draw: int) -> list[int]:
         """Nodes that are connected now, latecomers included: a sample by name, one ``draw`` one sample."""
         self._call_roll()
@@ -113,15 +118,18 @@ class Nodes:
                 got=f"'{name}'",
                 cure="Give each its own name or partition-id in --node-config.",
             )
-        if rank != self._config.lora.rank and not self._rule.mixed_ranks:
+        largest = self._config.lora.rank
+        if rank > largest or (rank != largest and not self._rule.mixed_ranks):
+            able = ", ".join(name for name, rule in RULES.items() if rule.mixed_ranks)
             raise BouquetError(
-                f"the rule '{self._rule.name}' needs one rank on every node",
+                f"a rank that the rule '{self._rule.name}' cannot serve",
                 where=f"{name}, lora-rank",
-                expected=str(self._config.lora.rank),
+                expected=f"at most {largest}" if self._rule.mixed_ranks else f"{largest} on every node",
                 got=str(rank),
-                cure="Leave lora-rank out of its --node-config.",
+                cure=f"Change lora-rank in its --node-config; rules that serve smaller ranks are {able}.",
             )
         self._names[node] = name
+        self.ranks[node] = rank
 
     def _push(self, message: Message) -> str:
         """Send one message; return its id, or a stand-in for one that Flower did not take, which nobody answers."""

@@ -92,7 +92,9 @@ class Rounds:
         """One round; True if enough nodes replied to count it."""
         state, config, started = outcome.state, self._config, time.monotonic()
         nodes = self._nodes.sample(config.fraction_train, state.round)
-        messages = self._strategy.messages(MessageType.TRAIN, state, nodes, ttl=config.round.deadline)
+        messages = self._strategy.messages(
+            MessageType.TRAIN, state, nodes, ranks=self._nodes.ranks, ttl=config.round.deadline
+        )
         outcome.bytes_down += (down := _bytes_down(messages))
         replies = self._replies(state, messages)
         outcome.bytes_up += (up := sum(reply.bytes_up for reply in replies))
@@ -118,7 +120,7 @@ class Rounds:
     def _replies(self, state: State, messages: list[Message]) -> list[Reply]:
         """The updates that can be merged, in the order of the nodes' names."""
         replies: list[Reply] = []
-        down = _bytes_down(messages[:1])
+        down = {self._nodes.name(message.metadata.dst_node_id): _bytes_down([message]) for message in messages}
         for name, message in self._nodes.exchange(messages):
             try:
                 reply = self._strategy.accept(state, message)
@@ -129,7 +131,9 @@ class Rounds:
                 continue
             replies.append(reply)
             facts = reply.metrics
-            self._record.event("train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down, **facts)
+            self._record.event(
+                "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], **facts
+            )
             self._record.say(
                 f"    {name}  loss {facts['loss']:.3f}  {facts['tokens']:,.0f} tokens  {facts['seconds']:.1f} s"
             )
@@ -139,7 +143,9 @@ class Rounds:
         """Score the state on the nodes' held-out examples, and centrally; None where nobody could."""
         state, config, metric = outcome.state, self._config, self._task.metric
         nodes = self._nodes.sample(config.fraction_evaluate, state.round)
-        messages = self._strategy.messages(MessageType.EVALUATE, state, nodes, ttl=config.round.deadline)
+        messages = self._strategy.messages(
+            MessageType.EVALUATE, state, nodes, ranks=self._nodes.ranks, ttl=config.round.deadline
+        )
         if messages and config.evaluation.prompt and not self._task.sequence_classification:
             messages[0].content["config"] = ConfigRecord({"prompt": config.evaluation.prompt})
         outcome.bytes_down += _bytes_down(messages)

@@ -6,19 +6,19 @@ from flwr.serverapp import Grid
 from common import tasks
 from common.adapter import digest
 from common.config import RunConfig
-from common.tasks import TASKS, Task
+from common.tasks import Task
 from server_app import checkpoint
 from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
 from server_app.rounds import Central, Outcome, Rounds
-from strategies import RULES
+from strategies import build, read_config
 from strategies.strategy import LoraStrategy
 
 
 def conduct(grid: Grid, context: Context) -> None:
     """One run, from its config to its adapter. Raises :class:`BouquetError` on what a user can mend."""
-    config = RunConfig.from_flower(context.run_config, {"rule.name": list(RULES), "task.name": list(TASKS)})
-    rule = RULES[config.rule.name](head=config.task.head)
+    config = read_config(context.run_config)
+    rule = build(config)
     task = tasks.build(config.task)
     with Record(config, context.run_id) as record:
         record.say(f"run directory {record.folder}")
@@ -41,7 +41,10 @@ def conduct(grid: Grid, context: Context) -> None:
         )
         strategy = LoraStrategy(rule, codec=config.wire.codec, seed=config.seed)
         outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
-        export(outcome.state, config, record.adapter)
+        if rule.personal:
+            record.say("no global model: each node has its own adapter in its state directory")
+        else:
+            export(outcome.state, config, record.adapter, with_head=config.task.head != "local")
         _report(outcome, task, record)
 
 
@@ -78,7 +81,8 @@ def _report(outcome: Outcome, task: Task, record: Record) -> None:
         if before.sample:
             record.say(f"before:\n{_indent(before.sample)}\nafter:\n{_indent(after.sample)}")
     record.say(f"bytes that crossed: {megabytes(outcome.bytes_up)} up, {megabytes(outcome.bytes_down)} down")
-    record.say(f"adapter: {record.adapter}")
+    if record.adapter.exists():
+        record.say(f"adapter: {record.adapter}")
     record.summarise(summary)
 
 

@@ -9,11 +9,25 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
-from common.adapter import FACTORS, HEAD, Key, Spec, State, Tensors, Update, check_shapes, weighted_mean
+from common.adapter import (
+    FACTORS,
+    HEAD,
+    Key,
+    Spec,
+    State,
+    Tensors,
+    Update,
+    check_shapes,
+    extend_offset,
+    leading,
+    weighted_mean,
+)
 from common.error import BouquetError
 
 
@@ -63,16 +77,21 @@ class Rule(ABC):
         return State(adapter, spec.scale)
 
     def view(self, state: State, rank: int) -> State:
-        """What a node of this rank works with; idempotent."""
-        if rank != state.rank:
+        """What a node of this rank works with: the leading slots of A and B. Idempotent.
+
+        Raises :class:`BouquetError` for another rank than the state's where the rule needs one rank, or for a larger.
+        """
+        if rank == state.rank:
+            return state
+        if not self.mixed_ranks or rank > state.rank:
             raise BouquetError(
-                f"the rule '{self.name}' needs one rank on every node",
+                f"a rank that the rule '{self.name}' cannot serve",
                 where="lora-rank",
-                expected=str(state.rank),
+                expected=f"at most {state.rank}" if self.mixed_ranks else f"{state.rank} on every node",
                 got=str(rank),
-                cure="Leave lora-rank out of --node-config.",
+                cure="Change lora-rank in --node-config, or lora.rank in the run config.",
             )
-        return state
+        return replace(state, adapter={key: leading(key, tensor, rank) for key, tensor in state.adapter.items()})
 
     def install(self, state: State, private: Tensors) -> Tensors:
         """Where a node starts: the state's tensors, over them what the node kept for itself."""
@@ -110,6 +129,8 @@ class Rule(ABC):
     @final
     def check(self, state: State, update: Update) -> None:
         """Raise :class:`BouquetError` unless a node of this rule could have made ``update`` from ``state``."""
+        if self.mixed_ranks:
+            state = self.view(state, min(update.rank or state.rank, state.rank))
         expected = {key: tuple(value.shape) for key, value in state.adapter.items() if self.sends(state.round, key)}
         check_shapes(update.tensors, expected, f"an update does not fit the rule '{self.name}'")
         for key, tensor in update.tensors.items():
@@ -119,7 +140,7 @@ class Rule(ABC):
                 )
         if not (math.isfinite(update.weight) and update.weight > 0):
             raise BouquetError("an update has no weight", expected="a positive, finite weight", got=str(update.weight))
-        if not self.mixed_ranks and update.scale != state.scale:
+        if update.scale != state.scale:
             raise BouquetError("an update has another scale", expected=str(state.scale), got=str(update.scale))
 
     @final
@@ -129,6 +150,12 @@ class Rule(ABC):
         Raises :class:`BouquetError` on an update that breaks the contract, or where there is none.
         """
         return replace(self.merge(state, self._checked(state, updates)), round=state.round + 1)
+
+    def _demand(self, field: str, valid: bool, expected: str) -> None:
+        """Raise :class:`BouquetError` unless a hyperparameter is valid."""
+        if not valid:
+            where = f"rule.{self.name}.{field.replace('_', '-')}"
+            raise BouquetError("a value out of range", where=where, expected=expected, got=str(getattr(self, field)))
 
     def _checked(self, state: State, updates: Iterable[Update]) -> Iterator[Update]:
         empty = True
@@ -150,3 +177,60 @@ class MeanRule(Rule):
         """Every sent tensor becomes ``sum_k p_k x_k`` with ``p_k = weight_k / sum_j weight_j``."""
         mean = weighted_mean((update.weight, update.tensors) for update in updates)
         return replace(state, adapter={**state.adapter, **mean})
+
+
+class Split(NamedTuple):
+    """How one layer's ideal update is divided: factors to go on from, and a part Q P to keep as it is."""
+
+    b: Tensor
+    a: Tensor
+    q: Tensor | None = None
+    p: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackRule(Rule):
+    """A rule that starts from the ideal update ``sum_k p_k s_k B_k A_k``, as stacked factors, and divides it.
+
+    The stack has the rank of all nodes together, so the nodes' ranks may differ.
+    """
+
+    linear = False
+    mixed_ranks = True
+
+    @abstractmethod
+    def split(self, left: Tensor, right: Tensor, rank: int, scale: float, seed: int) -> Split:
+        """Divide the ideal update ``left @ right`` (``d_out x R``, ``R x d_in``) of one layer.
+
+        The factors to go on from have rank ``rank`` and count ``scale`` times. ``seed`` is for what is drawn anew.
+        """
+
+    def merge(self, state: State, updates: Iterable[Update]) -> State:
+        """Stack every layer (the weights on A alone), divide it, and average the head."""
+        replies = list(updates)
+        total = sum(reply.weight for reply in replies)
+        heads = [(r.weight, {key: t for key, t in r.tensors.items() if key.part in HEAD}) for r in replies]
+        adapter = {**state.adapter, **weighted_mean(heads)}
+        kept: Tensors = {}
+        for number, layer in enumerate(state.layers()):
+            a, b = Key(layer, "A"), Key(layer, "B")
+            left = torch.cat([reply.tensors[b] for reply in replies], dim=1)
+            right = torch.cat([reply.weight / total * reply.scale * reply.tensors[a] for reply in replies], dim=0)
+            split = self.split(left, right, state.rank, state.scale, seed=(state.round + 1) * 2**20 + number)
+            adapter[a], adapter[b] = split.a, split.b
+            if split.q is not None and split.p is not None and split.q.shape[1]:
+                kept[Key(layer, "Q")], kept[Key(layer, "P")] = split.q, split.p
+        return replace(state, adapter=adapter, offset=extend_offset(state.offset, kept))
+
+
+def fresh(left: Tensor, right: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A new start for the layer that ``left @ right`` updates: B zero, A drawn as in :meth:`Rule.initial`."""
+    bound = 1 / math.sqrt(right.shape[1])
+    a = torch.empty(rank, right.shape[1]).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(left.shape[0], rank), a
+
+
+def padded(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors with zero slots up to ``rank``, where the layer or the stack has fewer directions."""
+    missing = rank - b.shape[1]
+    return pad(b, (0, missing)), pad(a, (0, 0, 0, missing))

@@ -9,7 +9,7 @@ Bouquet's own round loop uses the same messages and the same checks, with a dead
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
@@ -73,17 +73,26 @@ class LoraStrategy(Strategy):
         state: State,
         node_ids: Sequence[int],
         *,
+        ranks: Mapping[int, int] | None = None,
         config: ConfigRecord | None = None,
         ttl: float | None = None,
     ) -> list[Message]:
-        """One message a node with the state as the rule sends it. A list: Flower's gRPC side takes no generator."""
+        """One message a node with its view of the state; ``ranks`` names the nodes' ranks where they are known.
+
+        A list: Flower's gRPC side takes no generator.
+        """
         drawn = {key: tensor for key, tensor in state.adapter.items() if key.part in self.rule.drawn}
-        record = wire.pack_state(
-            state, self.rule.name, codec=self.codec, without=self.rule.drawn, seeded=digest(drawn) if drawn else ""
-        )
+        seeded = digest(drawn) if drawn else ""
+        ranks = {node_id: (ranks or {}).get(node_id, state.rank) for node_id in node_ids}
+        records = {
+            rank: wire.pack_state(
+                self.rule.view(state, rank), self.rule.name, codec=self.codec, without=self.rule.drawn, seeded=seeded
+            )
+            for rank in sorted(set(ranks.values()))
+        }
         return [
             Message(
-                RecordDict({"state": record, "config": config or ConfigRecord()}),
+                RecordDict({"state": records[ranks[node_id]], "config": config or ConfigRecord()}),
                 dst_node_id=node_id,
                 message_type=message_type,
                 group_id=str(state.round),

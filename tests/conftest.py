@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from common import embedded
-from common.config import RunConfig
+from strategies import read_config
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -27,6 +27,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the real data and models are not in {SHARED}")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes in one process are all there at once."""
+    monkeypatch.setattr("server_app.nodes.STEADY_SECONDS", 0.0)
+    monkeypatch.setattr("server_app.nodes.POLL_SECONDS", 0.01)
+
+
+@pytest.fixture(autouse=True)
+def _no_trace_in_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("client_app.memory.DEFAULT_DIRECTORY", tmp_path / "state")
+    monkeypatch.setattr("server_app.record.DEFAULT_DIRECTORY", tmp_path / "runs")
 
 
 @pytest.fixture
@@ -43,9 +56,10 @@ def settings(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "train.steps": 3,
             "train.batch-size": 4,
             "evaluation.limit": 8,
+            "evaluation.prompt": "",
             "round.deadline": 60.0,
         }
-        return RunConfig().to_flower() | small | changes
+        return read_config({}).to_flower() | small | changes
 
     return make
 

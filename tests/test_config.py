@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from common.config import ConfigError, NodeConfig, RunConfig
+from common.error import BouquetError
 from common.tasks import TASKS
-from strategies import RULES
+from strategies import OPTIONS, RULES, build, read_config
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 CHOICES = {"rule.name": list(RULES), "task.name": list(TASKS)}
@@ -25,7 +26,7 @@ def flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def test_pyprojects_defaults_are_the_models_defaults():
     written = dict(flatten(tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]))
-    models = RunConfig().to_flower()
+    models = read_config({}).to_flower()
     assert written == models
     assert {key: type(value) for key, value in written.items()} == {key: type(value) for key, value in models.items()}
 
@@ -51,13 +52,28 @@ def test_every_mistake_is_told_at_once_in_the_users_keys():
         )
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert lines[0] == "6 mistakes in the run config:"
-    assert "rule.name: expected one of fedit, ffa-lora, fedex-lora, got 'fedex'. Did you mean 'fedex-lora'?" in lines
+    names = ", ".join(RULES)
+    assert f"rule.name: expected one of {names}, got 'fedex'. Did you mean 'fedex-lora'?" in lines
     assert "task.name: expected one of text, instruct, classify, got 'txt'. Did you mean 'text'?" in lines
     assert "lora.rank: expected greater than or equal to 1, got 0" in lines
     assert "lora.rnak: unknown key. Did you mean 'lora.rank'?" in lines
     assert "model.quantization: expected 'nf4', 'int8' or 'none', got 'nf5'" in lines
     assert "train.batch-size: expected a valid integer, got '8'" in lines
     assert lines[-1] == "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config."
+
+
+def test_a_rules_own_hyperparameters_reach_it_and_mistakes_in_them_are_told():
+    config = read_config({"rule.name": "florist", "rule.florist.energy": 0.8})
+    assert build(config).energy == 0.8
+    assert set(config.rule.options) == set(OPTIONS)
+    with pytest.raises(ConfigError, match=r"rule.florist.enrgy: unknown key. Did you mean 'rule.florist.energy'\?"):
+        read_config({"rule.florist.enrgy": 0.8})
+    with pytest.raises(ConfigError, match=r"rule.florist.energy: expected a number, got 'all'"):
+        read_config({"rule.florist.energy": "all"})
+    with pytest.raises(
+        BouquetError, match=r"out of range \(rule.florist.energy\): expected more than 0, at most 1, got 2.0"
+    ):
+        build(read_config({"rule.name": "florist", "rule.florist.energy": 2}))
 
 
 def test_a_nodes_mistakes_point_at_the_node():

@@ -32,13 +32,8 @@ def test_a_run_lowers_every_nodes_heldout_loss_and_leaves_its_record(rule, setti
     run_in_process(settings(**{"rule.name": rule, "train.steps": 12, "train.learning-rate": 0.01}), nodes=2)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert all(summary["after"][node] < 0.9 * summary["before"][node] for node in ("node-000", "node-001", "all"))
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "adapter",
-        "checkpoints",
-        "config.json",
-        "metrics.jsonl",
-        "summary.json",
-    ]
+    left = {path.name for path in (tmp_path / "run").iterdir()} | ({"adapter"} if RULES[rule].personal else set())
+    assert left == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "summary.json"}
     train = [line for line in lines(tmp_path / "run") if line["phase"] == "train"]
     assert [(line["round"], line["node"]) for line in train] == [
         (1, "node-000"),
@@ -47,6 +42,13 @@ def test_a_run_lowers_every_nodes_heldout_loss_and_leaves_its_record(rule, setti
         (2, "node-001"),
     ]
     assert len(list((tmp_path / "run/checkpoints").glob("round-*.safetensors"))) == 2
+
+
+def test_a_prompt_is_continued_before_and_after(settings, capsys):
+    run_in_process(settings(**{"evaluation.prompt": "class ", "num-server-rounds": 1}), nodes=2)
+    shown = capsys.readouterr().out
+    assert "before:\n    class " in shown
+    assert "after:\n    class " in shown
 
 
 def test_two_runs_with_one_seed_are_equal_to_the_bit_whatever_ids_flower_gives(settings, tmp_path):
@@ -82,10 +84,9 @@ def test_the_wire_carries_only_what_the_rule_names(rule, settings, tmp_path):
     grid = run_in_process(settings(**{"rule.name": rule, "num-server-rounds": 1}), nodes=2)
     state = checkpoint.load(tmp_path / "run/checkpoints/round-0001.safetensors", rule)
     down, _ = wire.unpack_state(grid.sent[4].content.array_records["state"], rule=rule)
-    both = {"A", "B"}
-    assert {part for _, part, _ in down.tensors} == ({"B"} if rule == "ffa-lora" else both)
-    sent = sum(t.numel() for key, t in state.adapter.items() if key.part in ({"B"} if rule == "ffa-lora" else both))
-    assert down.numel() == sent
+    parts = RULES[rule]().plan(0).sent
+    assert {part for _, part, _ in down.tensors} == {"A", "B"} - RULES[rule].seeded
+    sent = sum(tensor.numel() for key, tensor in state.adapter.items() if key.part in parts)
     train = next(line for line in lines(tmp_path / "run") if line["phase"] == "train")
     assert 4 * sent <= train["bytes_up"] <= 4 * sent * 1.02 + 2000
 
@@ -161,6 +162,33 @@ def test_a_bad_update_is_refused_with_its_reason_and_the_run_goes_on(tamper, mes
     assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
 
 
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.mixed_ranks])
+def test_nodes_of_several_ranks_train_together(rule, settings, tmp_path):
+    changes = {"rule.name": rule, "train.steps": 12, "train.learning-rate": 0.01}
+    grid = run_in_process(settings(**changes), nodes=2, node_config={1: {"lora-rank": 2}})
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert all(summary["after"][node] < summary["before"][node] for node in ("node-000", "node-001"))
+    views = [wire.unpack_state(message.content.array_records["state"], rule=rule)[1] for message in grid.sent[4:6]]
+    assert [view.rank for view in views] == [8, 2]
+    up = [line["bytes_up"] for line in lines(tmp_path / "run") if line["phase"] == "train" and line["round"] == 1]
+    assert up[1] == pytest.approx(up[0] / 4, rel=0.05)
+
+
+def test_a_personal_b_stays_on_its_node_and_is_exported_there(settings, tmp_path):
+    grid = run_in_process(settings(**{"rule.name": "fedsa-lora"}), nodes=3)
+    for message in grid.sent:
+        for record in message.content.array_records.values():
+            assert {part for _, part, _ in wire.unpack_state(record, rule="fedsa-lora")[0].tensors} == {"A"}
+    personal = [load_file(file) for file in sorted((tmp_path / "state").rglob("personal.safetensors"))]
+    exported = [load_file(file) for file in sorted((tmp_path / "state").rglob("adapter_model.safetensors"))]
+    layer = "model.layers.0.mlp.up_proj"
+    name = f"base_model.model.{layer}"
+    for own, adapter in zip(personal, exported, strict=True):
+        assert torch.equal(own[f"{layer}:B"], adapter[f"{name}.lora_B.weight"])
+        assert torch.equal(adapter[f"{name}.lora_A.weight"], exported[0][f"{name}.lora_A.weight"])
+    assert not torch.equal(personal[0][f"{layer}:B"], personal[1][f"{layer}:B"])
+
+
 def test_a_late_node_is_left_out_after_the_deadline(settings, tmp_path):
     run_in_process(
         settings(**{"num-server-rounds": 1, "round.deadline": 3.0}), nodes=2, tamper={0: lambda content: None}
@@ -193,7 +221,8 @@ def test_a_node_with_bad_data_is_left_out_at_the_roll_call(settings, tmp_path):
 def test_mixed_ranks_are_refused_at_the_roll_call(settings, tmp_path):
     run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: {"lora-rank": 4}})
     (reason,) = failures(tmp_path / "run")
-    assert "the rule 'fedit' needs one rank on every node (node-001, lora-rank): expected 8, got 4" in reason
+    assert "a rank that the rule 'fedit' cannot serve (node-001, lora-rank): expected 8 on every node, got 4" in reason
+    assert "rules that serve smaller ranks are flora, flexlora" in reason
 
 
 def test_two_nodes_of_one_name_do_not_both_take_part(settings, tmp_path):
@@ -243,11 +272,10 @@ def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
             }
         ),
         nodes=2,
-        node_config={node: {"state-directory": str(tmp_path / "state")} for node in range(2)},
     )
     down, _ = wire.unpack_state(grid.sent[4].content.array_records["state"], rule="fedit")
     assert ("W" in {part for _, part, _ in down.tensors}) == (head == "shared")
-    kept = sorted((tmp_path / "state").rglob("*.safetensors"))
+    kept = sorted((tmp_path / "state").rglob("personal.safetensors"))
     assert len(kept) == (2 if head == "local" else 0)
     if head == "local":
         one, two = map(load_file, kept)
@@ -257,9 +285,11 @@ def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
     assert ("base_model.model.classifier.weight" in exported) == (head != "local")
 
 
-def test_a_model_of_local_heads_has_no_central_score(settings, tmp_path):
-    with pytest.raises(BouquetError, match=r"local heads cannot be scored centrally .*Leave evaluation.source empty"):
-        run_in_process(settings(**{"task.head": "local", "evaluation.source": "x.jsonl"}), nodes=2)
+def test_where_every_node_has_its_own_model_there_is_no_central_score(settings):
+    for number, personal in enumerate(({"task.head": "local"}, {"rule.name": "fedsa-lora"})):
+        changes = {"evaluation.source": "x.jsonl", "run-name": f"run-{number}"}
+        with pytest.raises(BouquetError, match=r"no global model to score centrally .*Leave evaluation.source empty"):
+            run_in_process(settings(**personal, **changes), nodes=2)
 
 
 def test_bf16_on_the_wire_halves_the_bytes_and_the_nodes_agree(settings, tmp_path):

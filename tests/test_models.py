@@ -167,7 +167,7 @@ def test_plain_peft_loads_the_export_and_sees_the_same_loss(with_offset, tmp_pat
     state = random_state(model)
     if not with_offset:
         state = State(state.adapter, state.scale)
-    export(state, RunConfig(), tmp_path)
+    export(state, RunConfig(), tmp_path, with_head=True)
     model.install(state.adapter, state.scale, state.offset)
     ours = model.score(tasks.build(TEXT), EXAMPLES, 0, 4).loss
 
@@ -232,7 +232,7 @@ def test_a_classification_head_is_trained_shipped_and_loaded_by_plain_peft(quant
     after = State(model.tensors(), state.scale, 1)
     assert not torch.equal(after.adapter[Key("classifier", "W")], state.adapter[Key("classifier", "W")])
 
-    export(after, config, tmp_path / "adapter")
+    export(after, config, tmp_path / "adapter", with_head=True)
     plain = base.load(config.model, 3, torch.device("cpu"))
     loaded = PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
     batch = task.collate(examples, 0)

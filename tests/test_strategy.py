@@ -4,16 +4,15 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from common import models, wire
-from common.config import RunConfig
-from strategies import FedExLora, FedIT, FFALora
+from strategies import FedExLora, FedIT, FFALora, FLora, read_config
 from strategies.strategy import LoraStrategy, choose
 from tests.grid import InProcessGrid
 
 
-@pytest.mark.parametrize("rule", [FedIT(), FFALora(), FedExLora()], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [FedIT(), FFALora(), FedExLora(), FLora()], ids=lambda rule: rule.name)
 def test_flowers_own_loop_gives_what_our_loop_gives(rule, settings):
     config = settings(**{"rule.name": rule.name})
-    run = RunConfig.from_flower(config)
+    run = read_config(config)
     grid = InProcessGrid(config, nodes=2)
     strategy = LoraStrategy(rule)
     spec = models.describe(run.model, run.lora, run.task)
@@ -27,7 +26,7 @@ def test_flowers_own_loop_gives_what_our_loop_gives(rule, settings):
 
 def test_a_bad_reply_is_refused_in_flowers_own_loop_too(settings, caplog):
     config = settings()
-    run = RunConfig.from_flower(config)
+    run = read_config(config)
     grid = InProcessGrid(
         config, nodes=2, tamper={0: lambda content: RecordDict({"failure": ConfigRecord({"reason": "no disk"})})}
     )

@@ -1,0 +1,35 @@
+"""FedMomentum: the best factors to go on from, and the rest as a frozen offset.
+
+*FedMomentum: Preserving LoRA Training Momentum in Federated Fine-Tuning*, arXiv:2603.08014.
+
+    U S Vh = svd(sum_k p_k s_k B_k A_k)
+    B = U_r sqrt(S_r / s),  A = sqrt(S_r / s) Vh_r        W_0 <- W_0 + sum_{i > r} u_i S_i vh_i
+
+Exact, with the smallest offset that any choice of rank-r factors leaves (Eckart-Young).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.adapter import low_rank_svd
+from strategies.rule import Split, StackRule, padded
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedMomentum(StackRule):
+    """The leading directions to go on from, balanced over both factors; the others join the offset."""
+
+    name = "fedmomentum"
+    paper = "arXiv:2603.08014"
+    exact = True
+
+    def split(self, left: Tensor, right: Tensor, rank: int, scale: float, seed: int) -> Split:
+        """The leading ``rank`` directions, and those after them that are not numerically zero."""
+        u, singular, vh = low_rank_svd(left, right)
+        root = (singular[:rank] / scale).sqrt()
+        b, a = padded(u[:, :rank] * root, root[:, None] * vh[:rank], rank)
+        cut = singular[0] * max(left.shape[0], right.shape[1]) * torch.finfo(torch.float32).eps
+        numerical = max(rank, int((singular > cut).sum()))
+        return Split(b, a, (u * singular)[:, rank:numerical], vh[rank:numerical])

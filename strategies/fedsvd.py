@@ -1,0 +1,49 @@
+"""FedSVD: B averaged, then both factors reframed so that A has orthonormal rows.
+
+Lee et al., *FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA*, arXiv:2505.12805
+(NeurIPS 2025).
+
+    A_t fixed        B <- sum_k p_k B_k        U S Vh = svd(B A_t)        A_{t+1} = Vh        B_{t+1} = U S
+
+Exact: one factor is common, and the reframing keeps the product. It is work of the server on what has been released
+already, so it costs no privacy. Where B is zero (the first round, or no round yet) A stays as it is; directions that
+the product lacks are completed to an orthonormal frame by the SVD itself.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from common.adapter import Key, State, Update
+from strategies.rule import MeanRule, Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedSVD(MeanRule):
+    """Trains and sends B; the server averages it and reframes A and B."""
+
+    name = "fedsvd"
+    paper = "arXiv:2505.12805"
+    exact = True
+
+    def plan(self, round: int) -> Plan:
+        """B, in every round."""
+        return Plan(trained=frozenset({"B"}), sent=frozenset({"B"}))
+
+    def merge(self, state: State, updates: Iterable[Update]) -> State:
+        """The mean of B, then A and B of the same product with orthonormal rows of A."""
+        merged = super().merge(state, updates)
+        adapter = dict(merged.adapter)
+        for layer in merged.layers():
+            a, b = Key(layer, "A"), Key(layer, "B")
+            if adapter[b].any() and adapter[a].shape[0] <= min(adapter[b].shape[0], adapter[a].shape[1]):
+                adapter[b], adapter[a] = reframe(adapter[b], adapter[a])
+        return replace(merged, adapter=adapter)
+
+
+def reframe(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same product ``b @ a`` as U S and Vh: ``b = Q R``, then the SVD of the small ``R a`` (r x d_in)."""
+    q, r = torch.linalg.qr(b.double())
+    u, singular, vh = torch.linalg.svd(r @ a.double(), full_matrices=False)
+    return ((q @ u) * singular).to(b.dtype), vh.to(a.dtype)

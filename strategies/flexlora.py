@@ -1,0 +1,31 @@
+"""FlexLoRA: the weighted mean of the products, cut to each node's rank by an SVD.
+
+Bai et al., *Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources*,
+arXiv:2402.11505 (NeurIPS 2024).
+
+    U S Vh = svd(sum_k p_k s_k B_k A_k)        a node of rank q gets  A = Vh[:q],  B = U[:, :q] S[:q] / s
+
+The factors of a smaller rank are the leading ones of a larger, so the state holds those of the largest and a view takes
+a slice. Not exact: what lies beyond rank q is lost, and the error is the norm of the singular values that were cut.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from common.adapter import low_rank_svd
+from strategies.rule import Split, StackRule, padded
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlexLora(StackRule):
+    """The best factors of the state's rank to go on from; nothing kept beside them."""
+
+    name = "flexlora"
+    paper = "arXiv:2402.11505"
+    exact = False
+
+    def split(self, left: Tensor, right: Tensor, rank: int, scale: float, seed: int) -> Split:
+        """The leading singular directions, with the singular values on B, as in the paper."""
+        u, singular, vh = low_rank_svd(left, right)
+        return Split(*padded((u * singular)[:, :rank] / scale, vh[:rank], rank))
