@@ -20,6 +20,7 @@ from common.error import BouquetError
 from common.export import export
 from common.models import LoraModel
 from common.tasks import Example, Task
+from common.version import ROOT, fingerprint
 from strategies import Rule, build, read_config
 
 
@@ -61,9 +62,15 @@ class Session:
         return _examples(config.data, self.node, config.task, config.model, config.seed)
 
     def answer_roll_call(self) -> RecordDict:
-        """Who is here: the node's name, rank and number of examples."""
-        facts = ConfigRecord({"name": self.node.label, "rank": self.rank, "examples": len(self.examples().train)})
-        return RecordDict({"node": facts})
+        """Who is here: the node's name, rank and number of examples, and the code it runs."""
+        facts: dict[str, Any] = {
+            "name": self.node.label,
+            "rank": self.rank,
+            "examples": len(self.examples().train),
+            "code": fingerprint(),
+            "where": str(ROOT),
+        }
+        return RecordDict({"node": ConfigRecord(facts)})
 
     def train(self, message: Message) -> RecordDict:
         """One round of local training, from the state in the message to the update that leaves."""

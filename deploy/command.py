@@ -10,10 +10,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from strategies import RULES
+from common.error import BouquetError
+from strategies import RULES, read_config
 
 APP = Path(__file__).parents[1]
 QUIET = {
@@ -49,7 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "rules":
         print(rules_table())
         return 0
-    return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), options.settings)
+    settings = [_quoted(setting) for setting in options.settings]
+    try:
+        read_config(_flat(settings))
+    except BouquetError as error:
+        print(f"bouquet: {error}", file=sys.stderr)
+        return 2
+    return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), settings)
 
 
 def simulate(nodes: int, cpus: int, gpus: float, directory: Path, settings: Sequence[str]) -> int:
@@ -61,11 +71,16 @@ def simulate(nodes: int, cpus: int, gpus: float, directory: Path, settings: Sequ
     log = directory / "flower.log"
     flwr = Path(sys.executable).with_name("flwr")
     # Flower finds its own programs on the PATH.
-    environment = {**os.environ, **QUIET, "PATH": f"{flwr.parent}{os.pathsep}{os.environ['PATH']}"}
-    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *map(_quoted, settings)]
+    environment = {
+        **os.environ,
+        **QUIET,
+        **_own_superlink(),
+        "PATH": f"{flwr.parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *settings]
     federation = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
     command = [str(flwr), "run", str(APP), "local", "--stream", "--federation-config", federation]
-    run_id = ""
+    run_id, failed = "", False
     with (
         log.open("w") as everything,
         subprocess.Popen(
@@ -80,12 +95,27 @@ def simulate(nodes: int, cpus: int, gpus: float, directory: Path, settings: Sequ
         for line in process.stdout or ():
             everything.write(line)
             run_id = run_id or "".join(re.findall(r"started run (\d+)", line))
-            if not run_id or not NOISE.search(line):
+            failed = failed or "Traceback (most recent call last)" in line or "ERROR" in line
+            if not run_id or not (failed or NOISE.search(line)):
                 print(line, end="", flush=True)
     if not run_id or _status(flwr, run_id, environment) != "finished:completed":
         print(f"bouquet: the run did not complete; everything Flower said is in {log}", file=sys.stderr)
         return 1
     return 0
+
+
+def _own_superlink() -> dict[str, str]:
+    """Where Flower keeps this checkout's local SuperLink.
+
+    `flwr run` leaves one running for the next time, with the packages of the environment that started it; another
+    checkout's would run this app with them.
+    """
+    port = 20000 + 2 * (zlib.crc32(str(APP).encode()) % 5000)
+    return {
+        "FLWR_HOME": str(Path(sys.prefix) / "flower"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(port + 1),
+    }
 
 
 def rules_table() -> str:
@@ -113,9 +143,23 @@ def _status(flwr: Path, run_id: str, environment: dict[str, str]) -> str:
         return "unknown"
 
 
+def _flat(settings: Sequence[str]) -> dict[str, Any]:
+    """The settings as Flower's flat run config. Raises :class:`BouquetError` on one that is not key=value."""
+    flat: dict[str, Any] = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        try:
+            flat[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError as error:
+            raise BouquetError("a setting cannot be read", expected="key=value", got=setting) from error
+    return flat
+
+
 def _quoted(setting: str) -> str:
     """A ``key=value`` with the value as TOML: bare words become strings."""
-    key, _, value = setting.partition("=")
+    key, equals, value = setting.partition("=")
+    if not equals:
+        return setting
     if re.fullmatch(r"true|false|[-+]?[\d.]+(e[-+]?\d+)?|\".*\"", value):
         return setting
     return f'{key}="{value}"'

@@ -1,7 +1,5 @@
 """The ServerApp. The libraries that do the work are imported when a run starts, beside the start of the nodes."""
 
-import sys
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -12,11 +10,11 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One run of the federation; a mistake of the user's ends it with its message and no traceback."""
+    """One run of the federation; a mistake of the user's is told in one message, before Flower's traceback."""
     from server_app.run import conduct
 
     try:
         conduct(grid, context)
     except BouquetError as error:
         print(f"bouquet: {error}", flush=True)
-        sys.exit(1)
+        raise

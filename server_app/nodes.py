@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.error import BouquetError
+from common.version import ROOT, fingerprint
 from server_app.record import Record
 from strategies import RULES, Rule
 from strategies.strategy import choose, raise_failure
@@ -72,6 +73,14 @@ class Nodes:
                     raise BouquetError("no answer to the roll call")
                 raise_failure(message)
                 facts = message.content.config_records["node"]
+                if facts.get("code") != fingerprint():
+                    raise BouquetError(
+                        "a node that runs other code than the coordinator",
+                        where=f"{facts['name']!s}, {facts.get('where')!s}",
+                        expected=f"the code of {ROOT} ({fingerprint()})",
+                        got=str(facts.get("code")),
+                        cure="Stop SuperLinks and SuperNodes of older checkouts; uninstall other copies of Bouquet.",
+                    )
                 self._admit(node, str(facts["name"]), int(str(facts["rank"])))
             except BouquetError as reason:
                 self._left_out.add(node)

@@ -225,6 +225,15 @@ def test_mixed_ranks_are_refused_at_the_roll_call(settings, tmp_path):
     assert "rules that serve smaller ranks are flora, flexlora" in reason
 
 
+def test_a_node_that_runs_other_code_is_refused(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("client_app.session.fingerprint", lambda: "0123456789abcdef")
+    with pytest.raises(BouquetError, match="no node can take part"):
+        run_in_process(settings(), nodes=2)
+    assert re.search(
+        r"runs other code than the coordinator \(node-000, .*expected the code of .*", failures(tmp_path / "run")[0]
+    )
+
+
 def test_two_nodes_of_one_name_do_not_both_take_part(settings, tmp_path):
     run_in_process(
         settings(**{"num-server-rounds": 1}), nodes=2, node_config={0: {"name": "twin"}, 1: {"name": "twin"}}
