@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 
 QUIET = --quiet --disable-pip-version-check
 
-.PHONY: run test unit lint type clean
+.PHONY: run test unit mutants lint type clean
 
 run: .venv/ready
 	$(BIN)/bouquet run
@@ -18,6 +18,9 @@ test: lint type
 
 unit: .venv/ready
 	$(BIN)/pytest -m "not slow"
+
+mutants: .venv/ready
+	$(BIN)/python -m tests.mutants
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -46,6 +46,7 @@ def train(
     Raises :class:`BouquetError` if the loss stops being finite.
     """
     parameters = model.train_only(keys)
+    received = [parameter.detach().clone() for parameter in parameters] if config.proximal else []
     steps = steps_in_round(config, len(examples))
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     factor = schedule(config, steps * rounds)
@@ -67,6 +68,8 @@ def train(
             loss = _loss(model, task, batch) / config.accumulation
             loss.backward()  # type: ignore[no-untyped-call]
             total_loss += loss.item()
+        if config.proximal:
+            _pull_back(parameters, received, config.proximal)
         if not math.isfinite(total_loss):
             raise BouquetError(
                 "the training loss is not finite",
@@ -106,6 +109,13 @@ def schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
         return 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def _pull_back(parameters: Sequence[nn.Parameter], received: Sequence[torch.Tensor], mu: float) -> None:
+    """Add the gradient of FedProx's term, mu / 2 |w - w_received|^2 (Li et al., arXiv:1812.06127, eq. 2)."""
+    for parameter, start in zip(parameters, received, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - start, alpha=mu)
 
 
 def _peak_memory(device: torch.device) -> int:

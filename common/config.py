@@ -102,7 +102,10 @@ class RuleConfig(Section):
 
 
 class TrainConfig(Section):
-    """The local loop of one round. ``steps`` = 0 means ``epochs`` passes over the node's examples."""
+    """The local loop of one round.
+
+    ``steps`` = 0 means ``epochs`` passes over the node's examples; ``proximal`` is FedProx's mu, 0 for none.
+    """
 
     steps: CountOrOff = 32
     epochs: Count = 1
@@ -111,6 +114,7 @@ class TrainConfig(Section):
     learning_rate: Positive = 5e-3
     weight_decay: NonNegative = 0.0
     clip_norm: NonNegative = 1.0
+    proximal: NonNegative = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weighting: Literal["examples", "uniform"] = "examples"

@@ -15,7 +15,12 @@ from common.tasks import Score, Task
 from server_app import checkpoint
 from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
+from strategies import RULES
+from strategies.meter import aggregation_error
 from strategies.strategy import LoraStrategy, Reply, mean_metrics, raise_failure, read_metrics
+
+# The share of the ideal update that a rule may lose before it is worth a line.
+WORTH_SAYING = 0.1
 
 Central = Callable[[State], Score]
 
@@ -59,6 +64,7 @@ class Rounds:
         self._config = config
         self._record = record
         self._central = central
+        self._advised = False
 
     def run(self, state: State) -> Outcome:
         """All rounds that ``state`` has not seen yet. Raises :class:`BouquetError` when a round keeps failing."""
@@ -107,6 +113,7 @@ class Rounds:
             return False
 
         outcome.state = self._strategy.rule.aggregate(state, (reply.update for reply in replies))
+        self._measure(state, replies, outcome.state)
         checkpoint.save(self._record.checkpoints, outcome.state, self._strategy.rule.name)
         loss = mean_metrics([(reply.update.weight, reply.metrics) for reply in replies])["loss"]
         facts = {"loss": loss, "bytes_up": up, "bytes_down": down, "seconds": time.monotonic() - started}
@@ -116,6 +123,19 @@ class Rounds:
             f"{len(replies)}/{len(nodes)} nodes  up {megabytes(up)}  down {megabytes(down)}  {facts['seconds']:.1f} s"
         )
         return True
+
+    def _measure(self, state: State, replies: list[Reply], merged: State) -> None:
+        """Record what a rule that is not exact has lost in this round; say it once where an exact one would pay."""
+        rule = self._strategy.rule
+        if rule.exact or rule.personal:
+            return
+        errors = aggregation_error(state, [reply.update for reply in replies], merged)
+        overall = errors.pop("")
+        self._record.event("aggregation-error", merged.round, overall=overall, layers=errors)
+        if overall > WORTH_SAYING and not self._advised:
+            exact = ", ".join(name for name, other in RULES.items() if other.exact)
+            self._record.say(f"    {rule.name} lost {overall:.0%} of the nodes' mean update; exact rules are {exact}")
+            self._advised = True
 
     def _replies(self, state: State, messages: list[Message]) -> list[Reply]:
         """The updates that can be merged, in the order of the nodes' names."""

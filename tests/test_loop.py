@@ -44,6 +44,17 @@ def test_a_run_lowers_every_nodes_heldout_loss_and_leaves_its_record(rule, setti
     assert len(list((tmp_path / "run/checkpoints").glob("round-*.safetensors"))) == 2
 
 
+def test_what_a_rule_loses_is_recorded_and_an_exact_rule_is_named(settings, tmp_path, capsys):
+    for name, learning_rate in (("fedit", 0.05), ("fedex-lora", 0.05)):
+        run_in_process(settings(**{"rule.name": name, "run-name": name, "train.learning-rate": learning_rate}), nodes=3)
+    errors = [line["overall"] for line in lines(tmp_path / "fedit") if line["phase"] == "aggregation-error"]
+    assert len(errors) == 2
+    assert all(0 < error < 1 for error in errors)
+    assert not [line for line in lines(tmp_path / "fedex-lora") if line["phase"] == "aggregation-error"]
+    shown = capsys.readouterr().out
+    assert shown.count("of the nodes' mean update; exact rules are ffa-lora, rolora") == (max(errors) > 0.1)
+
+
 def test_a_prompt_is_continued_before_and_after(settings, capsys):
     run_in_process(settings(**{"evaluation.prompt": "class ", "num-server-rounds": 1}), nodes=2)
     shown = capsys.readouterr().out

@@ -289,6 +289,17 @@ def test_the_schedule_spans_all_rounds():
     assert schedule(TrainConfig.model_validate({"schedule": "linear", "warmup": 0.0}), 10)(5) == 0.5
 
 
+def test_a_proximal_term_keeps_the_factors_near_where_they_started():
+    moved = []
+    for mu in (0.0, 100.0):
+        model = fresh()
+        before = start(model).adapter
+        config = TrainConfig.model_validate({"steps": 8, "batch-size": 4, "proximal": mu, "clip-norm": 0.0})
+        train(model, model.keys, tasks.build(TEXT), EXAMPLES, config, pad=0, seed="s", round=0, rounds=1)
+        moved.append(sum(float((tensor - before[key]).square().sum()) for key, tensor in model.tensors().items()))
+    assert 0 < moved[1] < 0.5 * moved[0]
+
+
 def test_epochs_count_every_example():
     config = TrainConfig.model_validate({"steps": 0, "epochs": 2, "batch-size": 4, "accumulation": 2})
     assert steps_in_round(config, 17) == 6

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from common.adapter import (
@@ -17,6 +18,7 @@ from common.adapter import (
     weighted_mean,
 )
 from strategies import (
+    RULES,
     FedExLora,
     FedIT,
     FedMomentum,
@@ -30,6 +32,7 @@ from strategies import (
     RoLora,
 )
 from strategies.fedrot_lora import nearest_rotation
+from strategies.meter import aggregation_error
 from tests.test_laws import LAYERS, dense, model_of, spec, started, trained
 
 
@@ -74,6 +77,7 @@ def test_ffa_lora_trains_a_b_of_one_common_a():
     state = started(rule)
     initial = rule.initial(spec(), seed=0)
     assert all(torch.equal(state.adapter[k], initial.adapter[k]) for k in state.adapter if k.part == "A")
+    assert {key.part for key in state.adapter if key.part in "AB" and rule.trains(0, key)} == {"B"}
     assert sum(t.numel() for k, t in trained(rule, state, 0, 1.0).tensors.items() if k.part == "B") == sum(
         3 * shape.d_out for shape in LAYERS.values()
     )
@@ -249,6 +253,7 @@ def test_fedsvd_has_orthonormal_rows_and_keeps_the_product():
 def test_rolora_trains_b_first_and_in_turns():
     rule = RoLora()
     assert [sorted(rule.plan(step).trained) for step in range(4)] == [["B"], ["A"], ["B"], ["A"]]
+    assert all(rule.plan(step).sent == rule.plan(step).trained for step in range(4))
     state = rule.initial(spec(), seed=0)
     after = rule.aggregate(state, [trained(rule, state, 0, 1.0)])
     assert all(torch.equal(after.adapter[k], state.adapter[k]) for k in state.adapter if k.part == "A")
@@ -271,3 +276,21 @@ def test_fedrot_turns_towards_the_reference_and_keeps_every_product():
     assert torch.linalg.det(rotation) > 0
     unturned = FedRotLora(softness=0.0).send(state, local)
     assert all(torch.equal(unturned[key], local[key]) for key in unturned)
+
+
+@pytest.mark.parametrize("rule", [cls() for cls in RULES.values() if not cls.personal], ids=lambda rule: rule.name)
+def test_the_meter_reads_what_the_dense_matrices_say(rule):
+    state = started(rule)
+    updates = [trained(rule, state, seed, seed + 1.0) for seed in range(3)]
+    merged = rule.aggregate(state, updates)
+    read = aggregation_error(state, updates, merged)
+    parts = [dense(model_of(state, update)) for update in updates]
+    squares = []
+    for layer, matrix in dense(merged).items():
+        ideal = sum(update.weight / 6 * part[layer] for update, part in zip(updates, parts, strict=True))
+        error, size = torch.linalg.norm(matrix - ideal), torch.linalg.norm(ideal)
+        squares.append((error.square(), size.square()))
+        assert read[layer] == pytest.approx((error / size).item(), abs=1e-5)
+    overall = (sum(e for e, _ in squares) / sum(s for _, s in squares)).sqrt().item()
+    assert read[""] == pytest.approx(overall, abs=1e-5)
+    assert (read[""] < 1e-5) == rule.exact
