@@ -102,6 +102,12 @@ class Update:
         )
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor an infinity."""
+    # A finite sum proves it in one pass and no memory; one that is not may be an overflow of finite values.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 def leading(key: Key, tensor: Tensor, rank: int) -> Tensor:
     """The leading ``rank`` slots of a factor; a head as it is."""
     if key.part == "A":

@@ -23,6 +23,7 @@ from common.adapter import (
     State,
     Tensors,
     Update,
+    all_finite,
     check_shapes,
     extend_offset,
     leading,
@@ -134,7 +135,7 @@ class Rule(ABC):
         expected = {key: tuple(value.shape) for key, value in state.adapter.items() if self.sends(state.round, key)}
         check_shapes(update.tensors, expected, f"an update does not fit the rule '{self.name}'")
         for key, tensor in update.tensors.items():
-            if not torch.isfinite(tensor).all():
+            if not all_finite(tensor):
                 raise BouquetError(
                     "an update is not finite", where=str(key), expected="finite values", got="NaN or infinity"
                 )

@@ -121,7 +121,7 @@ MUTANTS = (
     Mutant(
         "FedAvg: an update of NaN is averaged",
         "strategies/rule.py",
-        "if not torch.isfinite(tensor).all():",
+        "if not all_finite(tensor):",
         "if False:",
     ),
 )

@@ -213,6 +213,13 @@ def test_an_update_that_breaks_the_contract_is_refused(rule, spoil, message):
 
 
 @rules
+def test_large_finite_values_whose_sum_overflows_are_not_refused(rule):
+    state = started(rule)
+    good = trained(rule, state, 0, 1.0)
+    rule.check(state, replace(good, tensors={key: torch.full_like(t, 3e38) for key, t in good.tensors.items()}))
+
+
+@rules
 def test_a_round_without_updates_is_refused(rule):
     with pytest.raises(BouquetError, match="a round without updates: expected at least one update, got none"):
         rule.aggregate(started(rule), [])
