@@ -44,7 +44,9 @@ class Session:
         self.rule: Rule = build(self.config)
         self.task: Task = tasks.build(self.config.task)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
-        self.memory = Memory(self.node.state_directory, str(context.run_id), self.node.label)
+        # A run that is resumed has another id, and its name.
+        run = self.config.run_name or str(context.run_id)
+        self.memory = Memory(self.node.state_directory, run, self.node.label)
 
     @property
     def rank(self) -> int:

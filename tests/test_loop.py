@@ -84,6 +84,18 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(settings, tmp_path):
     assert broken["adapter_digest"] == whole_run["adapter_digest"]
 
 
+def test_personal_factors_survive_a_resume(settings, tmp_path):
+    config = settings(**{"rule.name": "fedsa-lora", "num-server-rounds": 1})
+    run_in_process(config, nodes=2)
+    (first, _) = [load_file(file) for file in sorted((tmp_path / "state").rglob("personal.safetensors"))]
+    grid = run_in_process({**config, "resume": True}, nodes=2)
+    assert [message.metadata.message_type for message in grid.sent] == ["query"] * 2 + ["evaluate"] * 2
+    (file, _) = sorted((tmp_path / "state").rglob("adapter_model.safetensors"))
+    layer = "model.layers.0.mlp.up_proj"
+    assert torch.equal(load_file(file)[f"base_model.model.{layer}.lora_B.weight"], first[f"{layer}:B"])
+    assert [folder.name for folder in (tmp_path / "state").iterdir()] == ["run"]
+
+
 def test_a_name_that_is_taken_is_refused(settings):
     run_in_process(settings(**{"num-server-rounds": 1}), nodes=2)
     with pytest.raises(BouquetError, match=r"there is a run of this name already .*Choose another run-name"):
