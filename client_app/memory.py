@@ -1,7 +1,4 @@
-"""What a node keeps for itself between rounds: tensors that are trained but not sent, such as a local head.
-
-On the node's own disk, because Flower's context does not outlive a restart.
-"""
+"""What a node keeps for itself between rounds, on its own disk, because Flower's context does not outlive a restart."""
 
 import os
 from pathlib import Path
@@ -14,27 +11,49 @@ DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "state"
 
 
 class Memory:
-    """The personal tensors of one node in one run, in one file of mode 0600."""
+    """What one node keeps in one run, in files of mode 0600.
+
+    Three sets of tensors: ``personal`` (trained but not sent), ``frames`` (constant parts that are sent once), and
+    ``feedback`` (what a coarse codec has not sent yet); and a rank, where a rule lowers it.
+    """
 
     def __init__(self, directory: str, run: str, node: str) -> None:
         self._folder = Path(directory or DEFAULT_DIRECTORY) / run / node
-        self._file = self._folder / "personal.safetensors"
 
     @property
     def adapter(self) -> Path:
         """The folder of the node's own PEFT adapter, where the rule or the head is personal."""
         return self._folder / "adapter"
 
-    def load(self) -> Tensors:
-        """What was saved last; nothing before the first round."""
-        if not self._file.exists():
-            return {}
-        return {Key(*name.rsplit(":", 1)): tensor for name, tensor in load_file(self._file).items()}
+    @property
+    def rank(self) -> int:
+        """The rank that the node has come down to; 0 where it has not."""
+        file = self._folder / "rank"
+        return int(file.read_text()) if file.exists() else 0
 
-    def save(self, tensors: Tensors) -> None:
+    @rank.setter
+    def rank(self, rank: int) -> None:
+        building = self._building("rank")
+        building.write_text(str(rank))
+        self._replace(building, "rank")
+
+    def load(self, name: str) -> Tensors:
+        """What was saved last under a name; nothing before that."""
+        file = self._folder / f"{name}.safetensors"
+        if not file.exists():
+            return {}
+        return {Key(*key.rsplit(":", 1)): tensor for key, tensor in load_file(file).items()}
+
+    def save(self, name: str, tensors: Tensors) -> None:
         """Replace what was saved, in one step."""
+        building = self._building(name)
+        save_file({str(key): tensor.contiguous() for key, tensor in tensors.items()}, building)
+        self._replace(building, f"{name}.safetensors")
+
+    def _building(self, name: str) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        building = self._file.with_suffix(".building")
-        save_file({str(key): tensor for key, tensor in tensors.items()}, building)
+        return self._folder / f"{name}.building"
+
+    def _replace(self, building: Path, name: str) -> None:
         building.chmod(0o600)
-        os.replace(building, self._file)
+        os.replace(building, self._folder / name)

@@ -1,7 +1,7 @@
 """The nodes of a run: who is connected, who may take part, and what they answer."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -15,13 +15,15 @@ from strategies.strategy import choose, raise_failure
 
 POLL_SECONDS = 0.1
 STEADY_SECONDS = 0.5
+PULLED_TOGETHER = 8
 
 
 class Nodes:
     """The roll of a run.
 
     Flower's node ids are new in every run; the names that nodes give themselves are not, so everything that must be
-    repeatable goes by name.
+    repeatable goes by name. ``ranks`` are the nodes' ranks, which a rule may lower; ``equipped`` are the nodes that
+    hold what is sent once.
     """
 
     def __init__(self, grid: Grid, rule: Rule, config: RunConfig, record: Record) -> None:
@@ -31,6 +33,7 @@ class Nodes:
         self._record = record
         self._names: dict[int, str] = {}
         self.ranks: dict[int, int] = {}
+        self.equipped: set[int] = set()
         self._left_out: set[int] = set()
         self._called: dict[str, int] = {}
 
@@ -88,9 +91,10 @@ class Nodes:
         if not self._names:
             raise BouquetError("no node can take part; the reasons are above")
 
-    def name(self, node: int) -> str:
-        """The name that a node gave itself."""
-        return self._names[node]
+    @property
+    def names(self) -> Mapping[int, str]:
+        """The names that the nodes gave themselves."""
+        return self._names
 
     def sample(self, fraction: float, draw: int) -> list[int]:
         """Nodes that are connected now, latecomers included: a sample by name, one ``draw`` one sample."""
@@ -150,9 +154,12 @@ class Nodes:
         limit = time.monotonic() + self._config.round.deadline
         waiting = dict(waiting)
         while any(not message_id.startswith("unsent") for message_id in waiting) and time.monotonic() < limit:
-            for reply in self._grid.pull_messages(list(waiting)):
-                if name := waiting.pop(reply.metadata.reply_to_message_id, ""):
-                    yield name, reply
+            # A few at a time: Flower hands over all that it is asked for at once.
+            asked = list(waiting)
+            for first in range(0, len(asked), PULLED_TOGETHER):
+                for reply in self._grid.pull_messages(asked[first : first + PULLED_TOGETHER]):
+                    if name := waiting.pop(reply.metadata.reply_to_message_id, ""):
+                        yield name, reply
             if waiting:
                 time.sleep(POLL_SECONDS)
         for name in waiting.values():
