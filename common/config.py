@@ -5,42 +5,20 @@ into frozen models and reports every mistake at once, in the keys that the user 
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from common.codec import CodecName
-from common.error import BouquetError, did_you_mean
+from common.error import did_you_mean
+from common.section import Section, flatten, unknown_choice, validate
 
 Count = Annotated[int, Field(ge=1)]
 CountOrOff = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class ConfigError(BouquetError):
-    """Every mistake in a config, one a line."""
-
-    def __init__(self, mistakes: list[str], where: str, cure: str) -> None:
-        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        super().__init__("\n  ".join([f"{count} in the {where}:", *mistakes]) + f"\n{cure}")
-
-
-class Section(BaseModel):
-    """A strict, frozen table whose keys are written in kebab-case."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        protected_namespaces=(),
-    )
-
-
-S = TypeVar("S", bound=Section)
 
 
 class ModelConfig(Section):
@@ -120,6 +98,25 @@ class TrainConfig(Section):
     weighting: Literal["examples", "uniform"] = "examples"
 
 
+class PrivacyConfig(Section):
+    """Differential privacy: of single examples (DP-SGD), or of a node's whole change, noised here or on the mean.
+
+    ``epsilon`` and ``delta`` are for the whole run of one node that takes part in every round. ``noise_multiplier`` is
+    sigma / ``clip``; 0 lets ``epsilon`` decide. ``clip`` bounds the norm of an example's gradient, or of the change.
+    ``expected_batch`` is the mean size of a Poisson batch; ``engine`` is how per-example gradients are had.
+    """
+
+    mode: Literal["none", "example", "update-local", "update-central"] = "none"
+    epsilon: Positive = 8.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    noise_multiplier: NonNegative = 0.0
+    clip: Positive = 1.0
+    clipping: Literal["flat", "automatic"] = "flat"
+    expected_batch: Count = 64
+    accountant: Literal["prv", "rdp"] = "prv"
+    engine: Literal["fast", "hooks", "ghost"] = "fast"
+
+
 class WireConfig(Section):
     """How tensors travel."""
 
@@ -166,6 +163,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     rule: RuleConfig = RuleConfig()
     train: TrainConfig = TrainConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     wire: WireConfig = WireConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     round: RoundConfig = RoundConfig()
@@ -184,7 +182,7 @@ class RunConfig(Section):
         Raises :class:`ConfigError` with every mistake.
         """
         mistakes = [
-            _unknown_choice(key, flat[key], names)
+            unknown_choice(key, flat[key], names)
             for key, names in (choices or {}).items()
             if key in flat and flat[key] not in names
         ]
@@ -196,7 +194,7 @@ class RunConfig(Section):
             elif isinstance(value, bool) or not isinstance(value, int | float):
                 mistakes.append(f"{key}: expected a number, got {value!r}")
         rest = {key: value for key, value in flat.items() if key not in own}
-        config = _validate(
+        config = validate(
             cls,
             rest,
             mistakes,
@@ -208,7 +206,7 @@ class RunConfig(Section):
 
     def to_flower(self) -> dict[str, Any]:
         """The flat form, every key present."""
-        flat = dict(_flatten(self.model_dump(by_alias=True)))
+        flat = dict(flatten(self.model_dump(by_alias=True)))
         options = {key: value for key, value in flat.items() if key.startswith("rule.options.")}
         return {key: value for key, value in flat.items() if key not in options} | {
             key.replace("rule.options.", "rule."): value for key, value in options.items()
@@ -232,53 +230,9 @@ class NodeConfig(Section):
     @classmethod
     def from_flower(cls, flat: Mapping[str, Any]) -> Self:
         """Read Flower's node config. Raises :class:`ConfigError` with every mistake."""
-        return _validate(cls, flat, [], "node config", "Correct them in --node-config of this flower-supernode.")
+        return validate(cls, flat, [], "node config", "Correct them in --node-config of this flower-supernode.")
 
     @property
     def label(self) -> str:
         """The node's stable name: it orders the merge and seeds the node, whatever id Flower gives it."""
         return self.name or f"node-{self.partition_id:03d}"
-
-
-def _validate(model: type[S], flat: Mapping[str, Any], mistakes: list[str], where: str, cure: str) -> S:
-    try:
-        settings = model.model_validate(_unflatten(flat))
-    except ValidationError as error:
-        known = list(dict(_flatten(model().model_dump(by_alias=True))))
-        mistakes = mistakes + [_describe(dict(detail), known) for detail in error.errors()]
-        raise ConfigError(mistakes, where, cure) from None
-    if mistakes:
-        raise ConfigError(mistakes, where, cure)
-    return settings
-
-
-def _describe(detail: dict[str, Any], known: list[str]) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key. {did_you_mean(key, known)}".rstrip()
-    expected = detail["msg"].removeprefix("Input should be ")
-    return f"{key}: expected {expected}, got {detail['input']!r}"
-
-
-def _unknown_choice(key: str, got: object, names: list[str]) -> str:
-    return f"{key}: expected one of {', '.join(names)}, got {got!r}. {did_you_mean(str(got), names)}".rstrip()
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        table = nested
-        for section in sections:
-            inner = table.setdefault(section, {})
-            table = inner if isinstance(inner, dict) else {}
-        table[name] = value
-    return nested
-
-
-def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

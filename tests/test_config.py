@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from common.config import ConfigError, NodeConfig, RunConfig
+from common.config import NodeConfig, RunConfig
 from common.error import BouquetError
+from common.section import ConfigError
 from common.tasks import TASKS
 from strategies import OPTIONS, RULES, build, read_config
 
