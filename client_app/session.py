@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -12,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from client_app.memory import Memory
-from client_app.training import train
+from client_app.privacy import privatise, train_privately
+from client_app.training import Training, steps_in_round, train
 from common import base, models, sources, tasks, wire
+from common.accounting import Release
 from common.adapter import State, Tensors, Update, digest
 from common.config import DataConfig, ModelConfig, NodeConfig, TaskConfig
 from common.error import BouquetError
@@ -79,22 +82,16 @@ class Session:
         config, rule = self.config, self.rule
         model, state = self._receive(message)
         examples = self.examples().train
-        training = train(
-            model,
-            [key for key in model.keys if rule.trains(state.round, key)],
-            self.task,
-            examples,
-            config.train,
-            pad=self.pad,
-            seed=f"{config.seed}/{self.node.label}/{state.round}",
-            round=state.round,
-            rounds=config.num_server_rounds,
-        )
+        release = self._release(len(examples))
+        training = self._train(model, state.round, examples, release)
         local = model.tensors()
         if kept := {key: tensor for key, tensor in local.items() if rule.keeps(state.round, key)}:
             self.memory.save(kept)
         weight = float(len(examples)) if config.train.weighting == "examples" else 1.0
-        update = Update(rule.send(state, local), weight, state.scale)
+        sent = rule.send(state, local)
+        if config.privacy.mode == "update-local":
+            sent = privatise(state, sent, config.privacy.clip, release.noise_multiplier)
+        update = Update(sent, weight, state.scale)
         record = wire.pack_update(update, rule.name, state.round, self.node.label, codec=config.wire.codec)
         metrics: dict[str, Any] = {
             "loss": training.loss,
@@ -105,6 +102,24 @@ class Session:
             "peak-memory": training.peak_memory,
         }
         return RecordDict({"update": record, "metrics": MetricRecord(metrics)})
+
+    def _release(self, examples: int) -> Release:
+        """What this round costs."""
+        privacy = self.config.privacy
+        if privacy.mode != "example":
+            return Release(privacy.noise_multiplier, 1.0, 1)
+        rate = min(1.0, privacy.expected_batch / examples)
+        return Release(privacy.noise_multiplier, rate, steps_in_round(self.config.train, examples))
+
+    def _train(self, model: LoraModel, round: int, examples: Sequence[Example], release: Release) -> Training:
+        """The local loop, plain or private."""
+        config = self.config
+        keys = [key for key in model.keys if self.rule.trains(round, key)]
+        common: dict[str, Any] = {"pad": self.pad, "round": round, "rounds": config.num_server_rounds}
+        if config.privacy.mode == "example":
+            return train_privately(model, keys, self.task, examples, config.train, config.privacy, release, **common)
+        seed = f"{config.seed}/{self.node.label}/{round}"
+        return train(model, keys, self.task, examples, config.train, seed=seed, **common)
 
     def evaluate(self, message: Message) -> RecordDict:
         """Score the received state on the held-out examples; continue a prompt if the coordinator sends one."""

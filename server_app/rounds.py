@@ -112,7 +112,7 @@ class Rounds:
             )
             return False
 
-        outcome.state = self._strategy.rule.aggregate(state, (reply.update for reply in replies))
+        outcome.state = self._strategy.merge(state, (reply.update for reply in replies), len(nodes))
         self._measure(state, replies, outcome.state)
         checkpoint.save(self._record.checkpoints, outcome.state, self._strategy.rule.name)
         loss = mean_metrics([(reply.update.weight, reply.metrics) for reply in replies])["loss"]
@@ -127,7 +127,7 @@ class Rounds:
     def _measure(self, state: State, replies: list[Reply], merged: State) -> None:
         """Record what a rule that is not exact has lost in this round; say it once where an exact one would pay."""
         rule = self._strategy.rule
-        if rule.exact or rule.personal:
+        if rule.exact or rule.personal or self._strategy.private_mean is not None:
             return
         errors = aggregation_error(state, [reply.update for reply in replies], merged)
         overall = errors.pop("")

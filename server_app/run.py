@@ -5,13 +5,14 @@ from flwr.serverapp import Grid
 
 from common import tasks
 from common.adapter import digest
-from common.config import RunConfig
+from common.config import PrivacyConfig, RunConfig
 from common.tasks import Task
 from server_app import checkpoint
 from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
 from server_app.rounds import Central, Outcome, Rounds
 from strategies import build, read_config
+from strategies.private_mean import PrivateMean
 from strategies.strategy import LoraStrategy
 
 
@@ -39,13 +40,22 @@ def conduct(grid: Grid, context: Context) -> None:
             f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
-        strategy = LoraStrategy(rule, codec=config.wire.codec, seed=config.seed)
+        strategy = LoraStrategy(
+            rule, codec=config.wire.codec, seed=config.seed, private_mean=_private_mean(config.privacy)
+        )
         outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
         if rule.personal:
             record.say("no global model: each node has its own adapter in its state directory")
         else:
             export(outcome.state, config, record.adapter, with_head=config.task.head != "local")
         _report(outcome, task, record)
+
+
+def _private_mean(privacy: PrivacyConfig) -> PrivateMean | None:
+    """The coordinator's own part in privacy, where it has one."""
+    if privacy.mode != "update-central":
+        return None
+    return PrivateMean(privacy.clip, privacy.noise_multiplier)
 
 
 def _central(config: RunConfig) -> Central | None:

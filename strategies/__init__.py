@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from common.config import RunConfig
+from common.error import BouquetError
 from common.tasks import TASKS
 from strategies.fedex_lora import FedExLora
 from strategies.fedit import FedIT
@@ -53,8 +54,20 @@ def read_config(flat: Mapping[str, Any]) -> RunConfig:
 
 
 def build(config: RunConfig) -> Rule:
-    """The rule that the config names, with its hyperparameters. Raises :class:`BouquetError` on one out of range."""
+    """The rule that the config names, with its hyperparameters.
+
+    Raises :class:`BouquetError` on one out of range, and on a rule that the privacy mode cannot serve.
+    """
     name = config.rule.name
+    if config.privacy.mode == "update-central" and not RULES[name].linear:
+        linear = ", ".join(other for other, rule in RULES.items() if rule.linear)
+        raise BouquetError(
+            f"the rule '{name}' needs more of the updates than their mean, so no noise on the mean makes it private",
+            where="privacy.mode = 'update-central'",
+            expected=f"one of {linear}",
+            got=name,
+            cure="Choose another rule, or privacy.mode = 'example' or 'update-local', which fit every rule.",
+        )
     options = {key.split(".")[1]: value for key, value in config.rule.options.items() if key.split(".")[0] == name}
     return RULES[name](head=config.task.head, **options)
 

@@ -23,6 +23,7 @@ from common import wire
 from common.adapter import Spec, State, Update, digest
 from common.codec import CodecName
 from common.error import BouquetError
+from strategies.private_mean import PrivateMean
 from strategies.rule import Rule
 
 Metrics = dict[str, float]
@@ -42,7 +43,7 @@ class LoraStrategy(Strategy):
     """Any rule as a Flower strategy.
 
     ``codec`` is how tensors travel to the nodes; ``seed`` is the run's seed, from which both sides draw what never
-    travels, and which samples the nodes.
+    travels, and which samples the nodes. ``private_mean`` is for linear rules: it stands in for the nodes' updates.
     """
 
     def __init__(
@@ -54,14 +55,17 @@ class LoraStrategy(Strategy):
         min_available_nodes: int = 2,
         codec: CodecName = "fp32",
         seed: int = 0,
+        private_mean: PrivateMean | None = None,
     ) -> None:
         self.rule = rule
         self.codec = codec
         self.seed = seed
+        self.private_mean = private_mean
         self._fractions = {MessageType.TRAIN: fraction_train, MessageType.EVALUATE: fraction_evaluate}
         self._min_available_nodes = min_available_nodes
         # Flower hands `aggregate_train` the replies but not what they reply to.
         self._state: State | None = None
+        self._asked = 0
 
     def initial_arrays(self, spec: Spec) -> ArrayRecord:
         """The state before the first round, whole and in float32, as ``start`` wants it."""
@@ -114,12 +118,20 @@ class LoraStrategy(Strategy):
         self.rule.check(state, update)
         return Reply(header.node, update, read_metrics(message), wire.payload_bytes(record))
 
+    def merge(self, state: State, updates: Iterable[Update], asked: int) -> State:
+        """The state of the next round, from the checked ``updates`` of some of the ``asked`` nodes."""
+        if self.private_mean is not None:
+            updates = [self.private_mean(state, updates, asked)]
+        return self.rule.aggregate(state, updates)
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Flower's hook: train messages for a sample of the nodes."""
         _, self._state = wire.unpack_state(arrays, rule=self.rule.name)
-        return self._configure(MessageType.TRAIN, self._state, server_round, config, grid)
+        messages = self._configure(MessageType.TRAIN, self._state, server_round, config, grid)
+        self._asked = len(messages)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -136,7 +148,7 @@ class LoraStrategy(Strategy):
         if not accepted:
             return None, None
         accepted.sort(key=lambda reply: reply.node)
-        merged = self.rule.aggregate(self._state, (reply.update for reply in accepted))
+        merged = self.merge(self._state, (reply.update for reply in accepted), self._asked)
         metrics = mean_metrics([(reply.update.weight, reply.metrics) for reply in accepted])
         return wire.pack_state(merged, self.rule.name), MetricRecord(dict(metrics))
 
