@@ -3,9 +3,9 @@
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from common import tasks
+from common import accounting, tasks
 from common.adapter import digest
-from common.config import PrivacyConfig, RunConfig
+from common.config import RunConfig
 from common.tasks import Task
 from server_app import checkpoint
 from server_app.nodes import Nodes
@@ -40,9 +40,9 @@ def conduct(grid: Grid, context: Context) -> None:
             f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
-        strategy = LoraStrategy(
-            rule, codec=config.wire.codec, seed=config.seed, private_mean=_private_mean(config.privacy)
-        )
+        if config.privacy.mode != "none":
+            record.say(f"private ({config.privacy.mode}): no figure leaves a node, and none is scored on a node")
+        strategy = LoraStrategy(rule, codec=config.wire.codec, seed=config.seed, private_mean=_private_mean(config))
         outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
         if rule.personal:
             record.say("no global model: each node has its own adapter in its state directory")
@@ -51,11 +51,12 @@ def conduct(grid: Grid, context: Context) -> None:
         _report(outcome, task, record)
 
 
-def _private_mean(privacy: PrivacyConfig) -> PrivateMean | None:
-    """The coordinator's own part in privacy, where it has one."""
-    if privacy.mode != "update-central":
+def _private_mean(config: RunConfig) -> PrivateMean | None:
+    """The coordinator's own part in privacy, where it has one; as noisy as each node charges itself for."""
+    if config.privacy.mode != "update-central":
         return None
-    return PrivateMean(privacy.clip, privacy.noise_multiplier)
+    release = accounting.plan(config.privacy, 1, 1, config.num_server_rounds)
+    return PrivateMean(config.privacy.clip, release.noise_multiplier)
 
 
 def _central(config: RunConfig) -> Central | None:
