@@ -51,10 +51,8 @@ def _described(content: RecordDict) -> dict[str, Any]:
         size += wire.payload_bytes(arrays)
         for key, array in arrays.items():
             sha.update(f"{name}/{key}".encode() + array.data)
-    said = {
-        name: dict(record)
-        for records in (content.metric_records, content.config_records)
-        for name, record in sorted(records.items())
+    said = {name: dict(record) for name, record in content.metric_records.items()} | {
+        name: dict(record) for name, record in content.config_records.items()
     }
     sha.update(json.dumps(said, sort_keys=True, default=repr).encode())
     return {"records": sorted(content), "tensors": tensors, "bytes": size, "digest": sha.hexdigest(), "said": said}
