@@ -10,14 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from common.adapter import Key, Tensors
 
-DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "state"
-
 
 class Memory:
     """The personal tensors of one node in one run, in one file of mode 0600."""
 
-    def __init__(self, directory: str, run: str, node: str) -> None:
-        self._folder = Path(directory or DEFAULT_DIRECTORY) / run / node
+    def __init__(self, directory: Path, run: str, node: str) -> None:
+        self._folder = directory / run / node
         self._file = self._folder / "personal.safetensors"
 
     @property

@@ -49,7 +49,7 @@ class Session:
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         # A run that is resumed has another id, and its name.
         run = self.config.run_name or str(context.run_id)
-        self.memory = Memory(self.node.state_directory, run, self.node.label)
+        self.memory = Memory(self.node.state, run, self.node.label)
 
     @property
     def rank(self) -> int:

@@ -6,6 +6,7 @@ into frozen models and reports every mistake at once, in the keys that the user 
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
@@ -19,6 +20,8 @@ CountOrOff = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+STATE_DIRECTORY = Path.home() / ".bouquet" / "state"
 
 
 class ModelConfig(Section):
@@ -99,7 +102,7 @@ class TrainConfig(Section):
     proximal: NonNegative = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    weighting: Literal["examples", "uniform"] = "examples"
+    weighting: Literal["examples", "uniform", "declared"] = "examples"
 
 
 class PrivacyConfig(Section):
@@ -222,7 +225,10 @@ class RunConfig(Section):
 class NodeConfig(Section):
     """Facts of one machine, from ``flower-supernode --node-config``; a simulation sets the first two.
 
-    ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device.
+    ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device. ``weight``
+    is the node's public weight in the mean, for ``train.weighting = "declared"``. ``privacy_epsilon`` at
+    ``privacy_delta`` is what the data may cost over all runs, 0 for no limit; ``policy`` is a file of
+    ``client_app/policy.py``.
     """
 
     partition_id: CountOrOff = 0
@@ -232,6 +238,10 @@ class NodeConfig(Section):
     lora_rank: CountOrOff = 0
     device: str = "auto"
     state_directory: str = ""
+    weight: Positive = 1.0
+    privacy_epsilon: NonNegative = 0.0
+    privacy_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    policy: str = ""
 
     @classmethod
     def from_flower(cls, flat: Mapping[str, Any]) -> Self:
@@ -242,3 +252,8 @@ class NodeConfig(Section):
     def label(self) -> str:
         """The node's stable name: it orders the merge and seeds the node, whatever id Flower gives it."""
         return self.name or f"node-{self.partition_id:03d}"
+
+    @property
+    def state(self) -> Path:
+        """The folder of everything that outlives a run on this machine."""
+        return Path(self.state_directory or STATE_DIRECTORY).expanduser()
