@@ -4,8 +4,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from common import tasks
+from common.accounting import plan
 from common.adapter import digest
-from common.config import PrivacyConfig, RunConfig
+from common.config import RunConfig
 from common.tasks import Task
 from server_app import checkpoint
 from server_app.nodes import Nodes
@@ -40,9 +41,7 @@ def conduct(grid: Grid, context: Context) -> None:
             f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
-        strategy = LoraStrategy(
-            rule, codec=config.wire.codec, seed=config.seed, private_mean=_private_mean(config.privacy)
-        )
+        strategy = LoraStrategy(rule, codec=config.wire.codec, seed=config.seed, private_mean=_private_mean(config))
         outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
         if rule.personal:
             record.say("no global model: each node has its own adapter in its state directory")
@@ -51,11 +50,12 @@ def conduct(grid: Grid, context: Context) -> None:
         _report(outcome, task, record)
 
 
-def _private_mean(privacy: PrivacyConfig) -> PrivateMean | None:
-    """The coordinator's own part in privacy, where it has one."""
-    if privacy.mode != "update-central":
+def _private_mean(config: RunConfig) -> PrivateMean | None:
+    """The coordinator's own part in privacy, where it has one; its noise is for a node that is in every round."""
+    if config.privacy.mode != "update-central":
         return None
-    return PrivateMean(privacy.clip, privacy.noise_multiplier)
+    release = plan(config.privacy, examples=1, steps_per_round=1, rounds=config.num_server_rounds)
+    return PrivateMean(config.privacy.clip, release.noise_multiplier)
 
 
 def _central(config: RunConfig) -> Central | None:
