@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Literal, Self
 
 import torch
+from bitsandbytes.nn.modules import Linear8bitLt
 from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -45,15 +46,7 @@ class Engine(ABC):
         self.clipping = clipping
         self.parameters: dict[str, Tensor] = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self._total: dict[Tensor, Tensor] = {}
-        for name, module in network.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                raise BouquetError(
-                    "batch normalisation mixes examples",
-                    where=name,
-                    expected="a model in which every example is computed by itself",
-                    got=type(module).__name__,
-                    cure="Choose a model with layer normalisation, or privacy.mode = 'none'.",
-                )
+        _keep_apart(network)
 
     def __enter__(self) -> Self:
         return self
@@ -238,6 +231,22 @@ ENGINES: Mapping[str, type[Engine]] = {"fast": Fast, "hooks": Hooks, "ghost": Gh
 def attach(name: str, network: nn.Module, bound: float, clipping: Clipping = "flat") -> Engine:
     """The engine of this name on ``network``, whose trainable parameters are set; none is needed for no bound."""
     return (Unclipped if math.isinf(bound) else ENGINES[name])(network, bound, clipping)
+
+
+def _keep_apart(network: nn.Module) -> None:
+    """Make sure that no example changes what is computed of another. Raises :class:`BouquetError` if it would."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise BouquetError(
+                "batch normalisation mixes examples",
+                where=name,
+                expected="a model in which every example is computed by itself",
+                got=type(module).__name__,
+                cure="Choose a model with layer normalisation, or privacy.mode = 'none'.",
+            )
+        if isinstance(module, Linear8bitLt):
+            # On a GPU, the columns that LLM.int8 leaves in 16 bit are chosen over the whole batch.
+            module.state.threshold = 0.0
 
 
 def _weighted_sum(gradients: Mapping[Tensor, Tensor], factors: Callable[[Tensor], Tensor]) -> dict[Tensor, Tensor]:

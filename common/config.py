@@ -27,13 +27,17 @@ STATE_DIRECTORY = Path.home() / ".bouquet" / "state"
 
 
 class ModelConfig(Section):
-    """The frozen base. ``name`` is ``embedded``, a local folder, or a hub id."""
+    """The frozen base. ``name`` is ``embedded``, a local folder, or a hub id.
+
+    ``pooling`` is what a classifier reads: what the model's own head does, or the mean of the last hidden states.
+    """
 
     name: str = "embedded"
     revision: str = "main"
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gradient_checkpointing: bool = False
+    pooling: Literal["default", "mean"] = "default"
 
 
 class LoraConfig(Section):
@@ -107,8 +111,10 @@ class PrivacyConfig(Section):
     """Differential privacy: of single examples (DP-SGD), or of a node's whole change, noised here or on the mean.
 
     ``epsilon`` and ``delta`` are for the whole run of one node that takes part in every round. ``noise_multiplier`` is
-    sigma / ``clip``; 0 lets ``epsilon`` decide. ``clip`` bounds the norm of an example's gradient, or of the change.
-    ``expected_batch`` is the mean size of a Poisson batch; ``engine`` is how per-example gradients are had.
+    sigma over what one neighbour can move: ``clip``, or for ``update-local`` 2 ``clip``; 0 lets ``epsilon`` decide.
+    ``clip`` bounds the norm of an example's gradient, or of the change.
+    ``expected_batch`` is the mean size of a Poisson batch, computed ``train.batch_size`` at a time (and
+    ``train.accumulation`` plays no part); ``engine`` is how per-example gradients are had.
     """
 
     mode: Mode = "none"

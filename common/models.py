@@ -12,7 +12,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from common import base
@@ -42,7 +42,7 @@ def _classes(task: TaskConfig) -> int:
 class LoraModel:
     """A frozen base with one trained adapter, one frozen offset, and a head where the task has one."""
 
-    def __init__(self, network: PreTrainedModel, lora: LoraConfig) -> None:
+    def __init__(self, network: nn.Module, lora: LoraConfig) -> None:
         heads = [name for name, _ in network.named_children() if name in base.HEADS]
         self._targets = _targets(network, lora.targets, heads)
         self._transposed = any(isinstance(network.get_submodule(name), Conv1D) for name in self._targets)

@@ -3,7 +3,8 @@
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from common import accounting, tasks
+from common import tasks
+from common.accounting import plan
 from common.adapter import digest
 from common.config import RunConfig
 from common.tasks import Task
@@ -52,10 +53,10 @@ def conduct(grid: Grid, context: Context) -> None:
 
 
 def _private_mean(config: RunConfig) -> PrivateMean | None:
-    """The coordinator's own part in privacy, where it has one; as noisy as each node charges itself for."""
+    """The coordinator's own part in privacy, where it has one; its noise is for a node that is in every round."""
     if config.privacy.mode != "update-central":
         return None
-    release = accounting.plan(config.privacy, 1, 1, config.num_server_rounds)
+    release = plan(config.privacy, examples=1, steps_per_round=1, rounds=config.num_server_rounds)
     return PrivateMean(config.privacy.clip, release.noise_multiplier)
 
 
