@@ -31,7 +31,8 @@ class Release:
     """What one round of one node gives away: ``steps`` Gaussian mechanisms, each on a Poisson sample of the examples.
 
     ``noise_multiplier`` is the noise's deviation over the sensitivity; ``sample_rate`` is an example's chance to be in
-    one step. A whole change that is noised is one step of sample rate 1. Raises :class:`BouquetError` on a value out of range.
+    one step. A whole change that is noised is one step of sample rate 1. Raises :class:`BouquetError` on a value out
+    of range.
     """
 
     noise_multiplier: float

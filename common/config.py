@@ -13,13 +13,15 @@ from pydantic import Field
 
 from common.codec import CodecName
 from common.error import did_you_mean
-from common.section import Section, flatten, unknown_choice, validate
+from common.section import ConfigError, Section, flatten, unknown_choice, validate
 
 Count = Annotated[int, Field(ge=1)]
 CountOrOff = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+Mode = Literal["none", "example", "update-local", "update-central"]
 
 STATE_DIRECTORY = Path.home() / ".bouquet" / "state"
 
@@ -115,7 +117,7 @@ class PrivacyConfig(Section):
     ``train.accumulation`` plays no part); ``engine`` is how per-example gradients are had.
     """
 
-    mode: Literal["none", "example", "update-local", "update-central"] = "none"
+    mode: Mode = "none"
     epsilon: Positive = 8.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     noise_multiplier: NonNegative = 0.0
@@ -210,8 +212,21 @@ class RunConfig(Section):
             "run config",
             "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config.",
         )
+        if mistakes := config.unprivate():
+            raise ConfigError(mistakes, "run config", "A private run lets no un-noised number leave a node.")
         options = {key.removeprefix("rule."): float(value) for key, value in (defaults | own).items()}
         return config.model_copy(update={"rule": RuleConfig(name=config.rule.name, options=options)})
+
+    def unprivate(self) -> list[str]:
+        """What contradicts ``privacy.mode``: settings by which numbers would leave that no noise covers."""
+        if self.privacy.mode == "none":
+            return []
+        mistakes = []
+        if self.train.weighting == "examples":
+            mistakes.append("train.weighting: expected 'uniform' or 'declared' in a private run, got 'examples'")
+        if self.privacy.mode == "example" and not self.train.steps:
+            mistakes.append("train.steps: expected 1 or more in a private run, got 0, which counts a node's examples")
+        return mistakes
 
     def to_flower(self) -> dict[str, Any]:
         """The flat form, every key present."""

@@ -41,6 +41,8 @@ def conduct(grid: Grid, context: Context) -> None:
             f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
+        if config.privacy.mode != "none":
+            record.say(f"private ({config.privacy.mode}): no figure leaves a node, and none is scored on a node")
         strategy = LoraStrategy(rule, codec=config.wire.codec, seed=config.seed, private_mean=_private_mean(config))
         outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
         if rule.personal:

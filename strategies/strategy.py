@@ -22,7 +22,7 @@ from flwr.supercore import log
 from common import wire
 from common.adapter import Spec, State, Update, digest
 from common.codec import CodecName
-from common.error import BouquetError
+from common.error import BouquetError, RefusalError
 from strategies.private_mean import PrivateMean
 from strategies.rule import Rule
 
@@ -191,14 +191,17 @@ def choose(nodes: Sequence[int], fraction: float, seed: int, round: int) -> list
 
 
 def raise_failure(message: Message) -> None:
-    """Raise :class:`BouquetError` if a reply reports an error of Flower's or of the node's app."""
+    """Raise :class:`BouquetError` if a reply reports an error of Flower's or of the node's app.
+
+    It is a :class:`RefusalError` where asking again will not help.
+    """
     if message.has_error():
         raise BouquetError(
             f"Flower error {message.error.code}", got=(message.error.reason or "no reason given").strip()
         )
     failure = message.content.config_records.get("failure")
     if failure is not None:
-        raise BouquetError(str(failure["reason"]))
+        raise (RefusalError if failure.get("refused") else BouquetError)(str(failure["reason"]))
 
 
 def read_metrics(message: Message) -> Metrics:

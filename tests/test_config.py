@@ -109,11 +109,24 @@ def test_a_profile_is_a_run_config_as_flower_reads_it(profile, rule):
 
 
 def test_noise_on_the_mean_is_refused_for_a_rule_that_needs_more():
-    config = read_config({"rule.name": "flora", "privacy.mode": "update-central"})
+    private = {"rule.name": "flora", "train.weighting": "uniform"}
+    config = read_config({**private, "privacy.mode": "update-central"})
     expected = (
         r"the rule 'flora' needs more .*\(privacy.mode = 'update-central'\): expected one of fedit, ffa-lora, "
         r"rolora, .*, got flora\. Choose another rule, or privacy.mode = 'example' or 'update-local'"
     )
     with pytest.raises(BouquetError, match=expected):
         build(config)
-    assert build(read_config({"rule.name": "flora", "privacy.mode": "update-local"})).name == "flora"
+    assert build(read_config({**private, "privacy.mode": "update-local"})).name == "flora"
+
+
+def test_a_private_run_is_refused_where_a_setting_would_let_a_count_out():
+    with pytest.raises(ConfigError) as caught:
+        read_config({"privacy.mode": "example", "train.steps": 0})
+    assert str(caught.value).splitlines() == [
+        "2 mistakes in the run config:",
+        "  train.weighting: expected 'uniform' or 'declared' in a private run, got 'examples'",
+        "  train.steps: expected 1 or more in a private run, got 0, which counts a node's examples",
+        "A private run lets no un-noised number leave a node.",
+    ]
+    read_config({"privacy.mode": "update-local", "train.weighting": "declared", "train.steps": 0})
