@@ -90,7 +90,7 @@ def _fill(pairs: Tensor, scale: float) -> None:
     random = torch.frombuffer(bytearray(os.urandom(8 * pairs.numel())), dtype=torch.int64).to(pairs.device)
     bits = (random & (2**63 - 1)).view_as(pairs)
     u, angle = bits[0].double().add_(0.5).mul_(2.0**-63), bits[1].double().mul_(math.pi * 2.0**-62)
-    radius = u.log().mul_(-2).sqrt_()
+    radius = u.log().mul_(-2).abs_().sqrt_()  # u may be 1, and its logarithm -0
     torch.cos(angle, out=pairs[0])
     torch.sin(angle, out=pairs[1])
     pairs *= radius * scale
