@@ -51,11 +51,10 @@ def _answer(message: Message, context: Context, work: Callable[["Session"], Reco
     from client_app import audit
     from client_app.session import Session
 
-    node, epsilon = _node(context), None
+    session = None
     try:
         session = Session(context)
         content = work(session)
-        epsilon = session.epsilon
         session.check(message.metadata.message_type, content)
     except (RefusalError, ConfigError) as error:
         print(error, file=sys.stderr)
@@ -66,7 +65,7 @@ def _answer(message: Message, context: Context, work: Callable[["Session"], Reco
         print(reason, file=sys.stderr)
         private = context.run_config.get("privacy.mode", "none") != "none"
         content = _failure(WITHHELD if private else reason)
-    audit.write(node.state, message, content, node.label, epsilon)
+    audit.write(_node(context), message, content, session.epsilon if session else None)
     return Message(content, reply_to=message)
 
 

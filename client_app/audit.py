@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import Message, RecordDict
 
 from common import wire
+from common.config import NodeConfig
 
 
 def path(directory: Path) -> Path:
@@ -17,24 +18,24 @@ def path(directory: Path) -> Path:
     return directory / "audit.jsonl"
 
 
-def write(directory: Path, received: Message, content: RecordDict, node: str, epsilon: float | None) -> None:
+def write(node: NodeConfig, received: Message, content: RecordDict, epsilon: float | None) -> None:
     """Write down that ``content`` answers ``received``; on the disk when this returns.
 
-    ``epsilon`` is what the ledger holds after this message, None where it costs nothing.
+    ``epsilon`` is what the data has cost with this message, None where it costs nothing.
     """
     meta = received.metadata
     line = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "node": node,
+        "node": node.label,
         "run": meta.run_id,
         "round": meta.group_id,
         "message": meta.message_type,
         **_described(content),
         "epsilon": epsilon,
     }
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    node.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     # One write in append mode: nodes of a simulation share the file.
-    log = os.open(path(directory), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    log = os.open(path(node.state), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     try:
         os.write(log, (json.dumps(line) + "\n").encode())
         os.fsync(log)

@@ -50,16 +50,6 @@ class Ledger:
         self._epsilon = epsilon
         self._delta = delta
 
-    def check_private(self, privacy: PrivacyConfig) -> None:
-        """Raise :class:`RefusalError` where there is a budget and the run has no noise: that would cost all of any."""
-        if self._epsilon and privacy.mode == "none":
-            raise RefusalError(
-                "this node has a privacy budget, and the run is not private",
-                where=f"{self._node}, privacy-epsilon = {self._epsilon:g}",
-                expected="privacy.mode = 'example', 'update-local' or 'update-central'",
-                got="'none'",
-            )
-
     def charge(
         self, release: Release, dataset: DataSet, privacy: PrivacyConfig, *, run: str, round: int, rule: str
     ) -> Entry:
@@ -79,6 +69,7 @@ class Ledger:
                 number=len(rows) + 1,
                 time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 dataset=dataset.fingerprint,
+                node=self._node,
                 run=run,
                 round=round,
                 rule=rule,
@@ -97,7 +88,7 @@ class Ledger:
 
     def _check_declared(self, spent: list[Entry], release: Release, privacy: PrivacyConfig, run: str) -> None:
         """Refuse a release that would pass the run's own epsilon, which only a round tried again can."""
-        releases = [*(row.release for row in spent if row.run == run), release]
+        releases = [*(row.release for row in spent if (row.node, row.run) == (self._node, run)), release]
         if not privacy.noise_multiplier and (
             accounting.epsilon(releases, privacy.delta, privacy.accountant) > privacy.epsilon
         ):

@@ -75,8 +75,12 @@ class Policy(Section):
         ]
         return validate(cls, written, mistakes, f"policy {file}", "Correct them in the file.")
 
-    def check_run(self, config: RunConfig, rule: Rule) -> None:
-        """Raise :class:`RefusalError` with everything that the run asks for and this node does not allow."""
+    def check_run(self, config: RunConfig, rule: Rule, budget: float) -> None:
+        """Raise :class:`RefusalError` with everything that the run asks for and this node does not allow.
+
+        A node with a privacy ``budget`` (its ``privacy-epsilon``) takes part in private runs only, and in one whose
+        noise is the coordinator's only where ``privacy.modes`` names it.
+        """
         sent = {part for turn in range(config.num_server_rounds) for part in rule.plan(turn).sent}
         if rule.head == "shared" and TASKS[config.task.name].sequence_classification:
             sent |= HEAD
@@ -87,8 +91,12 @@ class Policy(Section):
             *_outside("wire.codec", [config.wire.codec], self.codecs),
             *_outside("privacy.mode", [config.privacy.mode], self.privacy.modes),
         ]
-        if config.privacy.mode == "none" and (self.privacy.max_epsilon or self.privacy.min_noise_multiplier):
-            mistakes.append("privacy.mode: expected a private run (max-epsilon, min-noise-multiplier), got 'none'")
+        mode, wanted = config.privacy.mode, self.privacy.max_epsilon or self.privacy.min_noise_multiplier
+        if mode == "none" and (budget or wanted):
+            what = "privacy-epsilon" if budget else "max-epsilon, min-noise-multiplier"
+            mistakes.append(f"privacy.mode: expected a private run ({what}), got 'none'")
+        if mode == "update-central" and budget and mode not in self.privacy.modes:
+            mistakes.append("privacy.mode: expected noise of this node's own (privacy-epsilon), got 'update-central'")
         _refuse(mistakes)
 
     def check_data(self, examples: int) -> None:
@@ -96,15 +104,15 @@ class Policy(Section):
         if examples < self.min_examples:
             _refuse([f"examples: expected {self.min_examples} or more (min-examples), got fewer"])
 
-    def check_release(self, release: Release, config: RunConfig) -> None:
-        """Raise :class:`RefusalError` if a run of such releases is not private enough."""
-        mistakes, privacy = [], config.privacy
+    def check_release(self, release: Release, config: RunConfig, delta: float) -> None:
+        """Raise :class:`RefusalError` if a run of such releases is not private enough, at the node's own ``delta``."""
+        mistakes = []
         if release.noise_multiplier < (least := self.privacy.min_noise_multiplier):
             mistakes.append(f"the noise multiplier: expected {least:g} or more (min-noise-multiplier), got less")
         if limit := self.privacy.max_epsilon:
-            whole = accounting.epsilon([release] * config.num_server_rounds, privacy.delta, privacy.accountant)
+            whole = accounting.epsilon([release] * config.num_server_rounds, delta, config.privacy.accountant)
             if whole > limit:
-                mistakes.append(f"the run's epsilon at delta {privacy.delta:g}: expected at most {limit:g}, got more")
+                mistakes.append(f"the run's epsilon at delta {delta:g}: expected at most {limit:g}, got more")
         _refuse(mistakes)
 
     def check_reply(self, kind: str, content: RecordDict, config: RunConfig, public_weight: float) -> None:

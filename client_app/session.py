@@ -51,13 +51,11 @@ class Session:
         self.task: Task = tasks.build(self.config.task)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         # A run that is resumed has another id, and its name.
-        run = self.config.run_name or str(context.run_id)
-        self.memory = Memory(self.node.state, run, self.node.label)
+        self.run = self.config.run_name or str(context.run_id)
+        self.memory = Memory(self.node.state, self.run, self.node.label)
         self.ledger = Ledger(self.node.state, self.node.label, self.node.privacy_epsilon, self.node.privacy_delta)
         self.policy = Policy.read(self.node.policy)
-        self.policy.check_run(self.config, self.rule)
-        self.ledger.check_private(self.config.privacy)
-        self.run = run
+        self.policy.check_run(self.config, self.rule, self.node.privacy_epsilon)
         self.epsilon: float | None = None
 
     @property
@@ -129,7 +127,7 @@ class Session:
         """Plan what this round gives away, and write it in the ledger: from here on it counts as given."""
         config = self.config
         release = accounting.plan(config.privacy, examples, config.train.steps, config.num_server_rounds)
-        self.policy.check_release(release, config)
+        self.policy.check_release(release, config, self.node.privacy_delta)
         dataset = _dataset(config.data, self.node, config.seed)
         entry = self.ledger.charge(release, dataset, config.privacy, run=self.run, round=round, rule=self.rule.name)
         self.epsilon = entry.epsilon

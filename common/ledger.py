@@ -22,9 +22,10 @@ WAIT_SECONDS = 600.0
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS release (
-    number INTEGER PRIMARY KEY, time TEXT NOT NULL, dataset TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
-    rule TEXT NOT NULL, mechanism TEXT NOT NULL, noise_multiplier REAL NOT NULL, sample_rate REAL NOT NULL,
-    steps INTEGER NOT NULL, accountant TEXT NOT NULL, delta REAL NOT NULL, epsilon REAL NOT NULL, digest TEXT NOT NULL
+    number INTEGER PRIMARY KEY, time TEXT NOT NULL, dataset TEXT NOT NULL, node TEXT NOT NULL, run TEXT NOT NULL,
+    round INTEGER NOT NULL, rule TEXT NOT NULL, mechanism TEXT NOT NULL, noise_multiplier REAL NOT NULL,
+    sample_rate REAL NOT NULL, steps INTEGER NOT NULL, accountant TEXT NOT NULL, delta REAL NOT NULL,
+    epsilon REAL NOT NULL, digest TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS dataset (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL UNIQUE) STRICT;
 CREATE TABLE IF NOT EXISTS example (
@@ -43,6 +44,7 @@ class Entry:
     number: int
     time: str
     dataset: str
+    node: str
     run: str
     round: int
     rule: str

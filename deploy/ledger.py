@@ -29,10 +29,23 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 def show(entries: list[Entry]) -> int:
     """Every release, and under them what each data set has cost so far."""
     table = Table()
-    for column in ("", "time", "data set", "run", "round", "rule", "mechanism", "noise", "rate", "steps", "epsilon"):
+    for column in (
+        "",
+        "time",
+        "data set",
+        "node",
+        "run",
+        "round",
+        "rule",
+        "mechanism",
+        "noise",
+        "rate",
+        "steps",
+        "epsilon",
+    ):
         table.add_column(column, justify="right" if column in {"", "round", "noise", "rate", "steps"} else "left")
     for entry in entries:
-        facts = (entry.number, entry.time, entry.dataset[:SHORT], entry.run, entry.round + 1, entry.rule)
+        facts = (entry.number, entry.time, entry.dataset[:SHORT], entry.node, entry.run, entry.round + 1, entry.rule)
         cost = (f"{entry.noise_multiplier:.4g}", f"{entry.sample_rate:.4g}", entry.steps, f"{entry.epsilon:.4g}")
         table.add_row(*map(str, (*facts, entry.mechanism, *cost)))
     # Wide enough for every column, whatever the terminal or the pipe says.

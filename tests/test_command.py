@@ -53,7 +53,7 @@ def test_the_ledger_is_shown_verified_and_exported(spent, capsys):
 
     rows = ledger.read(spent)
     shown = say("show")
-    assert [line.split("│")[5].strip() for line in shown.splitlines() if "│ flu" in line] == ["1", "2", "3"]
+    assert [line.split("│")[6].strip() for line in shown.splitlines() if "│ flu" in line] == ["1", "2", "3"]
     assert f"data set {rows[0].dataset[:12]}: epsilon {rows[-1].epsilon:.4g} at delta 1e-05" in shown
     assert say("verify") == f"3 releases, nothing changed or missing; the last digest is {rows[-1].digest}\n"
     assert [ledger.Entry(**json.loads(line)) for line in say("export").splitlines()] == rows

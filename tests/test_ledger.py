@@ -72,6 +72,7 @@ def test_a_run_does_not_pass_what_it_declared_though_rounds_are_tried_again(tmp_
     with pytest.raises(RefusalError, match=r"this run has cost the node what it said it would \(ward-3, privacy.eps"):
         own.charge(RELEASE, NOTES, declared, run="run", round=2, rule="fedit")
     own.charge(RELEASE, NOTES, declared, run="another", round=0, rule="fedit")
+    Ledger(tmp_path, "ward-4", 0.0, DELTA).charge(RELEASE, NOTES, declared, run="run", round=0, rule="fedit")
 
 
 def test_a_data_set_is_known_by_its_content():

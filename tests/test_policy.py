@@ -114,7 +114,7 @@ def test_too_few_examples_or_too_little_noise_is_refused_before_anything_is_char
 def test_what_may_not_leave_does_not(kind, content, message, tmp_path):
     allowed = Policy.read(policy(tmp_path, 'parts = ["B"]\ncodecs = ["fp32"]\n'))
     config = read_config(PRIVATE)
-    allowed.check_run(config, build(config))
+    allowed.check_run(config, build(config), 0.0)
     allowed.check_reply("train", reply(), config, 1.0)
     allowed.check_reply("train", reply(weight=3.0), config, 3.0)
     with pytest.raises(RefusalError, match=re.escape(message)):

@@ -121,9 +121,28 @@ def test_a_node_with_a_budget_takes_no_part_in_a_run_without_noise(settings, tmp
     run_in_process(flat, nodes=2, node_config={1: {"privacy-epsilon": 8.0}})
     (failure,) = events(tmp_path, "failure")
     assert failure["reason"] == (
-        "this node has a privacy budget, and the run is not private (node-001, privacy-epsilon = 8): "
-        "expected privacy.mode = 'example', 'update-local' or 'update-central', got 'none'"
+        "this node's policy does not allow it:\n  privacy.mode: expected a private run (privacy-epsilon), got 'none'"
     )
+
+
+def test_a_node_with_a_budget_trusts_a_coordinators_noise_only_where_its_policy_says_so(settings, tmp_path):
+    trusting = tmp_path / "trusting.toml"
+    trusting.write_text('[privacy]\nmodes = ["update-central"]\n')
+    nodes = {0: {"privacy-epsilon": 8.0, "policy": str(trusting)}, 1: {"privacy-epsilon": 8.0}}
+    run_in_process(settings(**{**PRIVATE, "privacy.mode": "update-central"}), nodes=2, node_config=nodes)
+    (failure,) = events(tmp_path, "failure")
+    assert failure["node"].startswith("node ")
+    assert "expected noise of this node's own (privacy-epsilon), got 'update-central'" in failure["reason"]
+    assert [line["nodes"] for line in events(tmp_path, "merge")] == [1, 1, 1]
+
+
+def test_a_coordinators_delta_does_not_make_a_run_look_cheap(settings, tmp_path):
+    file = tmp_path / "policy.toml"
+    file.write_text("[privacy]\nmax-epsilon = 8.0\n")
+    flat = settings(**{**PRIVATE, "privacy.delta": 0.9, "num-server-rounds": 1})
+    run_in_process(flat, nodes=2, node_config={1: {"policy": str(file)}})
+    (failure,) = events(tmp_path, "failure")
+    assert "the run's epsilon at delta 1e-05: expected at most 8, got more" in failure["reason"]
 
 
 def test_a_refused_node_has_not_trained(settings, tmp_path):

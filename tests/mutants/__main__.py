@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from tests.mutants import Mutant
+from tests.mutants.budget import BUDGET
 from tests.mutants.privacy import PRIVACY
 from tests.mutants.rules import RULES
 
@@ -28,7 +29,7 @@ def caught(mutant: Mutant, folder: Path) -> bool:
 
 def main() -> int:
     """Try every mutant; returns the exit code."""
-    mutants = RULES + PRIVACY
+    mutants = RULES + PRIVACY + BUDGET
     survivors = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "copy"
