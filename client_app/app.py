@@ -58,6 +58,7 @@ def _answer(message: Message, context: Context, work: Callable[["Session"], Reco
         epsilon = session.epsilon
         session.check(message.metadata.message_type, content)
     except (RefusalError, ConfigError) as error:
+        print(error, file=sys.stderr)
         content = _failure(str(error), refused=True)
     except Exception as error:
         known = isinstance(error, BouquetError)

@@ -50,6 +50,16 @@ class Ledger:
         self._epsilon = epsilon
         self._delta = delta
 
+    def check_private(self, privacy: PrivacyConfig) -> None:
+        """Raise :class:`RefusalError` where there is a budget and the run has no noise: that would cost all of any."""
+        if self._epsilon and privacy.mode == "none":
+            raise RefusalError(
+                "this node has a privacy budget, and the run is not private",
+                where=f"{self._node}, privacy-epsilon = {self._epsilon:g}",
+                expected="privacy.mode = 'example', 'update-local' or 'update-central'",
+                got="'none'",
+            )
+
     def charge(
         self, release: Release, dataset: DataSet, privacy: PrivacyConfig, *, run: str, round: int, rule: str
     ) -> Entry:

@@ -56,6 +56,7 @@ class Session:
         self.ledger = Ledger(self.node.state, self.node.label, self.node.privacy_epsilon, self.node.privacy_delta)
         self.policy = Policy.read(self.node.policy)
         self.policy.check_run(self.config, self.rule)
+        self.ledger.check_private(self.config.privacy)
         self.run = run
         self.epsilon: float | None = None
 

@@ -165,8 +165,8 @@ class LoraStrategy(Strategy):
         for message in replies:
             try:
                 raise_failure(message)
-                metrics = read_metrics(message)
-                scored.append((metrics["count"], metrics))
+                if metrics := read_metrics(message):  # nodes in a private run tell none
+                    scored.append((metrics["count"], metrics))
             except BouquetError as refusal:
                 log(WARNING, "round %s: refused a reply: %s", server_round, refusal)
         return MetricRecord(dict(mean_metrics(scored))) if scored else None

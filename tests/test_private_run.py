@@ -116,6 +116,40 @@ def test_budgets_hold_over_runs_and_a_run_that_nobody_can_go_on_with_ends(settin
     assert max(row.epsilon for row in ledger.read(tmp_path / "state")) == cost(4)
 
 
+def test_a_node_with_a_budget_takes_no_part_in_a_run_without_noise(settings, tmp_path):
+    flat = settings(**{"num-server-rounds": 1})
+    run_in_process(flat, nodes=2, node_config={1: {"privacy-epsilon": 8.0}})
+    (failure,) = events(tmp_path, "failure")
+    assert failure["reason"] == (
+        "this node has a privacy budget, and the run is not private (node-001, privacy-epsilon = 8): "
+        "expected privacy.mode = 'example', 'update-local' or 'update-central', got 'none'"
+    )
+
+
+def test_a_refused_node_has_not_trained(settings, tmp_path):
+    flat = settings(**{**PRIVATE, "rule.name": "fedsa-lora", "num-server-rounds": 1})
+    run_in_process(flat, nodes=2, node_config={1: {"privacy-epsilon": 0.01}})
+    assert [file.parent.name for file in (tmp_path / "state").rglob("personal.safetensors")] == ["node-000"]
+
+
+def test_a_round_that_is_tried_again_is_charged_again_and_the_run_keeps_to_what_it_declared(settings, tmp_path, capsys):
+    replies = []
+
+    def loses_the_first(content: RecordDict) -> RecordDict | None:
+        replies.append(content)
+        return content if len(replies) > 1 else None
+
+    flat = settings(**PRIVATE, **{"round.min-replies": 1.0, "round.deadline": 3.0})
+    run_in_process(flat, nodes=2, tamper={1: loses_the_first})
+    rows = ledger.read(tmp_path / "state")
+    assert [row.round for row in rows] == [0, 0, 0, 0, 1, 1]
+    reasons = [failure["reason"] for failure in events(tmp_path, "failure") if failure["round"] == 3]
+    assert len(reasons) == 2
+    assert "this run has cost the node what it said it would" in reasons[0]
+    assert "stopped, round 2 is the last" in capsys.readouterr().out
+    assert max(row.epsilon for row in rows) <= 8.0
+
+
 def test_a_long_text_is_one_example_so_that_a_record_is_what_is_protected(settings, tmp_path):
     source = tmp_path / "long.jsonl"
     source.write_text("".join(json.dumps({"text": f"def f{n}(self): " + "pass; " * 200}) + "\n" for n in range(20)))
