@@ -12,17 +12,15 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from client_app.privacy import poisson_sample, privatise, train_privately
-from client_app.training import outputs, train
-from common import models, tasks
+from client_app.training import train
+from common import models
 from common.accounting import Release
-from common.accounting import noise_multiplier as least_noise
 from common.adapter import State, Update
 from common.config import LoraConfig, PrivacyConfig, RunConfig, TrainConfig
 from common.error import BouquetError
 from common.tasks import Example
 from strategies import RULES, FedIT
 from strategies.private_mean import PrivateMean
-from tests.conftest import tiny_bert
 from tests.grid import run_in_process
 from tests.test_per_example import EXAMPLES, TEXT, fresh
 
@@ -249,41 +247,3 @@ def test_a_private_run_ends_with_an_adapter_that_no_seed_repeats(rule, mode, set
         assert (tmp_path / name / "adapter/adapter_model.safetensors").exists()
         digests.add(summary["adapter_digest"])
     assert len(digests) == 2
-
-
-def advantage(scores_in, scores_out):
-    """Of the best threshold on the loss: how much oftener it calls a member a member than a stranger one."""
-    return max(float((scores_in <= t).float().mean() - (scores_out <= t).float().mean()) for t in scores_in)
-
-
-def test_membership_shows_without_privacy_and_within_the_bound_with_it(tmp_path):
-    """A classifier that learns 64 random labels by heart; an attacker who knows the losses.
-
-    Any attack on an (epsilon, delta)-private model has an advantage of at most tanh(epsilon / 2) + delta (Humphries et
-    al., arXiv:2010.12112); a sample of 64 members and 64 strangers adds its own error.
-    """
-    generator = torch.Generator().manual_seed(0)
-    settings = {"model.name": tiny_bert(tmp_path), "model.quantization": "none", "task.name": "classify"}
-    config = RunConfig.from_flower(settings)
-    task = tasks.build(config.task)
-    examples = [
-        Example(torch.randint(3, 2000, (8,), generator=generator).tolist(), [int(label)])
-        for label in torch.randint(2, (128,), generator=generator)
-    ]
-    steps, epsilon, delta = 60, 0.5, 1e-3
-    training = TrainConfig.model_validate({"batch-size": 64, "learning-rate": 0.01, "schedule": "constant"})
-    found = {}
-    for sigma in (0.0, least_noise(epsilon, delta, 0.5, steps, "rdp")):
-        model = models.LoraModel(models.base.load(config.model, 2, torch.device("cpu")), config.lora)
-        state = FedIT().initial(model.spec, 0)
-        model.install(state.adapter, state.scale, {})
-        privacy = PRIVATE.model_copy(update={"expected_batch": 32, "clip": 1.0 if sigma else 100.0})
-        train_here(model, examples[:64], Release(sigma, 0.5, steps), privacy, training, task)
-        model.network.eval()
-        with torch.no_grad():
-            losses = task.losses(*outputs(model, task.collate(examples, 0)))
-        found[sigma > 0] = advantage(losses[:64], losses[64:])
-    bound = math.tanh(epsilon / 2) + delta
-    assert found[False] > 0.6
-    # Twice the deviation of a difference of two frequencies among 64, on top of the bound.
-    assert found[True] < bound + 2 * math.sqrt(2 * 0.25 / 64) < 0.45
