@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from strategies import build, read_config
 from tests.grid import run_in_process
 from tests.test_private_run import PRIVATE, TRAINED_ON, events
 
+PROFILE = str(Path(__file__).parents[1] / "profiles/private.toml")
 SPEC = Spec({"up": LayerShape(48, 16), "down": LayerShape(16, 48)}, {Key("head", "W"): (2, 16)}, rank=4, scale=2.0)
 
 
@@ -101,7 +103,7 @@ def test_a_sound_plan_has_no_warning():
 
 def test_a_plan_is_read_from_a_profile_and_overrides(capsys):
     changes = ["task.name=text", "model.pooling=default", "num-server-rounds=2", "privacy.accountant=rdp"]
-    assert main(["plan", "--examples", "5000,600", "profiles/private.toml", *changes, "fraction-train=0.5"]) == 0
+    assert main(["plan", "--examples", "5000,600", PROFILE, *changes, "fraction-train=0.5"]) == 0
     shown = capsys.readouterr().out
     assert "example, 2 rounds, delta 1e-05, accountant rdp; for a node that takes part in every round" in shown
     assert "a node's mean share of the rounds: 1" in shown
