@@ -2,9 +2,9 @@
 
     python -m benchmarks.privacy            (--small for a quick look)
 
-A step is forward, backward, clipping, noise and AdamW on one physical batch; an expected batch of several shares the
-noise and the optimizer among them. The engines take turns within a repetition, on the same batch and the same model,
-and a ratio is the median of the repetitions' own. The models have random weights: MiniLM's shape (6 layers of 384,
+A step is four physical batches forward and backward, and AdamW; a private one also clips and adds noise, once a step.
+The engines take turns within a repetition, on the same batch and the same model, and a ratio is the median of the
+repetitions' own. The models have random weights: MiniLM's shape (6 layers of 384,
 query and value adapted) and four Llama blocks (512, every linear layer adapted), both in NF4. One thread.
 
 Memory is what torch's allocator held at its peak, beyond what it held before the step.
@@ -41,6 +41,7 @@ LLAMA = LlamaConfig(
     num_attention_heads=8,
     num_key_value_heads=4,
 )
+BATCHES = 4
 SETTINGS = {
     "MiniLM": {"task.name": "classify", "lora.targets": "query,value"},
     "Llama": {"task.name": "text", "lora.targets": "all-linear"},
@@ -89,7 +90,8 @@ class Bench:
 
     def plain(self) -> None:
         """An ordinary step."""
-        self.task.loss(*outputs(self.model, self.batch)).backward()  # type: ignore[no-untyped-call]
+        for _ in range(BATCHES):
+            self.task.loss(*outputs(self.model, self.batch)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -101,7 +103,8 @@ class Bench:
         with attach(name, self.model.network, mechanism.bound) as engine:
 
             def private() -> None:
-                engine.add(self.task.losses(*outputs(self.model, self.batch)))
+                for _ in range(BATCHES):
+                    engine.add(self.task.losses(*outputs(self.model, self.batch)))
                 for parameter, noised in mechanism.release(engine.take()).items():
                     parameter.grad = noised.to(parameter.dtype)
                 self.optimizer.step()

@@ -35,9 +35,9 @@ Clipping = Literal["flat", "automatic"]
 class Engine(ABC):
     """Sums the clipped gradients of examples, over as many physical batches as there are.
 
-    A context: on leaving it the network is as it was. ``bound`` is the norm that no example's gradient exceeds in the
-    sum, over all trained parameters together; ``flat`` clipping scales down what is longer, ``automatic`` scales every
-    gradient to (almost) that norm.
+    A context: on leaving it the network is as it was (but see :func:`_keep_apart` for int8). ``bound`` is the norm that
+    no example's gradient exceeds in the sum, over all trained parameters together; ``flat`` clipping scales down what
+    is longer, ``automatic`` scales every gradient to (almost) that norm.
     """
 
     def __init__(self, network: nn.Module, bound: float, clipping: Clipping = "flat") -> None:

@@ -3,7 +3,9 @@
 **Example level** (Abadi et al., arXiv:1607.00133). Two data sets are neighbours if one has one example more. A step
 draws a Poisson sample (each example by itself with probability q), clips every example's gradient to norm C over all
 that is trained, head included, sums, adds noise, and divides by the public expected batch. An empty sample is a step of
-noise alone. Optimizer, rule, codec and server only see the noised sums; all they do is post-processing.
+noise alone. Optimizer, rule, codec and server only see the noised sums; all they do is post-processing. Not covered is
+what an example's companions in a physical batch do to the last bits of its gradient: some 1e-7 of it in float32, which
+the mechanism's margin absorbs, but more where ``model.dtype`` is a 16-bit one.
 
 **Update level, on the node.** Two data sets are neighbours if they are two data sets of one node, whatever is in them:
 the change that leaves has norm at most C, so it can move by 2 C, and that is what the noise is for.
