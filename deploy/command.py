@@ -2,6 +2,8 @@
 
 bouquet run                                           the main job: four simulated nodes on this machine
 bouquet run --nodes 2 num-server-rounds=1 rule.name=fedex-lora
+bouquet plan --examples 5000,1200 privacy.mode=example train.weighting=uniform
+bouquet ledger show                                   what this node's data has cost
 """
 
 import argparse
@@ -10,13 +12,12 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from common.error import BouquetError
+from deploy import ledger, plan, settings
 from strategies import RULES, read_config
 
 APP = Path(__file__).parents[1]
@@ -47,22 +48,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--cpus", type=int, default=1, help="CPU cores a node (default 1)")
     run.add_argument("--gpus", type=float, default=0.0, help="share of a GPU a node (default 0)")
     run.add_argument("--directory", type=Path, default=Path("runs"), help="where run directories go (default runs)")
-    run.add_argument("settings", nargs="*", metavar="key=value", help="run config, such as num-server-rounds=2")
-    commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
+    run.add_argument("settings", nargs="*", metavar="key=value", help="run config, or a TOML file of it")
+    run.set_defaults(work=_run)
+    rules = commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
+    rules.set_defaults(work=_rules)
+    plan.add_to(commands)
+    ledger.add_to(commands)
     options = parser.parse_args(arguments)
-    if options.command == "rules":
-        print(rules_table())
-        return 0
-    settings = [_quoted(setting) for setting in options.settings]
     try:
-        read_config(_flat(settings))
+        return int(options.work(options))
     except BouquetError as error:
         print(f"bouquet: {error}", file=sys.stderr)
         return 2
-    return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), settings)
 
 
-def simulate(nodes: int, cpus: int, gpus: float, directory: Path, settings: Sequence[str]) -> int:
+def _run(options: argparse.Namespace) -> int:
+    flat = settings.read(options.settings)
+    read_config(flat)
+    return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), settings.write(flat))
+
+
+def _rules(_: argparse.Namespace) -> int:
+    print(rules_table())
+    return 0
+
+
+def simulate(nodes: int, cpus: int, gpus: float, directory: Path, overrides: Sequence[str]) -> int:
     """``flwr run`` on the local simulation: its noise goes to a log file, the run's own lines to the terminal.
 
     Returns 0 only if Flower says that the run completed, which the exit code of ``flwr run`` does not tell.
@@ -77,7 +88,7 @@ def simulate(nodes: int, cpus: int, gpus: float, directory: Path, settings: Sequ
         **_own_superlink(),
         "PATH": f"{flwr.parent}{os.pathsep}{os.environ['PATH']}",
     }
-    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *settings]
+    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *overrides]
     federation = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
     command = [str(flwr), "run", str(APP), "local", "--stream", "--federation-config", federation]
     run_id, failed = "", False
@@ -143,25 +154,3 @@ def _status(flwr: Path, run_id: str, environment: dict[str, str]) -> str:
         return str(json.loads(listing.stdout)["runs"][0]["status"])
     except (json.JSONDecodeError, LookupError):
         return "unknown"
-
-
-def _flat(settings: Sequence[str]) -> dict[str, Any]:
-    """The settings as Flower's flat run config. Raises :class:`BouquetError` on one that is not key=value."""
-    flat: dict[str, Any] = {}
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        try:
-            flat[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError as error:
-            raise BouquetError("a setting cannot be read", expected="key=value", got=setting) from error
-    return flat
-
-
-def _quoted(setting: str) -> str:
-    """A ``key=value`` with the value as TOML: bare words become strings."""
-    key, equals, value = setting.partition("=")
-    if not equals:
-        return setting
-    if re.fullmatch(r"true|false|[-+]?[\d.]+(e[-+]?\d+)?|\".*\"", value):
-        return setting
-    return f'{key}="{value}"'
