@@ -169,7 +169,8 @@ class Rounds:
                 if isinstance(reason, RefusalError):
                     self._nodes.dismiss(name)
                 continue
-            self._nodes.equipped.add(node_id)
+            if state.round >= self._strategy.rule.settled:
+                self._nodes.equipped.add(node_id)
             if reply.update.rank and not reply.update.slots:
                 self._nodes.ranks[node_id] = reply.update.rank
             spool.put(name, reply.update)

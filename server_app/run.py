@@ -37,7 +37,7 @@ def conduct(grid: Grid, context: Context) -> None:
         if config.resume and (saved := checkpoint.latest(record.checkpoints, rule.name)):
             state = saved
             record.say(f"resumed after round {state.round}")
-        elif isinstance(rule, FedSB) and rule.source:
+        elif isinstance(rule, FedSB) and rule.start == "public":
             from server_app.start import from_public_data
 
             record.say(f"the start is taken from {rule.examples} examples of {rule.source}")

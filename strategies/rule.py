@@ -77,6 +77,11 @@ class Rule(ABC):
         return 0
 
     @property
+    def settled(self) -> int:
+        """The round from which on the constant parts are constant."""
+        return 0
+
+    @property
     def shrinks(self) -> bool:
         """Whether the size of what a node sends depends on what it learned."""
         return False

@@ -137,8 +137,8 @@ RULES = (
     Mutant(
         "RB-LoRA: V taken for Vh",
         "strategies/flexlora.py",
-        "u, singular, vh = low_rank_svd(left, right)",
-        "u, singular, vh = low_rank_svd(left, right)\n        vh = vh.flip(1)",
+        "u, singular, vh = low_rank_svd(stack.left, stack.right)",
+        "u, singular, vh = low_rank_svd(stack.left, stack.right)\n        vh = vh.flip(1)",
         TESTS,
     ),
     Mutant(
