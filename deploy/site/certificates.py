@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -71,7 +72,7 @@ def read_public_key(file: Path) -> str:
     """A node's public key from an OpenSSH file. Raises :class:`BouquetError` if Flower would not take it."""
     try:
         key = serialization.load_ssh_public_key(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise BouquetError(
             "a public key cannot be read", where=str(file), got=str(error), cure="Make one with ssh-keygen -t ecdsa."
         ) from error

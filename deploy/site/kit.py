@@ -69,7 +69,7 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
     settings = {"name": name, "state-directory": f"/var/lib/bouquet/{name}", **settings}
     node = NodeConfig.from_flower(settings)
     for key, path in (("data", node.data), ("state-directory", node.state_directory)):
-        if not Path(path).is_absolute():
+        if path and not Path(path).is_absolute():
             raise BouquetError(
                 "a path that is not absolute",
                 where=f"{name}, {key}",
@@ -86,7 +86,8 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
         "node": name,
         "superlink": _host_port(site.facts.addresses[0], site.facts.fleet_port),
         "state": node.state_directory,
-        "data": node.data,
+        # A node without data of its own takes its part of the run's.
+        "data_volume": f'- "{node.data}:{node.data}:ro"' if node.data else "",
         **_place(place),
     }
     _render("node/start.sh", folder / "start.sh", values, executable=True)
