@@ -17,6 +17,9 @@ from common.error import BouquetError
 if TYPE_CHECKING:
     from client_app.session import Session
 
+# Of a defect's traceback, the innermost frames travel.
+FRAMES = 6
+
 app = ClientApp()
 
 
@@ -47,6 +50,6 @@ def _answer(message: Message, context: Context, work: Callable[["Session"], Reco
     except BouquetError as error:
         reason = str(error)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        reason = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error, limit=-FRAMES))}"
     print(reason, file=sys.stderr)
     return Message(RecordDict({"failure": ConfigRecord({"reason": reason})}), reply_to=message)

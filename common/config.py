@@ -140,13 +140,27 @@ class EvaluationConfig(Section):
 
 
 class RoundConfig(Section):
-    """When a round is over, and when the run is. Seconds; ``patience`` = 0 never stops early."""
+    """When a round is over, and when the run is. Seconds; ``patience`` = 0 never stops early.
+
+    A round counts if ``min_replies`` of the nodes it asked have replied, and at least ``fewest_replies``. A node that
+    fails ``max_failures`` times in a row (0: however often) is left out of the next ``sit_out`` rounds. ``max_norm``
+    bounds the norm of what one node changes (0: any); the record shows what is usual.
+    """
 
     deadline: Positive = 3600.0
     wait: Positive = 300.0
     min_replies: Share = 0.5
+    fewest_replies: Count = 1
     retries: CountOrOff = 2
     patience: CountOrOff = 0
+    max_failures: CountOrOff = 2
+    sit_out: CountOrOff = 3
+    max_norm: NonNegative = 0.0
+
+    @property
+    def ttl(self) -> float:
+        """How long a message is valid: past the deadline, so that a late reply is seen and counted."""
+        return 2 * self.deadline
 
 
 class RunConfig(Section):

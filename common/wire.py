@@ -106,6 +106,11 @@ def unpack_update(record: ArrayRecord, *, rule: str, round: int) -> tuple[Header
     return header, Update(tensors, header.weight, header.scale)
 
 
+def most_bytes(state: State) -> int:
+    """What an honest answer to ``state`` can hold at most, in float32 and with room for its header."""
+    return 4 * sum(tensor.numel() for tensor in state.adapter.values()) + MAX_HEADER_BYTES
+
+
 def payload_bytes(record: ArrayRecord) -> int:
     """The bytes of a record's arrays, as they travel."""
     return sum(len(array.data) for array in record.values())

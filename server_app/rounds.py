@@ -15,6 +15,7 @@ from common.tasks import Score, Task
 from server_app import checkpoint
 from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
+from server_app.scrutiny import Scrutiny
 from strategies import RULES
 from strategies.meter import aggregation_error
 from strategies.strategy import LoraStrategy, Reply, mean_metrics, raise_failure, read_metrics
@@ -99,12 +100,12 @@ class Rounds:
         state, config, started = outcome.state, self._config, time.monotonic()
         nodes = self._nodes.sample(config.fraction_train, state.round)
         messages = self._strategy.messages(
-            MessageType.TRAIN, state, nodes, ranks=self._nodes.ranks, ttl=config.round.deadline
+            MessageType.TRAIN, state, nodes, ranks=self._nodes.ranks, ttl=config.round.ttl
         )
         outcome.bytes_down += (down := _bytes_down(messages))
         replies = self._replies(state, messages)
         outcome.bytes_up += (up := sum(reply.bytes_up for reply in replies))
-        needed = max(1, math.ceil(config.round.min_replies * len(nodes)))
+        needed = max(config.round.fewest_replies, math.ceil(config.round.min_replies * len(nodes)))
         if len(replies) < needed:
             self._record.event("void", state.round + 1, replies=len(replies), needed=needed)
             self._record.say(
@@ -140,22 +141,29 @@ class Rounds:
     def _replies(self, state: State, messages: list[Message]) -> list[Reply]:
         """The updates that can be merged, in the order of the nodes' names."""
         replies: list[Reply] = []
+        scrutiny = Scrutiny(self._strategy.rule, state, self._config.round.max_norm)
         down = {self._nodes.name(message.metadata.dst_node_id): _bytes_down([message]) for message in messages}
         for name, message in self._nodes.exchange(messages):
             try:
                 reply = self._strategy.accept(state, message)
                 if reply.node != name:
                     raise BouquetError("an update signed by another node", expected=name, got=reply.node)
+                norm = scrutiny.examine(name, reply.update)
             except BouquetError as reason:
-                self._record.failure("train", state.round + 1, name, str(reason))
+                self._nodes.failed("train", state.round + 1, name, str(reason))
                 continue
             replies.append(reply)
             facts = reply.metrics
             self._record.event(
-                "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], **facts
+                "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], norm=norm, **facts
             )
             self._record.say(
                 f"    {name}  loss {facts['loss']:.3f}  {facts['tokens']:,.0f} tokens  {facts['seconds']:.1f} s"
+            )
+        for name, cosine in scrutiny.against().items():
+            self._record.event("against", state.round + 1, node=name, cosine=cosine)
+            self._record.say(
+                f"    {name} went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
             )
         return sorted(replies, key=lambda reply: reply.node)
 
@@ -164,7 +172,7 @@ class Rounds:
         state, config, metric = outcome.state, self._config, self._task.metric
         nodes = self._nodes.sample(config.fraction_evaluate, state.round)
         messages = self._strategy.messages(
-            MessageType.EVALUATE, state, nodes, ranks=self._nodes.ranks, ttl=config.round.deadline
+            MessageType.EVALUATE, state, nodes, ranks=self._nodes.ranks, ttl=config.round.ttl
         )
         if messages and config.evaluation.prompt and not self._task.sequence_classification:
             messages[0].content["config"] = ConfigRecord({"prompt": config.evaluation.prompt})
@@ -173,16 +181,18 @@ class Rounds:
         for name, message in self._nodes.exchange(messages):
             try:
                 raise_failure(message)
-                metrics = read_metrics(message)
+                metrics = read_metrics(message, "loss", "correct", "count")
                 score = Score(metrics["loss"] * metrics["count"], int(metrics["correct"]), int(metrics["count"]))
-            except (BouquetError, KeyError) as reason:
-                self._record.failure("evaluate", state.round, name, str(reason))
+                if score.count < 1:
+                    raise BouquetError("a score of nothing", expected="a count of 1 or more", got=str(score.count))
+            except BouquetError as reason:
+                self._nodes.failed("evaluate", state.round, name, str(reason))
                 continue
             total += score
             figures[name] = self._task.figure(score)
             self._record.event("evaluate", state.round, node=name, **metrics)
             if "sample" in message.content.config_records:
-                sample = str(message.content.config_records["sample"]["text"])
+                sample = str(message.content.config_records["sample"].get("text", ""))
         if not figures:
             return None
         evaluation = Evaluation(

@@ -45,7 +45,7 @@ def conduct(grid: Grid, context: Context) -> None:
             record.say("no global model: each node has its own adapter in its state directory")
         else:
             export(outcome.state, config, record.adapter, with_head=config.task.head != "local")
-        _report(outcome, task, record)
+        _report(outcome, task, nodes, record)
 
 
 def _central(config: RunConfig) -> Central | None:
@@ -56,13 +56,15 @@ def _central(config: RunConfig) -> Central | None:
     return central(config)
 
 
-def _report(outcome: Outcome, task: Task, record: Record) -> None:
+def _report(outcome: Outcome, task: Task, nodes: Nodes, record: Record) -> None:
     """The closing table, and the same figures in ``summary.json``."""
     before, after = outcome.before, outcome.after
     summary: dict[str, object] = {
         "rounds": outcome.state.round,
         "bytes_up": outcome.bytes_up,
         "bytes_down": outcome.bytes_down,
+        "failures": dict(sorted(nodes.failures.items())),
+        "late": dict(sorted(nodes.late.items())),
         "adapter": str(record.adapter),
         "adapter_digest": digest(outcome.state.adapter | outcome.state.offset),
     }

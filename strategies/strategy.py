@@ -8,6 +8,7 @@ A Flower user meets the usual grammar::
 Bouquet's own round loop uses the same messages and the same checks, with a deadline and a quorum around them.
 """
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from common.adapter import Spec, State, Update, digest
 from common.codec import CodecName
 from common.error import BouquetError
 from strategies.rule import Rule
+
+# Characters of a node's own explanation; a traceback's last frames fit.
+MAX_REASON = 4000
 
 Metrics = dict[str, float]
 
@@ -110,9 +114,12 @@ class LoraStrategy(Strategy):
                 "a reply without an update", expected="one record 'update'", got=", ".join(content) or "nothing"
             )
         record = content.array_records["update"]
+        size, most = wire.payload_bytes(record), wire.most_bytes(state)
+        if size > most:
+            raise BouquetError("an oversized update", expected=f"at most {most:,} bytes", got=f"{size:,} bytes")
         header, update = wire.unpack_update(record, rule=self.rule.name, round=state.round)
         self.rule.check(state, update)
-        return Reply(header.node, update, read_metrics(message), wire.payload_bytes(record))
+        return Reply(header.node, update, read_metrics(message, "loss", "tokens", "seconds"), size)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -186,19 +193,23 @@ def raise_failure(message: Message) -> None:
         )
     failure = message.content.config_records.get("failure")
     if failure is not None:
-        raise BouquetError(str(failure["reason"]))
+        raise BouquetError(str(failure.get("reason", "no reason given"))[:MAX_REASON])
 
 
-def read_metrics(message: Message) -> Metrics:
-    """The metrics of a reply. Raises :class:`BouquetError` if there are none, or one is not a number."""
+def read_metrics(message: Message, *needed: str) -> Metrics:
+    """The metrics of a reply. Raises :class:`BouquetError` if one that is needed is missing or is not a number."""
     record = message.content.metric_records.get("metrics")
     if record is None:
         raise BouquetError("a reply without metrics", expected="a record 'metrics'", got=", ".join(message.content))
     metrics: Metrics = {}
     for name, value in record.items():
-        if isinstance(value, list):
-            raise BouquetError("a metric is not a number", where=name, expected="one number", got="a list")
+        if isinstance(value, list) or not math.isfinite(value):
+            raise BouquetError(
+                "a metric is not a number", where=name, expected="one finite number", got=str(value)[:80]
+            )
         metrics[name] = value
+    if missing := [name for name in needed if name not in metrics]:
+        raise BouquetError("a reply lacks metrics", expected=", ".join(needed), got=f"none named {', '.join(missing)}")
     return metrics
 
 
