@@ -3,6 +3,7 @@
 bouquet run                                           the main job: four simulated nodes on this machine
 bouquet run --nodes 2 num-server-rounds=1 rule.name=fedex-lora
 bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2
+bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
 """
 
 import argparse
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 
 from common.error import BouquetError
 from deploy import simulation
+from deploy.doctor import commands as doctor
 from deploy.site import commands as site
 from strategies import RULES
 
@@ -25,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rules = commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
     rules.set_defaults(work=_rules)
     site.add(commands)
+    doctor.add(commands)
     options = parser.parse_args(arguments)
     try:
         code: int = options.work(options)

@@ -24,7 +24,7 @@ def test_mistakes_are_told_before_anything_is_started(settings, message, capsys,
 SITE = [f"site {part}" for part in ("create", "add", "kit", "register", "revoke", "rotate", "list")]
 
 
-@pytest.mark.parametrize("command", ["run", "rules", "site", *SITE])
+@pytest.mark.parametrize("command", ["run", "rules", "site", *SITE, "doctor", "doctor node", "doctor coordinator"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])

@@ -86,6 +86,7 @@ def test_a_kit_holds_what_its_node_needs_and_nothing_of_others(site, tmp_path):
         "ward-1/bouquet-node.service": 0o644,
         "ward-1/ca.crt": 0o644,
         "ward-1/compose.yaml": 0o644,
+        "ward-1/kit.toml": 0o644,
         "ward-1/node.key": 0o600,
         "ward-1/node.pub": 0o644,
         "ward-1/node.toml": 0o644,

@@ -76,15 +76,18 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
                 expected="a path on the node's machine",
                 got=repr(path),
             )
+    superlink = _host_port(site.facts.addresses[0], site.facts.fleet_port)
     folder = site.kits / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder / "node.toml").write_text(tomli_w.dumps(settings))
+    facts = {"site": site.facts.name, "superlink": superlink, "port": place.port}
+    (folder / "kit.toml").write_text(tomli_w.dumps(facts))
     (folder / "node.pub").write_text(f"{site.node(name).public_key} {name}\n")
     (folder / "ca.crt").write_bytes((site.authority / "ca.crt").read_bytes())
     values = {
         "site": site.facts.name,
         "node": name,
-        "superlink": _host_port(site.facts.addresses[0], site.facts.fleet_port),
+        "superlink": superlink,
         "state": node.state_directory,
         # A node without data of its own takes its part of the run's.
         "data_volume": f'- "{node.data}:{node.data}:ro"' if node.data else "",
