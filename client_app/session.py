@@ -92,7 +92,7 @@ class Session:
         )
         local = model.tensors()
         if kept := {key: tensor for key, tensor in local.items() if rule.keeps(state.round, key)}:
-            self.memory.save(kept)
+            self.memory.save(kept, state.round + 1)
         weight = float(len(examples)) if config.train.weighting == "examples" else 1.0
         update = Update(rule.send(state, local), weight, state.scale)
         record = wire.pack_update(update, rule.name, state.round, self.node.label, codec=config.wire.codec)
@@ -137,7 +137,9 @@ class Session:
             drawn = self._draw(model, expected=header.seeded)
             state = replace(state, adapter=drawn | state.adapter)
         state = self.rule.view(state, self.rank)
-        kept = {key: tensor for key, tensor in self.memory.load().items() if self.rule.keeps(state.round, key)}
+        kept = {
+            key: tensor for key, tensor in self.memory.load(state.round).items() if self.rule.keeps(state.round, key)
+        }
         model.install(self.rule.install(state, kept), state.scale, state.offset)
         return model, state
 
