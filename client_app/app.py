@@ -7,11 +7,14 @@ imported by the first message.
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app import worker
+from common.config import NodeConfig
 from common.error import BouquetError
 
 if TYPE_CHECKING:
@@ -43,9 +46,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _answer(message: Message, context: Context, work: Callable[["Session"], RecordDict]) -> Message:
     """The reply to a message. An error is a reply too, so that the coordinator can say why a node failed."""
-    from client_app.session import Session
-
     try:
+        node = NodeConfig.from_flower(context.node_config)
+        if node.warm and not worker.inside:
+            return worker.hand_over(message, context, Path(node.state_directory), node.warm)
+        from client_app.session import Session
+
         return Message(work(Session(context)), reply_to=message)
     except BouquetError as error:
         reason = str(error)

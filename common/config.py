@@ -232,7 +232,8 @@ class RunConfig(Section):
 class NodeConfig(Section):
     """Facts of one machine, from ``flower-supernode --node-config``; a simulation sets the first two.
 
-    ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device.
+    ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device. ``warm`` is
+    how many idle seconds a worker keeps the model in memory between messages (0: no worker).
     """
 
     partition_id: CountOrOff = 0
@@ -242,6 +243,7 @@ class NodeConfig(Section):
     lora_rank: CountOrOff = 0
     device: str = "auto"
     state_directory: str = ""
+    warm: NonNegative = 0.0
 
     @classmethod
     def from_flower(cls, flat: Mapping[str, Any]) -> Self:

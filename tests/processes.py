@@ -147,13 +147,20 @@ class Federation:
         return self.folder / f"{name}.log"
 
     def submit(self, name: str, settings: str, directory: Path) -> str:
-        """Start a run; return its id."""
+        """Start a run; return its id. A SuperLink that has just been started is asked again."""
         overrides = f'{settings} run-directory="{directory}" run-name="{name}"'
-        answer = self._flwr("run", str(APP), "wards", "--run-config", overrides)
-        return str(answer["run-id"])
+        answer: dict[str, Any] = {}
+        for _ in range(5):
+            answer = self._flwr("run", str(APP), "wards", "--run-config", overrides)
+            if "run-id" in answer:
+                return str(answer["run-id"])
+            time.sleep(2)
+        raise AssertionError(answer)
 
     def status(self, run: str) -> str:
-        return str(self._flwr("ls", "wards", "--run-id", run)["runs"][0]["status"])
+        """Flower's word for it; ``unknown`` while the SuperLink is away."""
+        runs = self._flwr("ls", "wards", "--run-id", run).get("runs")
+        return str(runs[0]["status"]) if runs else "unknown"
 
     def wait(self, run: str, limit: float = 300.0) -> str:
         """The status in which a run has ended."""
