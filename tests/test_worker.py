@@ -42,10 +42,8 @@ def test_a_warm_node_gives_the_same_adapter_and_keeps_one_process(settings, tmp_
     log = (state / "worker.log").read_text()
     assert "Traceback" not in log
 
-    # A second worker ends itself; a node's mistake is an answer, and the worker goes on.
-    worker.serve(state, 60.0)
+    worker.serve(state, 60.0)  # a second one ends itself
     worker.inside = False
-    run_in_process(settings(**{"run-name": "again", "num-server-rounds": 1}), nodes=2, node_config={0: warm})
     assert holder(state) == [first]
 
     # Killed, it is started anew; told to stop, it is gone with its memory.
