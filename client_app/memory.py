@@ -1,7 +1,4 @@
-"""What a node keeps for itself between rounds: tensors that are trained but not sent, such as a local head.
-
-On the node's own disk, because Flower's context does not outlive a restart.
-"""
+"""What a node keeps for itself between rounds, on its own disk, because Flower's context does not outlive a restart."""
 
 import os
 from pathlib import Path
@@ -16,10 +13,12 @@ DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "state"
 
 
 class Memory:
-    """The personal tensors of one node in one run, in files of mode 0600.
+    """What one node keeps in one run, in files of mode 0600.
 
-    One file a round: a coordinator that is killed before its checkpoint asks for the round again, and the node must
-    start it from what it had then.
+    Three sets of tensors: ``personal`` (trained but not sent), ``frames`` (constant parts that are sent once), and
+    ``feedback`` (what a coarse codec has not sent yet); and a rank, where a rule lowers it. Each set has a file a
+    round: a coordinator that is killed before its checkpoint asks for the round again, and the node must start it from
+    what it had then.
     """
 
     def __init__(self, directory: str, run: str, node: str) -> None:
@@ -30,25 +29,42 @@ class Memory:
         """The folder of the node's own PEFT adapter, where the rule or the head is personal."""
         return self._folder / "adapter"
 
-    def load(self, round: int) -> Tensors:
-        """What was kept before ``round``, whichever later rounds were begun since; nothing before the first."""
-        before = [file for file in self._files() if int(file.stem.rpartition("-")[2]) <= round]
+    @property
+    def rank(self) -> int:
+        """The rank that the node has come down to; 0 where it has not."""
+        file = self._folder / "rank"
+        return int(file.read_text()) if file.exists() else 0
+
+    @rank.setter
+    def rank(self, rank: int) -> None:
+        building = self._building("rank")
+        building.write_text(str(rank))
+        self._replace(building, "rank")
+
+    def load(self, name: str, round: int) -> Tensors:
+        """What was saved under a name for ``round``, or last before it; nothing before that."""
+        before = [file for file in self._files(name) if int(file.stem.rpartition("-")[2]) <= round]
         if not before:
             return {}
-        return {Key(*name.rsplit(":", 1)): tensor for name, tensor in load_file(before[-1]).items()}
+        return {Key(*key.rsplit(":", 1)): tensor for key, tensor in load_file(before[-1]).items()}
 
-    def save(self, tensors: Tensors, round: int) -> None:
+    def save(self, name: str, tensors: Tensors, round: int) -> None:
         """Keep ``tensors`` for ``round`` and those after it, in one step and durably."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = self._folder / f"personal-{round:04d}.safetensors"
-        building = file.with_suffix(".building")
-        save_file({str(key): tensor for key, tensor in tensors.items()}, building)
-        building.chmod(0o600)
+        building = self._building(name)
+        save_file({str(key): tensor.contiguous() for key, tensor in tensors.items()}, building)
         with building.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(building, file)
-        for old in self._files()[:-KEPT]:
+        self._replace(building, f"{name}-{round:04d}.safetensors")
+        for old in self._files(name)[:-KEPT]:
             old.unlink()
 
-    def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("personal-*.safetensors"))
+    def _files(self, name: str) -> list[Path]:
+        return sorted(self._folder.glob(f"{name}-*.safetensors"))
+
+    def _building(self, name: str) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self._folder / f"{name}.building"
+
+    def _replace(self, building: Path, name: str) -> None:
+        building.chmod(0o600)
+        os.replace(building, self._folder / name)

@@ -7,14 +7,15 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from client_app.memory import Memory
 from client_app.training import train
 from common import base, models, sources, tasks, wire
-from common.adapter import State, Tensors, Update, digest
+from common.adapter import State, Tensors, Update, digest, leading
+from common.codec import CODECS
 from common.config import DataConfig, ModelConfig, NodeConfig, TaskConfig
 from common.error import BouquetError
 from common.export import export
@@ -50,8 +51,9 @@ class Session:
 
     @property
     def rank(self) -> int:
-        """The rank this node works with."""
-        return self.node.lora_rank or self.config.lora.rank
+        """The rank this node starts with: its own, or what it had come down to when the run was broken off."""
+        own = self.node.lora_rank or self.config.lora.rank
+        return (self.config.resume and self.memory.rank) or own
 
     @property
     def pad(self) -> int:
@@ -89,13 +91,15 @@ class Session:
             seed=f"{config.seed}/{self.node.label}/{state.round}",
             round=state.round,
             rounds=config.num_server_rounds,
+            penalty=rule.penalty,
         )
         local = model.tensors()
         if kept := {key: tensor for key, tensor in local.items() if rule.keeps(state.round, key)}:
-            self.memory.save(kept, state.round + 1)
+            self.memory.save("personal", kept, state.round + 1)
+        if (rank := rule.next_rank(state, local)) < state.rank:
+            self.memory.rank = rank
         weight = float(len(examples)) if config.train.weighting == "examples" else 1.0
-        update = Update(rule.send(state, local), weight, state.scale)
-        record = wire.pack_update(update, rule.name, state.round, self.node.label, codec=config.wire.codec)
+        record = self._pack(Update(rule.send(state, local), weight, state.scale, state.slots), state)
         metrics: dict[str, Any] = {
             "loss": training.loss,
             "steps": training.steps,
@@ -128,35 +132,56 @@ class Session:
             content["sample"] = ConfigRecord({"text": model.generate(str(prompt), self.tokenizer)})
         return content
 
-    def _receive(self, message: Message) -> tuple[LoraModel, State]:
-        """The state in a message: checked, completed with what each side draws, and installed in the model."""
-        header, state = wire.unpack_state(message.content.array_records["state"], rule=self.rule.name)
-        lora = self.config.lora.model_copy(update={"rank": self.rank})
-        model = models.load(self.config.model, lora, self.config.task, self.node.device)
-        if self.rule.drawn:
-            drawn = self._draw(model, expected=header.seeded)
-            state = replace(state, adapter=drawn | state.adapter)
-        state = self.rule.view(state, self.rank)
-        kept = {
-            key: tensor for key, tensor in self.memory.load(state.round).items() if self.rule.keeps(state.round, key)
+    def _pack(self, update: Update, state: State) -> ArrayRecord:
+        """The update as it leaves. What a coarse codec loses of it is kept, and added to the next one."""
+        codec, name = self.config.wire.up, self.rule.name
+        received = None if self.rule.relative else state.adapter
+        if not CODECS[codec].coarse or self.rule.relative or self.rule.reframes:
+            return wire.pack_update(update, name, state.round, self.node.label, codec=codec, received=received)
+        owed = self.memory.load("feedback", state.round) if state.round else {}
+        tensors = {
+            key: tensor + owed[key] if key in owed and owed[key].shape == tensor.shape else tensor
+            for key, tensor in update.tensors.items()
         }
-        model.install(self.rule.install(state, kept), state.scale, state.offset)
+        due = replace(update, tensors=tensors)
+        record = wire.pack_update(due, name, state.round, self.node.label, codec=codec, received=received)
+        _, arrived = wire.unpack_update(record, rule=name, round=state.round, received=received)
+        left = {key: t - arrived.tensors[key] for key, t in tensors.items()}
+        self.memory.save("feedback", owed | left, state.round + 1)
+        return record
+
+    def _receive(self, message: Message) -> tuple[LoraModel, State]:
+        """The state in a message: checked, completed with what this side has of it, and installed in the model."""
+        header, state = wire.unpack_state(message.content.array_records["state"], rule=self.rule.name)
+        config, rule = self.config, self.rule
+        model = models.load(config.model, config.lora, config.task, self.node.device, rule.blocks)
+        if header.held:
+            state = replace(state, adapter=self._held(model, state, header) | state.adapter)
+        if frames := {key: t for key, t in state.adapter.items() if key.part in rule.fixed - rule.drawn}:
+            self.memory.save("frames", frames, state.round)
+        state = rule.view(state, state.rank)
+        model.resize(state.rank)
+        # Before the first round nothing is kept: what there is, an attempt that did not count has left.
+        kept = self.memory.load("personal", state.round) if state.round else {}
+        kept = {key: tensor for key, tensor in kept.items() if rule.keeps(state.round, key)}
+        model.install(rule.install(state, kept), state.scale, state.offset)
         return model, state
 
-    def _draw(self, model: LoraModel, expected: str) -> Tensors:
-        """The tensors that never travel; the coordinator's digest proves that both sides drew the same."""
+    def _held(self, model: LoraModel, state: State, header: wire.Header) -> Tensors:
+        """What the message leaves out: drawn here, or received before; the coordinator's digest proves it the same."""
         spec = replace(model.spec, rank=self.config.lora.rank, scale=self.config.lora.scale)
-        initial = self.rule.initial(spec, self.config.seed).adapter
-        drawn = {key: tensor for key, tensor in initial.items() if key.part in self.rule.drawn}
-        if digest(drawn) != expected:
+        drawn = self.rule.draw(spec, self.config.seed, state.round)
+        held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
+        held |= {key: t for key, t in self.memory.load("frames", state.round).items() if key not in state.adapter}
+        if digest(held) != header.held:
             raise BouquetError(
-                "this node draws other frozen tensors than the coordinator",
+                "this node has other frozen tensors than the coordinator",
                 where=self.node.label,
-                expected=f"digest {expected[:16]}",
-                got=digest(drawn)[:16],
+                expected=f"digest {header.held[:16]}",
+                got=digest(held)[:16],
                 cure="Use the same torch version and the same seed on every machine.",
             )
-        return drawn
+        return held
 
 
 @lru_cache(maxsize=8)

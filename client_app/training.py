@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from common.adapter import Key
+from common.adapter import Key, Tensors
 from common.config import TrainConfig
 from common.error import BouquetError
 from common.models import LoraModel
 from common.tasks import Batch, Example, Task
+
+Penalty = Callable[[Tensors], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ def train(
     seed: str,
     round: int,
     rounds: int,
+    penalty: Penalty = lambda _: None,
 ) -> Training:
     """Train ``keys`` of the model on ``examples`` with AdamW, from a fresh optimizer.
 
-    The learning rate follows one schedule over all rounds. ``seed`` fixes the order of the examples and the dropout.
+    The learning rate follows one schedule over all rounds. ``seed`` fixes the order of the examples and the dropout;
+    ``penalty`` is a further term of the loss, over the trained tensors.
     Raises :class:`BouquetError` if the loss stops being finite.
     """
     parameters = model.train_only(keys)
@@ -68,6 +72,8 @@ def train(
             loss = _loss(model, task, batch) / config.accumulation
             loss.backward()  # type: ignore[no-untyped-call]
             total_loss += loss.item()
+        if (term := penalty(model.live(keys))) is not None:
+            term.backward()  # type: ignore[no-untyped-call]
         if config.proximal:
             _pull_back(parameters, received, config.proximal)
         if not math.isfinite(total_loss):

@@ -3,6 +3,8 @@
 Shapes, for one adapted linear layer with weight ``d_out x d_in``:
 
     A  r x d_in    B  d_out x r      the trained factors; the layer computes W x + s B A x
+    R  r x q                         a core of r / q square blocks between them, where a rule has one: W x + s B R A x
+    s  r / q                         what a node multiplies each block by while it trains
     Q  d_out x q   P  q x d_in       the frozen offset, scale 1; the layer adds Q P x
     W  d_out x d_in   b  d_out       a head layer, trained in full
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from common.error import BouquetError
 
 FACTORS = frozenset({"A", "B"})
+CORE = frozenset({"R", "s"})
 OFFSET = frozenset({"Q", "P"})
 HEAD = frozenset({"W", "b"})
 
@@ -52,13 +55,18 @@ class Spec:
     head: Mapping[Key, tuple[int, ...]]
     rank: int
     scale: float
+    blocks: int = 0
+    """Square blocks of the core between the factors; 0 where there is no core."""
 
     def factor_shapes(self) -> dict[Key, tuple[int, ...]]:
-        """Shapes of A and B of every layer, in the model's order."""
+        """Shapes of A and B of every layer, and of its core if it has one, in the model's order."""
         shapes: dict[Key, tuple[int, ...]] = {}
         for layer, (d_out, d_in) in self.layers.items():
             shapes[Key(layer, "A")] = (self.rank, d_in)
             shapes[Key(layer, "B")] = (d_out, self.rank)
+            if self.blocks:
+                shapes[Key(layer, "R")] = (self.rank, self.rank // self.blocks)
+                shapes[Key(layer, "s")] = (self.blocks,)
         return shapes
 
 
@@ -67,13 +75,17 @@ class State:
     """The federation's model after ``round`` rounds: message, checkpoint and result in one value.
 
     ``adapter`` holds the factors (and the shared head), ``scale`` is s, ``offset`` holds Q and P of every layer that
-    has one. The update to the base weight of a layer is ``s B A + Q P``.
+    has one. The update to the base weight of a layer is ``s B A + Q P``, or ``s B R A + Q P`` with a core. ``memory``
+    is what the server alone keeps, by name; it never travels. ``slots`` says which of the federation's slots the
+    factors of a node's view are; empty means the leading ones.
     """
 
     adapter: Tensors
     scale: float
     round: int = 0
     offset: Tensors = field(default_factory=dict)
+    memory: Mapping[str, Tensors] = field(default_factory=dict)
+    slots: tuple[int, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -87,11 +99,15 @@ class State:
 
 @dataclass(frozen=True)
 class Update:
-    """What one node sends back: tensors, its weight in the mean (any positive unit), and the scale it trained with."""
+    """What one node sends back: tensors, its weight in the mean (any positive unit), and the scale it trained with.
+
+    ``slots`` are those of the view that it started from.
+    """
 
     tensors: Tensors
     weight: float
     scale: float
+    slots: tuple[int, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -132,6 +148,18 @@ def weighted_mean(updates: Iterable[tuple[float, Tensors]]) -> Tensors:
     return mean
 
 
+def squared_norm(left: Tensor, right: Tensor) -> Tensor:
+    """The squared Frobenius norm of ``left @ right``, in float64: ``sum((L^T L) * (R R^T))``."""
+    left, right = left.double(), right.double()
+    return ((left.T @ left) * (right @ right.T)).sum().clamp_min(0)
+
+
+def orthonormal_rows(rank: int, width: int, generator: torch.Generator) -> Tensor:
+    """Random orthonormal rows, ``rank x width``; rows beyond ``width`` are zero, as no more can be orthonormal."""
+    columns, _ = torch.linalg.qr(torch.randn(width, rank, generator=generator))
+    return torch.cat([columns.T, torch.zeros(rank - columns.shape[1], width)])
+
+
 def low_rank_svd(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The exact thin SVD ``U, S, Vh`` of ``left @ right`` (``d_out x q``, ``q x d_in``), from two QRs and a core."""
     q_left, r_left = torch.linalg.qr(left)
@@ -140,34 +168,60 @@ def low_rank_svd(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q_left @ u, singular, vh @ q_right.T
 
 
-def recompress(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product ``left @ right`` in as few columns as its numerical rank."""
+def directions_holding(energy: float, singular: Tensor) -> int:
+    """The fewest leading singular values whose squares hold a share ``energy`` of all squares; at least 1."""
+    share = singular.square().cumsum(0) / singular.square().sum().clamp_min(torch.finfo(singular.dtype).tiny)
+    return min(int((share < energy).sum()) + 1, len(singular))
+
+
+def recompress(left: Tensor, right: Tensor, energy: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The same product ``left @ right`` in as few columns as its numerical rank; in fewer if ``energy`` allows."""
     u, singular, vh = low_rank_svd(left.double(), right.double())
     tolerance = singular[0] * max(left.shape[0], right.shape[1]) * torch.finfo(torch.float32).eps
     rank = max(1, int((singular > tolerance).sum()))
+    if energy < 1:
+        rank = min(rank, directions_holding(energy, singular))
     root = singular[:rank].sqrt()
     return (u[:, :rank] * root).to(left.dtype), (root[:, None] * vh[:rank]).to(right.dtype)
 
 
-def extend_offset(offset: Tensors, extra: Tensors) -> Tensors:
-    """Add two offsets: factors side by side, recompressed where the rank passes the layer's smaller dimension."""
+def break_even_rank(d_out: int, d_in: int) -> int:
+    """The rank above which two factors hold more values than their ``d_out x d_in`` product."""
+    return d_out * d_in // (d_out + d_in)
+
+
+def extend_offset(offset: Tensors, extra: Tensors, energy: float = 1.0) -> Tensors:
+    """Add two offsets: factors side by side, recompressed where the rank passes the break-even rank.
+
+    The recompression is exact, or keeps a share ``energy`` of the squared singular values.
+    """
     total = dict(offset)
     for layer in dict.fromkeys(key.layer for key in extra):
         q, p = Key(layer, "Q"), Key(layer, "P")
         left, right = extra[q], extra[p]
         if q in offset:
             left, right = torch.cat([offset[q], left], dim=1), torch.cat([offset[p], right], dim=0)
-        if left.shape[1] > min(left.shape[0], right.shape[1]):
-            left, right = recompress(left, right)
+        if left.shape[1] > break_even_rank(left.shape[0], right.shape[1]):
+            left, right = recompress(left, right, energy)
         total[q], total[p] = left, right
     return total
 
 
+def cored(adapter: Tensors, layer: str) -> Tensor:
+    """A of one layer, multiplied by its core where it has one: ``r x d_in``."""
+    a = adapter[Key(layer, "A")]
+    core = adapter.get(Key(layer, "R"))
+    if core is None:
+        return a
+    size = core.shape[1]
+    return (core.reshape(-1, size, size) @ a.reshape(-1, size, a.shape[1])).reshape(a.shape)
+
+
 def stacked(state: State) -> Tensors:
-    """Factors A and B of scale 1 with the whole update ``s B A + Q P`` of every layer, adapter and offset stacked."""
+    """Factors A and B of scale 1 with the whole update of every layer: adapter, core and offset in one."""
     factors: Tensors = {}
     for layer in state.layers():
-        right, left = state.adapter[Key(layer, "A")], state.scale * state.adapter[Key(layer, "B")]
+        right, left = cored(state.adapter, layer), state.scale * state.adapter[Key(layer, "B")]
         if Key(layer, "Q") in state.offset:
             right = torch.cat([right, state.offset[Key(layer, "P")]], dim=0)
             left = torch.cat([left, state.offset[Key(layer, "Q")]], dim=1)

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.codec import CodecName
+from common.codec import CodecName, StateCodecName
 from common.error import BouquetError, did_you_mean
 
 Count = Annotated[int, Field(ge=1)]
 CountOrOff = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+RuleOption = int | float | str
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -98,7 +99,26 @@ class RuleConfig(Section):
     """Which published rule merges the updates; ``options`` are the rules' own hyperparameters, by ``rule.field``."""
 
     name: str = "fedit"
-    options: Mapping[str, float] = {}
+    options: Mapping[str, RuleOption] = {}
+
+
+class MergeConfig(Section):
+    """What the server does around the rule's own mathematics.
+
+    ``optimizer`` = ``auto`` is the rule's own, which most have not; ``learning_rate`` = 0 is the optimizer's own
+    (1 for momentum, 0.001 for Adam). ``trim`` is the share cut at each end of a trimmed mean, ``hostile`` how many
+    nodes multi-Krum defends against. ``offset_energy`` is what is kept of an offset that passes the break-even rank.
+    """
+
+    mean: Literal["weighted", "median", "trimmed", "krum"] = "weighted"
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    hostile: Count = 1
+    optimizer: Literal["auto", "none", "momentum", "adam"] = "auto"
+    learning_rate: NonNegative = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    second_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Positive = 1e-3
+    offset_energy: Share = 1.0
 
 
 class TrainConfig(Section):
@@ -121,9 +141,10 @@ class TrainConfig(Section):
 
 
 class WireConfig(Section):
-    """How tensors travel."""
+    """How tensors travel to the nodes (``down``) and back (``up``)."""
 
-    codec: CodecName = "fp32"
+    down: StateCodecName = "fp32"
+    up: CodecName = "fp32"
 
 
 class EvaluationConfig(Section):
@@ -179,6 +200,7 @@ class RunConfig(Section):
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     rule: RuleConfig = RuleConfig()
+    merge: MergeConfig = MergeConfig()
     train: TrainConfig = TrainConfig()
     wire: WireConfig = WireConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -189,7 +211,7 @@ class RunConfig(Section):
         cls,
         flat: Mapping[str, Any],
         choices: Mapping[str, list[str]] | None = None,
-        rule_options: Mapping[str, float] | None = None,
+        rule_options: Mapping[str, RuleOption] | None = None,
     ) -> Self:
         """Read Flower's flat run config.
 
@@ -207,8 +229,9 @@ class RunConfig(Section):
         for key, value in own.items():
             if key not in defaults:
                 mistakes.append(f"{key}: unknown key. {did_you_mean(key, defaults)}".rstrip())
-            elif isinstance(value, bool) or not isinstance(value, int | float):
-                mistakes.append(f"{key}: expected a number, got {value!r}")
+            elif not _is_like(value, defaults[key]):
+                kind = {int: "a whole number", float: "a number", str: "a string"}[type(defaults[key])]
+                mistakes.append(f"{key}: expected {kind}, got {value!r}")
         rest = {key: value for key, value in flat.items() if key not in own}
         config = _validate(
             cls,
@@ -217,7 +240,7 @@ class RunConfig(Section):
             "run config",
             "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config.",
         )
-        options = {key.removeprefix("rule."): float(value) for key, value in (defaults | own).items()}
+        options = {key.removeprefix("rule."): type(defaults[key])(value) for key, value in (defaults | own).items()}
         return config.model_copy(update={"rule": RuleConfig(name=config.rule.name, options=options)})
 
     def to_flower(self) -> dict[str, Any]:
@@ -274,6 +297,12 @@ def _describe(detail: dict[str, Any], known: list[str]) -> str:
         return f"{key}: unknown key. {did_you_mean(key, known)}".rstrip()
     expected = detail["msg"].removeprefix("Input should be ")
     return f"{key}: expected {expected}, got {detail['input']!r}"
+
+
+def _is_like(value: object, default: RuleOption) -> bool:
+    """Whether a value may stand where ``default`` stood; a whole number may stand for a float."""
+    accepted = (int, float) if isinstance(default, float) else (type(default),)
+    return isinstance(value, accepted) and not isinstance(value, bool)
 
 
 def _unknown_choice(key: str, got: object, names: list[str]) -> str:

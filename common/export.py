@@ -6,7 +6,7 @@ import peft
 from safetensors.torch import save_file
 
 from common import base
-from common.adapter import HEAD, Key, State, Tensors, stacked
+from common.adapter import CORE, HEAD, Key, State, Tensors, stacked
 from common.config import RunConfig
 from common.models import PREFIX
 from common.tasks import TASKS
@@ -22,7 +22,7 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
         head = {key: tensor for key, tensor in state.adapter.items() if key.part in HEAD}
     factors = {key: tensor for key, tensor in state.adapter.items() if key.part not in HEAD}
     scale = state.scale
-    if state.offset:
+    if state.offset or CORE & {key.part for key in factors}:
         factors, scale = stacked(state), 1.0
     ranks = {key.layer: len(tensor) for key, tensor in factors.items() if key.part == "A"}
     rank = max(ranks.values())

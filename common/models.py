@@ -3,7 +3,8 @@
 The base is never written to. The adapter is PEFT's ``default``; the frozen offset is a second PEFT adapter on top.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,21 +19,22 @@ from transformers.pytorch_utils import Conv1D
 from common import base
 from common.adapter import HEAD, Key, LayerShape, Spec, Tensors, check_shapes
 from common.config import LoraConfig, ModelConfig, TaskConfig
+from common.core import CoredDown
 from common.error import BouquetError
 from common.tasks import TASKS, Example, Score, Task
 
 PREFIX = "base_model.model."
 
 
-def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig) -> Spec:
-    """The adapter's shapes, worked out on the meta device: no weight is loaded."""
-    return LoraModel(base.skeleton(model, _classes(task)), lora).spec
+def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig, blocks: int = 0) -> Spec:
+    """The adapter's shapes, worked out on the meta device: no weight is loaded. ``blocks`` are those of a core."""
+    return LoraModel(base.skeleton(model, _classes(task)), lora, blocks).spec
 
 
 @lru_cache(maxsize=1)
-def load(model: ModelConfig, lora: LoraConfig, task: TaskConfig, device: str) -> "LoraModel":
+def load(model: ModelConfig, lora: LoraConfig, task: TaskConfig, device: str, blocks: int = 0) -> "LoraModel":
     """The base model in its quantised form, with a LoRA injected; kept for the life of the process."""
-    return LoraModel(base.load(model, _classes(task), base.find_device(device)), lora)
+    return LoraModel(base.load(model, _classes(task), base.find_device(device)), lora, blocks)
 
 
 def _classes(task: TaskConfig) -> int:
@@ -40,9 +42,12 @@ def _classes(task: TaskConfig) -> int:
 
 
 class LoraModel:
-    """A frozen base with one trained adapter, one frozen offset, and a head where the task has one."""
+    """A frozen base with one trained adapter, one frozen offset, and a head where the task has one.
 
-    def __init__(self, network: PreTrainedModel, lora: LoraConfig) -> None:
+    ``blocks`` square blocks of a core stand between the adapter's factors; 0 for a plain LoRA.
+    """
+
+    def __init__(self, network: PreTrainedModel, lora: LoraConfig, blocks: int = 0) -> None:
         heads = [name for name, _ in network.named_children() if name in base.HEADS]
         self._targets = _targets(network, lora.targets, heads)
         self._transposed = any(isinstance(network.get_submodule(name), Conv1D) for name in self._targets)
@@ -61,7 +66,9 @@ class LoraModel:
             head={key: tuple(parameter.shape) for key, parameter in self._head.items()},
             rank=lora.rank,
             scale=lora.scale,
+            blocks=blocks,
         )
+        self._inject_core()
 
     @property
     def device(self) -> torch.device:
@@ -69,13 +76,31 @@ class LoraModel:
         device: torch.device = next(self.network.parameters()).device
         return device
 
-    def parameter(self, key: Key) -> nn.Parameter:
-        """The parameter that holds one tensor of the adapter or the head."""
+    def parameters(self, key: Key) -> list[nn.Parameter]:
+        """The parameters that hold one tensor of the adapter or the head, one below the other: a core's blocks."""
         if key.part in HEAD:
-            return self._head[key]
+            return [self._head[key]]
         module = self._layers[key.layer]
-        weight: nn.Parameter = (module.lora_A if key.part == "A" else module.lora_B)["default"].weight
-        return weight
+        if key.part == "R":
+            return [block.weight for block in module.lora_A["default"].blocks]
+        if key.part == "s":
+            return [module.lora_A["default"].scales]
+        return [(module.lora_A if key.part == "A" else module.lora_B)["default"].weight]
+
+    def live(self, keys: Sequence[Key]) -> Tensors:
+        """The tensors themselves, for a loss term over them."""
+        return {key: torch.cat(list(self.parameters(key))) for key in keys}
+
+    def resize(self, rank: int) -> None:
+        """Give the adapter another rank; what it held is gone."""
+        if rank == self.spec.rank:
+            return
+        for layer, module in self._layers.items():
+            d_out, d_in = self.spec.layers[layer]
+            module.lora_A["default"] = nn.Linear(d_in, rank, bias=False, device=self.device)
+            module.lora_B["default"] = nn.Linear(rank, d_out, bias=False, device=self.device)
+        self.spec = replace(self.spec, rank=rank)
+        self._inject_core()
 
     @property
     def keys(self) -> list[Key]:
@@ -91,7 +116,9 @@ class LoraModel:
         expected = self.spec.factor_shapes() | dict(self.spec.head)
         check_shapes(tensors, expected, "the state does not fit this machine's model")
         for key in expected:
-            self.parameter(key).copy_(tensors[key])
+            parameters = self.parameters(key)
+            for parameter, part in zip(parameters, tensors[key].chunk(len(parameters)), strict=True):
+                parameter.copy_(part)
         for module in self._layers.values():
             module.scaling["default"] = scale
         self._install_offset(offset)
@@ -100,14 +127,17 @@ class LoraModel:
         """Freeze everything but ``keys``; return their parameters."""
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
-        chosen = [self.parameter(key) for key in keys]
+        chosen = [parameter for key in keys for parameter in self.parameters(key)]
         for parameter in chosen:
             parameter.requires_grad_(True)
         return chosen
 
     def tensors(self) -> Tensors:
         """A copy of every tensor of the adapter and the head: float32, on the CPU."""
-        return {key: self.parameter(key).detach().float().cpu().clone() for key in self.keys}
+        return {
+            key: torch.cat([parameter.detach().float().cpu() for parameter in self.parameters(key)])
+            for key in self.keys
+        }
 
     def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The model's output for a batch of ``N x T`` token ids: ``N x T x V``, or ``N x classes``."""
@@ -126,6 +156,39 @@ class LoraModel:
             total += task.score(self.logits(batch["input_ids"], batch["attention_mask"]).cpu(), batch["labels"])
         return total
 
+    def gradients(self, task: Task, examples: Sequence[Example], pad_token: int) -> dict[str, Tensor]:
+        """The gradient of the mean loss by the frozen weight of every adapted layer: ``d_out x d_in``, on the CPU.
+
+        The adapter must be trainable, so that a gradient reaches its layer; each layer's is the sum over positions of
+        what leaves it backwards times what went in.
+        """
+        self.network.eval()
+        self.train_only([key for key in self.keys if key.part in ("R", "B")])
+        sums = {layer: torch.zeros(shape.d_out, shape.d_in) for layer, shape in self.spec.layers.items()}
+
+        def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def watched(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+                entered = arguments[0].detach().flatten(0, -2).float()
+
+                def add(left: Tensor) -> None:
+                    sums[layer] += (left.flatten(0, -2).float().T @ entered).cpu() / len(examples)
+
+                output.register_hook(add)  # type: ignore[no-untyped-call]
+
+            return watched
+
+        hooks = [module.register_forward_hook(watch(layer)) for layer, module in self._layers.items()]
+        try:
+            for example in examples:
+                batch = task.collate([example], pad_token)
+                logits = self.logits(batch["input_ids"], batch["attention_mask"])
+                task.loss(logits, batch["labels"].to(logits.device)).backward()  # type: ignore[no-untyped-call]
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.network.zero_grad(set_to_none=True)
+        return sums
+
     @torch.no_grad()
     def generate(self, prompt: str, tokenizer: PreTrainedTokenizerBase, new_tokens: int = 48) -> str:
         """Continue ``prompt`` greedily; the prompt is part of the answer."""
@@ -141,6 +204,11 @@ class LoraModel:
             pad_token_id=tokenizer.pad_token_id,
         )
         return str(tokenizer.decode(output[0], skip_special_tokens=True))
+
+    def _inject_core(self) -> None:
+        if self.spec.blocks:
+            for module in self._layers.values():
+                module.lora_A["default"] = CoredDown(module.lora_A["default"], self.spec.blocks)
 
     def _install_offset(self, offset: Tensors) -> None:
         current = self.network.peft_config.get("offset")

@@ -1,8 +1,12 @@
 """The form of a State or an Update inside a Flower message.
 
 Flower's cost is per array, so a message is two arrays: ``header``, compressed JSON that names what follows, and
-``values``, every tensor flattened one after the other in the header's codec. Both directions are read with the same
-suspicion: sizes are bounded before anything is allocated, and nothing is unpickled.
+``values``, every tensor flattened one after the other in the header's codec. Where most values are zero a third one,
+``mask``, holds a bit a value, and ``values`` only those that are not zero. A codec that loses something carries an
+update as the difference from what the node received, which is small, and loses as much less.
+
+Both directions are read with the same suspicion: sizes are bounded before anything is allocated, and nothing is
+unpickled.
 """
 
 import io
@@ -15,9 +19,10 @@ import torch
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from common import codec as codecs
-from common.adapter import OFFSET, Key, State, Tensors, Update
+from common.adapter import OFFSET, Key, State, Tensors, Update, check_shapes, digest, leading
 from common.error import BouquetError
 
 FORMAT = 1
@@ -28,7 +33,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Header(BaseModel):
-    """What a message says of itself. ``seeded`` is the digest of the tensors that both sides draw for themselves."""
+    """What a message says of itself. ``held`` is the digest of the tensors that the receiver has without it."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -40,8 +45,11 @@ class Header(BaseModel):
     scale: Positive
     weight: Positive = 1.0
     node: str = ""
-    seeded: str = ""
-    tensors: list[tuple[str, Literal["A", "B", "R", "Q", "P", "W", "b"], list[Size]]]
+    held: str = ""
+    rank: Annotated[int, Field(ge=0)] = 0
+    relative: bool = False
+    slots: list[Annotated[int, Field(ge=0)]] = []
+    tensors: list[tuple[str, Literal["A", "B", "R", "s", "Q", "P", "W", "b"], list[Size]]]
 
     def numel(self) -> int:
         """How many values the message must hold."""
@@ -54,24 +62,42 @@ def pack_state(
     *,
     codec: codecs.CodecName = "fp32",
     without: frozenset[str] = frozenset(),
-    seeded: str = "",
 ) -> ArrayRecord:
-    """A state as one record; ``without`` names the parts that the receiver draws for itself."""
-    tensors = {key: value for key, value in state.adapter.items() if key.part not in without} | state.offset
+    """A state as one record; ``without`` names the parts that the receiver has already, or draws for itself."""
+    held = {key: value for key, value in state.adapter.items() if key.part in without}
+    tensors = {key: value for key, value in state.adapter.items() if key not in held} | state.offset
     header = Header(
         kind="state",
         rule=rule,
         round=state.round,
         codec=codec,
         scale=state.scale,
-        seeded=seeded,
+        held=digest(held) if held else "",
+        rank=state.rank,
+        slots=list(state.slots),
         tensors=_names(tensors),
     )
     return _pack(header, tensors)
 
 
-def pack_update(update: Update, rule: str, round: int, node: str, *, codec: codecs.CodecName = "fp32") -> ArrayRecord:
-    """An update of ``round`` (the round of the state it started from) as one record."""
+def pack_update(
+    update: Update,
+    rule: str,
+    round: int,
+    node: str,
+    *,
+    codec: codecs.CodecName = "fp32",
+    received: Tensors | None = None,
+) -> ArrayRecord:
+    """An update of ``round`` (the round of the state it started from) as one record.
+
+    ``received`` is what the node started from, for a codec that loses something; None if the update is a difference
+    already.
+    """
+    relative = codec != "fp32" and received is not None
+    tensors = update.tensors
+    if relative and received is not None:
+        tensors = {key: tensor - _start(received, key, tensor) for key, tensor in tensors.items()}
     header = Header(
         kind="update",
         rule=rule,
@@ -80,21 +106,25 @@ def pack_update(update: Update, rule: str, round: int, node: str, *, codec: code
         scale=update.scale,
         weight=update.weight,
         node=node,
-        tensors=_names(update.tensors),
+        relative=relative,
+        slots=list(update.slots),
+        tensors=_names(tensors),
     )
-    return _pack(header, update.tensors)
+    return _pack(header, tensors)
 
 
 def unpack_state(record: ArrayRecord, *, rule: str) -> tuple[Header, State]:
-    """Read a state of ``rule``; seeded parts are still missing from it. Raises :class:`BouquetError`."""
+    """Read a state of ``rule``; what the node holds is still missing from it. Raises :class:`BouquetError`."""
     header, tensors = _unpack(record, "state", rule)
     adapter = {key: value for key, value in tensors.items() if key.part not in OFFSET}
     offset = {key: value for key, value in tensors.items() if key.part in OFFSET}
-    return header, State(adapter, header.scale, header.round, offset)
+    return header, State(adapter, header.scale, header.round, offset, slots=tuple(header.slots))
 
 
-def unpack_update(record: ArrayRecord, *, rule: str, round: int) -> tuple[Header, Update]:
-    """Read an update of ``rule`` made in ``round``. Raises :class:`BouquetError`."""
+def unpack_update(
+    record: ArrayRecord, *, rule: str, round: int, received: Tensors | None = None
+) -> tuple[Header, Update]:
+    """Read an update of ``rule`` made in ``round`` from ``received``. Raises :class:`BouquetError`."""
     header, tensors = _unpack(record, "update", rule)
     if header.round != round:
         raise BouquetError(
@@ -103,7 +133,12 @@ def unpack_update(record: ArrayRecord, *, rule: str, round: int) -> tuple[Header
             expected=f"round {round}",
             got=f"round {header.round}",
         )
-    return header, Update(tensors, header.weight, header.scale)
+    if header.relative:
+        start = {key: _start(received or {}, key, tensor) for key, tensor in tensors.items()}
+        known = {key: tuple(tensor.shape) for key, tensor in start.items() if tensor.numel()}
+        check_shapes(tensors, known, "an update is a difference from what was never sent")
+        tensors = {key: tensor + start[key] for key, tensor in tensors.items()}
+    return header, Update(tensors, header.weight, header.scale, tuple(header.slots))
 
 
 def most_bytes(state: State) -> int:
@@ -116,21 +151,35 @@ def payload_bytes(record: ArrayRecord) -> int:
     return sum(len(array.data) for array in record.values())
 
 
+def _start(received: Tensors, key: Key, tensor: Tensor) -> Tensor:
+    """What a node started from, cut to the slots that it sends; empty if that was nothing."""
+    rank = tensor.shape[0] if key.part == "A" else tensor.shape[-1]
+    return leading(key, received[key], rank) if key in received else torch.empty(0)
+
+
 def _names(tensors: Tensors) -> list[tuple[str, Any, list[int]]]:
     return [(key.layer, key.part, list(tensor.shape)) for key, tensor in tensors.items()]
 
 
 def _pack(header: Header, tensors: Tensors) -> ArrayRecord:
     text = zlib.compress(header.model_dump_json(exclude_defaults=True).encode())
-    values = codecs.encode(torch.cat([tensor.reshape(-1).float() for tensor in tensors.values()]), header.codec)
-    return ArrayRecord({"header": Array(np.frombuffer(text, dtype=np.uint8)), "values": Array(values)})
+    arrays = {"header": Array(np.frombuffer(text, dtype=np.uint8))}
+    flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors.values()]
+    values = torch.cat(flat) if flat else torch.empty(0)
+    mask = values != 0
+    whole, sparse = (codecs.size_in_bytes(header.codec, count) for count in (len(values), int(mask.sum())))
+    if sparse + math.ceil(len(values) / 8) < whole:
+        arrays["mask"] = Array(np.packbits(mask.numpy()))
+        values = values[mask]
+    arrays["values"] = Array(codecs.encode(values, header.codec))
+    return ArrayRecord(arrays)
 
 
 def _unpack(record: ArrayRecord, kind: str, rule: str) -> tuple[Header, Tensors]:
-    if set(record) != {"header", "values"}:
+    if set(record) - {"mask"} != {"header", "values"}:
         raise BouquetError(
             "a message of unknown form",
-            expected="the arrays header and values",
+            expected="the arrays header and values, and perhaps mask",
             got=", ".join(sorted(record)) or "none",
         )
     header = _read_header(record["header"])
@@ -147,12 +196,9 @@ def _unpack(record: ArrayRecord, kind: str, rule: str) -> tuple[Header, Tensors]
                 got=got,
                 cure="Every machine must run the same app with the same run config.",
             )
-    values = codecs.decode(_array(record["values"]), header.codec)
-    if len(values) != header.numel():
-        raise BouquetError(
-            "a message of the wrong size", expected=f"{header.numel():,} values", got=f"{len(values):,} values"
-        )
-    chunks = torch.split(values, [math.prod(shape) for _, _, shape in header.tensors])
+    values = _read_values(record, header)
+    sizes = [math.prod(shape) for _, _, shape in header.tensors]
+    chunks = torch.split(values, sizes) if sizes else ()
     tensors = {
         Key(layer, part): chunk.reshape(shape)
         for (layer, part, shape), chunk in zip(header.tensors, chunks, strict=True)
@@ -160,6 +206,22 @@ def _unpack(record: ArrayRecord, kind: str, rule: str) -> tuple[Header, Tensors]
     if len(tensors) != len(header.tensors):
         raise BouquetError("a message names one tensor twice", where=f"node {header.node}")
     return header, tensors
+
+
+def _read_values(record: ArrayRecord, header: Header) -> Tensor:
+    """All values of a message, flat; the zeros that a mask stands for included."""
+    count = header.numel()
+    if "mask" not in record:
+        return codecs.decode(_array(record["values"]), header.codec, count)
+    bits = _array(record["mask"])
+    if bits.dtype != np.uint8 or bits.shape != (math.ceil(count / 8),):
+        raise BouquetError(
+            "a mask of the wrong size", expected=f"{math.ceil(count / 8):,} bytes", got=f"{bits.dtype} {bits.shape}"
+        )
+    mask = torch.from_numpy(np.unpackbits(bits, count=count)).bool()
+    values = torch.zeros(count)
+    values[mask] = codecs.decode(_array(record["values"]), header.codec, int(mask.sum()))
+    return values
 
 
 def _read_header(array: Array) -> Header:

@@ -40,10 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def rules_table() -> str:
     """Every rule and its properties, as a Markdown table."""
     yes = {True: "yes", False: "no"}
-    rows = ["| rule | exact | linear | mixed ranks | travels | paper |", "|---|---|---|---|---|---|"]
+    titles = ("rule", "exact", "linear", "mixed ranks", "privacy", "bytes up", "bytes down", "paper")
+    rows = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for name, rule in RULES.items():
-        parts = ", ".join(sorted(rule().plan(0).sent))
-        facts = (f"`{name}`", yes[rule.exact], yes[rule.linear], yes[rule.mixed_ranks], parts, rule.paper)
+        privacy = "example, local, central" if rule.linear else "example, local"
+        costs = (f"`{rule.bytes_up}`", f"`{rule.bytes_down}`")
+        facts = (f"`{name}`", yes[rule.exact], yes[rule.linear], yes[rule.mixed_ranks], privacy, *costs, rule.paper)
         rows.append(f"| {' | '.join(facts)} |")
     return "\n".join(rows)
 

@@ -12,13 +12,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common.adapter import OFFSET, Key, State, digest
+from common.adapter import OFFSET, Key, State, Tensors, digest
 from common.error import BouquetError
+
+# What the server remembers stands beside the adapter, under names that no layer has.
+MEMORY = "memory/"
 
 
 def save(folder: Path, state: State, rule: str) -> Path:
     """Write ``state`` durably; return the file. Raises :class:`BouquetError` where the disk does not take it."""
     tensors = state.adapter | state.offset
+    for name, kept in state.memory.items():
+        tensors |= {Key(f"{MEMORY}{name}/{key.layer}", key.part): tensor for key, tensor in kept.items()}
     facts = {"round": state.round, "scale": state.scale, "rule": rule, "digest": digest(tensors)}
     file = folder / f"round-{state.round:04d}.safetensors"
     try:
@@ -57,9 +62,16 @@ def load(file: Path, rule: str) -> State:
         raise BouquetError("a checkpoint is damaged", where=str(file), expected="the digest it was written with")
     if facts["rule"] != rule:
         raise BouquetError("a checkpoint of another rule", where=str(file), expected=rule, got=str(facts["rule"]))
-    adapter = {key: value for key, value in tensors.items() if key.part not in OFFSET}
-    offset = {key: value for key, value in tensors.items() if key.part in OFFSET}
-    return State(adapter, facts["scale"], facts["round"], offset)
+    adapter: Tensors = {}
+    offset: Tensors = {}
+    memory: dict[str, Tensors] = {}
+    for key, tensor in tensors.items():
+        if key.layer.startswith(MEMORY):
+            name, layer = key.layer.removeprefix(MEMORY).split("/", 1)
+            memory.setdefault(name, {})[Key(layer, key.part)] = tensor
+        else:
+            (offset if key.part in OFFSET else adapter)[key] = tensor
+    return State(adapter, facts["scale"], facts["round"], offset, memory)
 
 
 def latest(folder: Path, rule: str) -> State | None:

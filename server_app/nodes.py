@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -18,13 +18,15 @@ from strategies.strategy import choose, raise_failure
 POLL_SECONDS = 0.1
 STEADY_SECONDS = 0.5
 PROGRESS_SECONDS = 60.0
+PULLED_TOGETHER = 8
 
 
 class Nodes:
     """The roll of a run.
 
     Flower's node ids are new in every run; the names that nodes give themselves are not, so everything that must be
-    repeatable goes by name.
+    repeatable goes by name. ``ranks`` are the nodes' ranks, which a rule may lower; ``equipped`` are the nodes that
+    hold what is sent once.
     """
 
     def __init__(self, grid: Grid, rule: Rule, config: RunConfig, record: Record) -> None:
@@ -34,6 +36,7 @@ class Nodes:
         self._record = record
         self._names: dict[int, str] = {}
         self.ranks: dict[int, int] = {}
+        self.equipped: set[int] = set()
         self._left_out: set[int] = set()
         self._called: dict[str, int] = {}
         # By name: failures in a row; the round in which a node may take part again; what this exchange has lost.
@@ -89,9 +92,10 @@ class Nodes:
         if not self._names:
             raise BouquetError("no node can take part; the reasons are above")
 
-    def name(self, node: int) -> str:
-        """The name that a node gave itself."""
-        return self._names[node]
+    @property
+    def names(self) -> Mapping[int, str]:
+        """The names that the nodes gave themselves."""
+        return self._names
 
     def sample(self, fraction: float, draw: int) -> list[int]:
         """Nodes that are connected now, latecomers included: a sample by name, one ``draw`` one sample."""
@@ -114,12 +118,14 @@ class Nodes:
         for message in messages:
             waiting[self._push(message)] = self._names[message.metadata.dst_node_id]
         phase, draw = messages[0].metadata.message_type, int(messages[0].metadata.group_id)
+        missed = set()
         for name, reply in self._collect(waiting):
             if reply is not None:
                 yield name, reply
             else:
+                missed.add(name)
                 self.failed(phase, draw, name, f"no reply within {self._config.round.deadline:g} s (round.deadline)")
-        self._overdue |= {overdue: (name, phase, draw) for overdue, name in waiting.items() if name in self._lost}
+        self._overdue |= {overdue: (name, phase, draw) for overdue, name in waiting.items() if name in missed}
         self._count(waiting.values(), draw)
 
     def failed(self, phase: str, round: int, name: str, reason: str) -> None:
@@ -179,12 +185,15 @@ class Nodes:
         waiting = dict(waiting)
         said = time.monotonic()
         while any(not message_id.startswith("unsent") for message_id in waiting) and time.monotonic() < limit:
-            for reply in self._grid.pull_messages([*waiting, *self._overdue]):
-                message_id = reply.metadata.reply_to_message_id
-                if name := waiting.pop(message_id, ""):
-                    yield name, reply
-                else:
-                    self._note_late(message_id, reply)
+            # A few at a time: Flower hands over all that it is asked for at once.
+            asked = [*waiting, *self._overdue]
+            for first in range(0, len(asked), PULLED_TOGETHER):
+                for reply in self._grid.pull_messages(asked[first : first + PULLED_TOGETHER]):
+                    message_id = reply.metadata.reply_to_message_id
+                    if name := waiting.pop(message_id, ""):
+                        yield name, reply
+                    else:
+                        self._note_late(message_id, reply)
             if waiting and time.monotonic() - said > PROGRESS_SECONDS:
                 self._record.say(f"    waiting for {', '.join(sorted(waiting.values()))}")
                 said = time.monotonic()

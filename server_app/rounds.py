@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flwr.app import ConfigRecord, Message, MessageType
 
 from common import wire
-from common.adapter import State
+from common.adapter import State, Update
 from common.config import RunConfig
 from common.error import BouquetError
 from common.tasks import Score, Task
@@ -16,9 +17,10 @@ from server_app import checkpoint
 from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
 from server_app.scrutiny import Scrutiny
+from server_app.spool import Spool
 from strategies import RULES
 from strategies.meter import aggregation_error
-from strategies.strategy import LoraStrategy, Reply, mean_metrics, raise_failure, read_metrics
+from strategies.strategy import LoraStrategy, Metrics, mean_metrics, raise_failure, read_metrics
 
 # The share of the ideal update that a rule may lose before it is worth a line.
 WORTH_SAYING = 0.1
@@ -34,6 +36,15 @@ class Evaluation:
     loss: float
     nodes: dict[str, float]
     sample: str
+
+
+class Receipt(NamedTuple):
+    """What is remembered of an accepted update, once the update itself is on disk."""
+
+    node: str
+    weight: float
+    metrics: Metrics
+    bytes_up: int
 
 
 @dataclass
@@ -99,24 +110,23 @@ class Rounds:
         """One round; True if enough nodes replied to count it."""
         state, config, started = outcome.state, self._config, time.monotonic()
         nodes = self._nodes.sample(config.fraction_train, state.round)
-        messages = self._strategy.messages(
-            MessageType.TRAIN, state, nodes, ranks=self._nodes.ranks, ttl=config.round.ttl
-        )
+        messages = self._messages(MessageType.TRAIN, state, nodes)
         outcome.bytes_down += (down := _bytes_down(messages))
-        replies = self._replies(state, messages)
-        outcome.bytes_up += (up := sum(reply.bytes_up for reply in replies))
-        needed = max(config.round.fewest_replies, math.ceil(config.round.min_replies * len(nodes)))
-        if len(replies) < needed:
-            self._record.event("void", state.round + 1, replies=len(replies), needed=needed)
-            self._record.say(
-                f"round {state.round + 1} does not count: {len(replies)} of {len(nodes)} replied, {needed} needed"
-            )
-            return False
+        with Spool(self._record.folder / "spool") as spool:
+            replies = self._replies(state, messages, spool)
+            outcome.bytes_up += (up := sum(reply.bytes_up for reply in replies))
+            needed = max(config.round.fewest_replies, math.ceil(config.round.min_replies * len(nodes)))
+            if len(replies) < needed:
+                self._record.event("void", state.round + 1, replies=len(replies), needed=needed)
+                self._record.say(
+                    f"round {state.round + 1} does not count: {len(replies)} of {len(nodes)} replied, {needed} needed"
+                )
+                return False
 
-        outcome.state = self._strategy.rule.aggregate(state, (reply.update for reply in replies))
-        self._measure(state, replies, outcome.state)
+            outcome.state = self._strategy.rule.aggregate(state, spool)
+            self._measure(state, spool, outcome.state)
         checkpoint.save(self._record.checkpoints, outcome.state, self._strategy.rule.name)
-        loss = mean_metrics([(reply.update.weight, reply.metrics) for reply in replies])["loss"]
+        loss = mean_metrics([(reply.weight, reply.metrics) for reply in replies])["loss"]
         facts = {"loss": loss, "bytes_up": up, "bytes_down": down, "seconds": time.monotonic() - started}
         self._record.event("merge", outcome.state.round, nodes=len(replies), asked=len(nodes), **facts)
         self._record.say(
@@ -125,12 +135,12 @@ class Rounds:
         )
         return True
 
-    def _measure(self, state: State, replies: list[Reply], merged: State) -> None:
+    def _measure(self, state: State, updates: Iterable[Update], merged: State) -> None:
         """Record what a rule that is not exact has lost in this round; say it once where an exact one would pay."""
         rule = self._strategy.rule
-        if rule.exact or rule.personal:
+        if rule.is_exact or rule.personal:
             return
-        errors = aggregation_error(state, [reply.update for reply in replies], merged)
+        errors = aggregation_error(rule, state, updates, merged)
         overall = errors.pop("")
         self._record.event("aggregation-error", merged.round, overall=overall, layers=errors)
         if overall > WORTH_SAYING and not self._advised:
@@ -138,21 +148,28 @@ class Rounds:
             self._record.say(f"    {rule.name} lost {overall:.0%} of the nodes' mean update; exact rules are {exact}")
             self._advised = True
 
-    def _replies(self, state: State, messages: list[Message]) -> list[Reply]:
-        """The updates that can be merged, in the order of the nodes' names."""
-        replies: list[Reply] = []
+    def _replies(self, state: State, messages: list[Message], spool: Spool) -> list[Receipt]:
+        """Put the updates that can be merged into ``spool``; the receipts are in the order of the nodes' names."""
+        replies: list[Receipt] = []
         scrutiny = Scrutiny(self._strategy.rule, state, self._config.round.max_norm)
-        down = {self._nodes.name(message.metadata.dst_node_id): _bytes_down([message]) for message in messages}
+        down = {self._nodes.names[message.metadata.dst_node_id]: _bytes_down([message]) for message in messages}
         for name, message in self._nodes.exchange(messages):
+            node_id = message.metadata.src_node_id
             try:
                 reply = self._strategy.accept(state, message)
                 if reply.node != name:
                     raise BouquetError("an update signed by another node", expected=name, got=reply.node)
                 norm = scrutiny.examine(name, reply.update)
             except BouquetError as reason:
+                # It may have lost what it was sent once.
+                self._nodes.equipped.discard(node_id)
                 self._nodes.failed("train", state.round + 1, name, str(reason))
                 continue
-            replies.append(reply)
+            self._nodes.equipped.add(node_id)
+            if reply.update.rank and not reply.update.slots:
+                self._nodes.ranks[node_id] = reply.update.rank
+            spool.put(name, reply.update)
+            replies.append(Receipt(name, reply.update.weight, reply.metrics, reply.bytes_up))
             facts = reply.metrics
             self._record.event(
                 "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], norm=norm, **facts
@@ -165,15 +182,25 @@ class Rounds:
             self._record.say(
                 f"    {name} went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
             )
-        return sorted(replies, key=lambda reply: reply.node)
+        return sorted(replies)
+
+    def _messages(self, message_type: str, state: State, nodes: list[int]) -> list[Message]:
+        roll = self._nodes
+        return self._strategy.messages(
+            message_type,
+            state,
+            nodes,
+            ranks=roll.ranks,
+            names=roll.names,
+            equipped=roll.equipped,
+            ttl=self._config.round.ttl,
+        )
 
     def _evaluate(self, outcome: Outcome) -> Evaluation | None:
         """Score the state on the nodes' held-out examples, and centrally; None where nobody could."""
         state, config, metric = outcome.state, self._config, self._task.metric
         nodes = self._nodes.sample(config.fraction_evaluate, state.round)
-        messages = self._strategy.messages(
-            MessageType.EVALUATE, state, nodes, ranks=self._nodes.ranks, ttl=config.round.ttl
-        )
+        messages = self._messages(MessageType.EVALUATE, state, nodes)
         if messages and config.evaluation.prompt and not self._task.sequence_classification:
             messages[0].content["config"] = ConfigRecord({"prompt": config.evaluation.prompt})
         outcome.bytes_down += _bytes_down(messages)

@@ -11,7 +11,7 @@ from server_app import checkpoint
 from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
 from server_app.rounds import Central, Outcome, Rounds
-from strategies import build, read_config
+from strategies import FedSB, build, read_config
 from strategies.strategy import LoraStrategy
 
 
@@ -29,22 +29,28 @@ def conduct(grid: Grid, context: Context) -> None:
         from common import models
         from common.export import export
 
-        spec = models.describe(config.model, config.lora, config.task)
+        spec = models.describe(config.model, config.lora, config.task, rule.blocks)
         nodes.admit()
         state = rule.initial(spec, config.seed)
         if config.resume and (saved := checkpoint.latest(record.checkpoints, rule.name)):
             state = saved
             record.say(f"resumed after round {state.round}")
+        elif isinstance(rule, FedSB) and rule.source:
+            from server_app.start import from_public_data
+
+            record.say(f"the start is taken from {rule.examples} examples of {rule.source}")
+            state = from_public_data(rule, state, config)
         record.say(
             f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
-        strategy = LoraStrategy(rule, codec=config.wire.codec, seed=config.seed)
+        strategy = LoraStrategy(rule, codec_down=config.wire.down, codec_up=config.wire.up, seed=config.seed)
         outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
         if rule.personal:
             record.say("no global model: each node has its own adapter in its state directory")
         else:
-            export(outcome.state, config, record.adapter, with_head=config.task.head != "local")
+            final = rule.view(outcome.state, outcome.state.rank)
+            export(final, config, record.adapter, with_head=config.task.head != "local")
         _report(outcome, task, nodes, record)
 
 

@@ -60,12 +60,15 @@ class Scrutiny:
 
 
 def measure(rule: Rule, state: State, update: Update) -> Change:
-    """The change from what the node had received to what it sends."""
-    if rule.mixed_ranks:
-        state = rule.view(state, min(update.rank or state.rank, state.rank))
+    """The change from what the node had received to what it had when it sent."""
+    received = state if update.slots else rule.view(state, update.rank or state.rank)
+    sent = rule.model(state, update)
     squares, sketch = 0.0, torch.zeros(BUCKETS)
     for number, key in enumerate(sorted(update.tensors)):
-        change = (update.tensors[key] - state.adapter[key]).flatten()
+        before, after = received.adapter.get(key), sent.adapter.get(key)
+        if before is None or after is None or before.shape != after.shape:
+            continue
+        change = (after - before).flatten()
         squares += float(change.square().sum(dtype=torch.float64))
         rows = pad(change, (0, -len(change) % BUCKETS)).view(-1, BUCKETS)
         signs = torch.randint(0, 2, rows.shape, generator=torch.Generator().manual_seed(number)) * 2 - 1

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from inspect import get_annotations
 from typing import Any
 
-from common.config import RunConfig
+from common.config import MergeConfig, RuleOption, RunConfig
+from common.error import BouquetError
 from common.tasks import TASKS
+from strategies.fed_plora import FedPLora
+from strategies.fed_sb import FedSB
 from strategies.fedex_lora import FedExLora
 from strategies.fedit import FedIT
 from strategies.fedmomentum import FedMomentum
@@ -13,12 +17,19 @@ from strategies.fedrot_lora import FedRotLora
 from strategies.fedsa_lora import FedSALora
 from strategies.fedsvd import FedSVD
 from strategies.ffa_lora import FFALora
+from strategies.flasc import FLASC
 from strategies.flexlora import FlexLora
 from strategies.flora import FLora
 from strategies.florist import FLoRIST
+from strategies.hetlora import HetLora
 from strategies.lora_fair import LoraFair
+from strategies.lora_lego import LoraLego
+from strategies.mean import Mean, MultiKrum, TrimmedMean, WeightedMean
+from strategies.optimizer import FedAdam, FedAvgM, ServerOptimizer
+from strategies.ravan import Ravan
 from strategies.rolora import RoLora
-from strategies.rule import MeanRule, Plan, Rule, StackRule
+from strategies.rule import MeanRule, Plan, Rule
+from strategies.stack import StackRule
 
 RULES: Mapping[str, type[Rule]] = {
     rule.name: rule
@@ -27,7 +38,9 @@ RULES: Mapping[str, type[Rule]] = {
         FFALora,
         RoLora,
         FedSALora,
+        FedSB,
         FedSVD,
+        Ravan,
         FedRotLora,
         FLora,
         FlexLora,
@@ -35,14 +48,18 @@ RULES: Mapping[str, type[Rule]] = {
         LoraFair,
         FLoRIST,
         FedMomentum,
+        HetLora,
+        FedPLora,
+        FLASC,
+        LoraLego,
     )
 }
 
-OPTIONS: Mapping[str, float] = {
-    f"{name}.{field.name}": field.default
+OPTIONS: Mapping[str, RuleOption] = {
+    f"{name}.{field.name.replace('_', '-')}": field.default
     for name, rule in RULES.items()
     for field in fields(rule)
-    if isinstance(field.default, float)
+    if field.name in get_annotations(rule) and isinstance(field.default, RuleOption)
 }
 """Every rule's own hyperparameters and their defaults, by ``rule.field``; ``rule.<name>.<field>`` in the run config."""
 
@@ -54,30 +71,73 @@ def read_config(flat: Mapping[str, Any]) -> RunConfig:
 
 def build(config: RunConfig) -> Rule:
     """The rule that the config names, with its hyperparameters. Raises :class:`BouquetError` on one out of range."""
-    name = config.rule.name
-    options = {key.split(".")[1]: value for key, value in config.rule.options.items() if key.split(".")[0] == name}
-    return RULES[name](head=config.task.head, **options)
+    name, merge = config.rule.name, config.merge
+    options: dict[str, Any] = {
+        key.split(".")[1].replace("-", "_"): value
+        for key, value in config.rule.options.items()
+        if key.split(".")[0] == name
+    }
+    rule = RULES[name]
+    if issubclass(rule, MeanRule):
+        options["mean"] = _mean(merge)
+        if merge.optimizer != "auto":
+            options["optimizer"] = _optimizer(merge)
+    elif merge.mean != "weighted" or merge.optimizer not in ("auto", "none"):
+        raise BouquetError(
+            f"the rule '{name}' takes more than a mean",
+            where=f"merge.mean = '{merge.mean}', merge.optimizer = '{merge.optimizer}'",
+            expected="merge.mean = 'weighted' and merge.optimizer = 'none'",
+            cure=f"Rules that take these are {', '.join(n for n, r in RULES.items() if issubclass(r, MeanRule))}.",
+        )
+    return rule(head=config.task.head, offset_energy=merge.offset_energy, **options)
+
+
+def _mean(merge: MergeConfig) -> Mean:
+    if merge.mean == "krum":
+        return MultiKrum(merge.hostile)
+    if merge.mean == "weighted":
+        return WeightedMean()
+    return TrimmedMean(merge.trim if merge.mean == "trimmed" else 0.5)
+
+
+def _optimizer(merge: MergeConfig) -> ServerOptimizer | None:
+    rate = {"rate": merge.learning_rate} if merge.learning_rate else {}
+    if merge.optimizer == "momentum":
+        return FedAvgM(momentum=merge.momentum, **rate)
+    if merge.optimizer == "adam":
+        return FedAdam(momentum=merge.momentum, beta=merge.second_momentum, tau=merge.tau, **rate)
+    return None
 
 
 __all__ = [
+    "FLASC",
     "OPTIONS",
     "RULES",
     "FFALora",
     "FLoRIST",
     "FLora",
+    "FedAdam",
+    "FedAvgM",
     "FedExLora",
     "FedIT",
     "FedMomentum",
+    "FedPLora",
     "FedRotLora",
     "FedSALora",
+    "FedSB",
     "FedSVD",
     "FlexLora",
+    "HetLora",
     "LoraFair",
+    "LoraLego",
     "MeanRule",
+    "MultiKrum",
     "Plan",
+    "Ravan",
     "RoLora",
     "Rule",
     "StackRule",
+    "TrimmedMean",
     "build",
     "read_config",
 ]

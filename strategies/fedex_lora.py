@@ -11,7 +11,8 @@ covariance of the factors over the nodes, and since ``sum_k p_k (B_k - Bbar) = 0
 
     E = sum_{k < K} s p_k (B_k - Bbar)(A_k - A_K)
 
-a factorisation of rank (K-1) r that needs no decomposition. Exact for equal ranks.
+a factorisation of rank (K-1) r that needs no decomposition. Exact for equal ranks. ``residual_rank`` cuts E to its
+leading singular directions, the paper's cheaper and inexact variant; 0 keeps all of it.
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from common.adapter import Key, State, Tensors, Update, extend_offset, weighted_mean
+from common.adapter import Key, State, Tensors, Update, extend_offset, low_rank_svd, weighted_mean
 from strategies.rule import Rule
 
 
@@ -27,10 +28,21 @@ from strategies.rule import Rule
 class FedExLora(Rule):
     """Trains and sends A and B; the server averages both and extends the offset by what the average missed."""
 
+    residual_rank: int = 0
+
     name = "fedex-lora"
     paper = "arXiv:2410.09432"
     exact = True
+    bytes_down = "b*r*f + b*t*(K-1)*r*f"
     linear = False
+
+    def __post_init__(self) -> None:
+        self._demand("residual_rank", self.residual_rank >= 0, "0 for all of it, or more")
+
+    @property
+    def is_exact(self) -> bool:
+        """Only with the whole residual."""
+        return super().is_exact and self.residual_rank == 0
 
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """(Abar, Bbar) for the nodes to continue from, and E beside what the offset already holds."""
@@ -45,8 +57,12 @@ class FedExLora(Rule):
         residual: Tensors = {}
         for layer in state.layers():
             a, b = Key(layer, "A"), Key(layer, "B")
-            residual[Key(layer, "Q")] = torch.cat(
+            left = torch.cat(
                 [state.scale * reply.weight / total * (reply.tensors[b] - mean[b]) for reply in others], dim=1
             )
-            residual[Key(layer, "P")] = torch.cat([reply.tensors[a] - last.tensors[a] for reply in others], dim=0)
-        return replace(state, adapter=adapter, offset=extend_offset(state.offset, residual))
+            right = torch.cat([reply.tensors[a] - last.tensors[a] for reply in others], dim=0)
+            if 0 < self.residual_rank < left.shape[1]:
+                u, singular, vh = low_rank_svd(left, right)
+                left, right = (u * singular)[:, : self.residual_rank], vh[: self.residual_rank]
+            residual[Key(layer, "Q")], residual[Key(layer, "P")] = left, right
+        return replace(state, adapter=adapter, offset=extend_offset(state.offset, residual, self.offset_energy))

@@ -11,10 +11,9 @@ Exact, with the smallest offset that any choice of rank-r factors leaves (Eckart
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from common.adapter import low_rank_svd
-from strategies.rule import Split, StackRule, padded
+from strategies.stack import Split, Stack, StackRule, padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +23,13 @@ class FedMomentum(StackRule):
     name = "fedmomentum"
     paper = "arXiv:2603.08014"
     exact = True
+    bytes_down = "b*r*f + b*t*(K-1)*r*f"
 
-    def split(self, left: Tensor, right: Tensor, rank: int, scale: float, seed: int) -> Split:
+    def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
         """The leading ``rank`` directions, and those after them that are not numerically zero."""
-        u, singular, vh = low_rank_svd(left, right)
+        u, singular, vh = low_rank_svd(stack.left, stack.right)
         root = (singular[:rank] / scale).sqrt()
         b, a = padded(u[:, :rank] * root, root[:, None] * vh[:rank], rank)
-        cut = singular[0] * max(left.shape[0], right.shape[1]) * torch.finfo(torch.float32).eps
+        cut = singular[0] * max(stack.left.shape[0], stack.right.shape[1]) * torch.finfo(torch.float32).eps
         numerical = max(rank, int((singular > cut).sum()))
         return Split(b, a, (u * singular)[:, rank:numerical], vh[rank:numerical])

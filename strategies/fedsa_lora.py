@@ -22,7 +22,8 @@ class FedSALora(MeanRule):
     paper = "arXiv:2410.01463"
     exact = False
     personal = True
-    seeded = frozenset({"B"})
+    bytes_up = bytes_down = "b*r*d_in"
+    constant = frozenset({"B"})
 
     def plan(self, round: int) -> Plan:
         """Both trained, A sent, in every round."""

@@ -10,12 +10,13 @@ already, so it costs no privacy. Where B is zero (the first round, or no round y
 the product lacks are completed to an orthonormal frame by the SVD itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
-from common.adapter import Key, State, Update
+from common.adapter import Key, State, Tensors, Update
+from strategies.optimizer import VARIANCE
 from strategies.rule import MeanRule, Plan
 
 
@@ -26,6 +27,8 @@ class FedSVD(MeanRule):
     name = "fedsvd"
     paper = "arXiv:2505.12805"
     exact = True
+    reframes = True
+    bytes_up = "b*r*d_out"
 
     def plan(self, round: int) -> Plan:
         """B, in every round."""
@@ -34,12 +37,25 @@ class FedSVD(MeanRule):
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """The mean of B, then A and B of the same product with orthonormal rows of A."""
         merged = super().merge(state, updates)
-        adapter = dict(merged.adapter)
+        adapter, memory = dict(merged.adapter), merged.memory
         for layer in merged.layers():
             a, b = Key(layer, "A"), Key(layer, "B")
             if adapter[b].any() and adapter[a].shape[0] <= min(adapter[b].shape[0], adapter[a].shape[1]):
+                turn = adapter[a]
                 adapter[b], adapter[a] = reframe(adapter[b], adapter[a])
-        return replace(merged, adapter=adapter)
+                memory = turned(memory, b, turn @ adapter[a].T)
+        return replace(merged, adapter=adapter, memory=memory)
+
+
+def turned(memory: Mapping[str, Tensors], b: Key, turn: torch.Tensor) -> Mapping[str, Tensors]:
+    """A server optimizer's memory of B in the new frame, where a step dB becomes dB @ turn.
+
+    A variance keeps none of its correlations, so it is turned as that of independent values.
+    """
+    return {
+        name: {**kept, b: kept[b] @ (turn.square() if name == VARIANCE else turn)} if b in kept else kept
+        for name, kept in memory.items()
+    }
 
 
 def reframe(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

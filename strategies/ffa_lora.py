@@ -22,7 +22,8 @@ class FFALora(MeanRule):
     name = "ffa-lora"
     paper = "arXiv:2403.12313"
     exact = True
-    seeded = frozenset({"A"})
+    bytes_up = bytes_down = "b*r*d_out"
+    constant = frozenset({"A"})
 
     def plan(self, round: int) -> Plan:
         """B, in every round."""

@@ -11,10 +11,8 @@ a slice. Not exact: what lies beyond rank q is lost, and the error is the norm o
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from common.adapter import low_rank_svd
-from strategies.rule import Split, StackRule, padded
+from strategies.stack import Split, Stack, StackRule, padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +23,7 @@ class FlexLora(StackRule):
     paper = "arXiv:2402.11505"
     exact = False
 
-    def split(self, left: Tensor, right: Tensor, rank: int, scale: float, seed: int) -> Split:
+    def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
         """The leading singular directions, with the singular values on B, as in the paper."""
-        u, singular, vh = low_rank_svd(left, right)
+        u, singular, vh = low_rank_svd(stack.left, stack.right)
         return Split(*padded((u * singular)[:, :rank] / scale, vh[:rank], rank))

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from strategies.rule import Split, StackRule, fresh
+from strategies.stack import RestartRule, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
-class FLora(StackRule):
+class FLora(RestartRule):
     """Everything that was learnt joins the offset; the nodes start again from A fresh and B = 0."""
 
     name = "flora"
     paper = "arXiv:2409.05976"
     exact = True
 
-    def split(self, left: Tensor, right: Tensor, rank: int, scale: float, seed: int) -> Split:
-        """Nothing to go on from; the whole stack to keep."""
-        return Split(*fresh(left, right, rank, seed), left, right)
+    def keep(self, stack: Stack) -> tuple[Tensor, Tensor]:
+        """All of it."""
+        return stack.left, stack.right

@@ -11,15 +11,14 @@ Exact at ``energy = 1``, when it is FLoRA with a thinner offset. The SVD is take
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from common.adapter import low_rank_svd
-from strategies.rule import Split, StackRule, fresh
+from common.adapter import directions_holding, low_rank_svd
+from strategies.stack import RestartRule, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
-class FLoRIST(StackRule):
+class FLoRIST(RestartRule):
     """The leading directions join the offset; the nodes start again from A fresh and B = 0."""
 
     energy: float = 0.95
@@ -27,13 +26,13 @@ class FLoRIST(StackRule):
     name = "florist"
     paper = "arXiv:2506.09199"
     exact = False
+    bytes_down = "b*t*p*f"
 
     def __post_init__(self) -> None:
         self._demand("energy", 0 < self.energy <= 1, "more than 0, at most 1")
 
-    def split(self, left: Tensor, right: Tensor, rank: int, scale: float, seed: int) -> Split:
-        """Nothing to go on from; the leading directions to keep."""
-        u, singular, vh = low_rank_svd(left, right)
-        share = singular.square().cumsum(0) / singular.square().sum().clamp_min(torch.finfo(singular.dtype).tiny)
-        kept = int((share < self.energy).sum()) + 1
-        return Split(*fresh(left, right, rank, seed), (u * singular)[:, :kept], vh[:kept])
+    def keep(self, stack: Stack) -> tuple[Tensor, Tensor]:
+        """The leading directions."""
+        u, singular, vh = low_rank_svd(stack.left, stack.right)
+        kept = directions_holding(self.energy, singular)
+        return (u * singular)[:, :kept], vh[:kept]

@@ -4,53 +4,95 @@ For each layer, with ``D* = sum_k p_k (s_k B_k A_k + Q P)`` the ideal update and
 
     error = |D - D*| / |D*|        (Frobenius norms)
 
-from factors only: the norm of a product ``L R`` is ``sum((L^T L) * (R R^T))``, whatever its rank.
+from factors only: the norm of a product ``L R`` is ``sum((L^T L) * (R R^T))``, whatever its rank. Of more than a few
+updates, which would have to be held together, the norms are estimated: ``|M|^2`` is the mean of ``|M w|^2`` over normal
+vectors w.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
-from common.adapter import Key, State, Update
+from common.adapter import Key, State, Update, cored, squared_norm
+from strategies.rule import Rule
+
+HELD_TOGETHER = 16
+PROBES = 32
+
+Terms = list[tuple[Tensor, Tensor]]
+Squares = dict[str, tuple[float, float]]
+"""By layer, the squared norm of the error and of the ideal update."""
 
 
-def aggregation_error(state: State, updates: Sequence[Update], merged: State) -> dict[str, float]:
+def aggregation_error(rule: Rule, state: State, updates: Iterable[Update], merged: State) -> dict[str, float]:
     """The error of every layer, and of all layers together under ``""``; 0 where the ideal update is zero.
 
     ``state`` is what the nodes started from, ``updates`` what they sent, ``merged`` what the rule made of it.
     """
+    stream = iter(updates)
+    first = list(islice(stream, HELD_TOGETHER + 1))
+    if len(first) <= HELD_TOGETHER:
+        squares = _exact(rule, state, first, merged)
+    else:
+        squares = _estimated(rule, state, chain(first, stream), merged)
+    squares[""] = (sum(error for error, _ in squares.values()), sum(ideal for _, ideal in squares.values()))
+    return {layer: math.sqrt(error / ideal) if ideal else 0.0 for layer, (error, ideal) in squares.items()}
+
+
+def _exact(rule: Rule, state: State, updates: list[Update], merged: State) -> Squares:
     total = sum(update.weight for update in updates)
-    errors: dict[str, float] = {}
-    squares = torch.zeros(2, dtype=torch.float64)
+    models = [rule.model(state, update) for update in updates]
+    squares: Squares = {}
     for layer in state.layers():
-        ideal: list[tuple[Tensor, Tensor]] = []
-        for update in updates:
-            b = update.tensors.get(Key(layer, "B"), state.adapter[Key(layer, "B")])
-            a = update.tensors.get(Key(layer, "A"), state.adapter[Key(layer, "A")])
-            ideal.append((b, update.weight / total * update.scale * a))
-        ideal += _offset(state, layer)
-        reached = [(merged.adapter[Key(layer, "B")], merged.scale * merged.adapter[Key(layer, "A")])]
-        reached += _offset(merged, layer)
-        pair = torch.stack([_square(ideal + [(-left, right) for left, right in reached]), _square(ideal)])
-        errors[layer] = _ratio(pair)
-        squares += pair
-    return errors | {"": _ratio(squares)}
+        ideal = _offset(state, layer)
+        for update, model in zip(updates, models, strict=True):
+            ideal += [(left, update.weight / total * right) for left, right in _product(model, layer)]
+        reached = _product(merged, layer) + _offset(merged, layer)
+        error = ideal + [(-left, right) for left, right in reached]
+        squares[layer] = (_square(error), _square(ideal))
+    return squares
 
 
-def _offset(state: State, layer: str) -> list[tuple[Tensor, Tensor]]:
+def _estimated(rule: Rule, state: State, updates: Iterator[Update], merged: State) -> Squares:
+    generator = torch.Generator().manual_seed(state.round)
+    layers = state.layers()
+    probes = {
+        layer: torch.randn(state.adapter[Key(layer, "A")].shape[1], PROBES, generator=generator) for layer in layers
+    }
+    total, summed = 0.0, dict[str, Tensor]()
+    for update in updates:
+        model = rule.model(state, update)
+        total += update.weight
+        for layer, probe in probes.items():
+            image = update.weight * _image(_product(model, layer), probe)
+            summed[layer] = summed[layer] + image if layer in summed else image
+    squares: Squares = {}
+    for layer, probe in probes.items():
+        ideal = summed[layer] / total + _image(_offset(state, layer), probe)
+        reached = _image(_product(merged, layer) + _offset(merged, layer), probe)
+        squares[layer] = ((reached - ideal).square().sum().item(), ideal.square().sum().item())
+    return squares
+
+
+def _product(state: State, layer: str) -> Terms:
+    return [(state.adapter[Key(layer, "B")], state.scale * cored(state.adapter, layer))]
+
+
+def _offset(state: State, layer: str) -> Terms:
     q = Key(layer, "Q")
     return [(state.offset[q], state.offset[Key(layer, "P")])] if q in state.offset else []
 
 
-def _square(terms: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _square(terms: Terms) -> float:
     """The squared norm of a sum of products."""
-    left = torch.cat([left for left, _ in terms], dim=1).double()
-    right = torch.cat([right for _, right in terms], dim=0).double()
-    return ((left.T @ left) * (right @ right.T)).sum().clamp_min(0)
+    left, right = (torch.cat(parts, dim=dim) for parts, dim in zip(zip(*terms, strict=True), (1, 0), strict=True))
+    return squared_norm(left, right).item()
 
 
-def _ratio(pair: Tensor) -> float:
-    error, ideal = pair.tolist()
-    return math.sqrt(error / ideal) if ideal else 0.0
+def _image(terms: Terms, probe: Tensor) -> Tensor:
+    """What a sum of products makes of ``probe`` (``d_in x n``)."""
+    zero = torch.zeros((), dtype=torch.float64)
+    return sum((left.double() @ (right @ probe).double() for left, right in terms), zero)

@@ -8,12 +8,11 @@ run config, and nothing of Flower, PEFT or a model is known here.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, final
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from common.adapter import (
     FACTORS,
@@ -25,11 +24,11 @@ from common.adapter import (
     Update,
     all_finite,
     check_shapes,
-    extend_offset,
     leading,
-    weighted_mean,
 )
 from common.error import BouquetError
+from strategies.mean import Mean, WeightedMean
+from strategies.optimizer import ServerOptimizer
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,14 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(ABC):
-    """One published aggregation rule. ``head`` says what becomes of a classification head, the same for every rule."""
+    """One published aggregation rule.
+
+    ``head`` says what becomes of a classification head, and ``offset_energy`` how much of an offset that has passed
+    the break-even rank is kept (1: all of it); both mean the same for every rule.
+    """
 
     head: Literal["shared", "local", "frozen"] = "shared"
+    offset_energy: float = 1.0
 
     name: ClassVar[str]
     paper: ClassVar[str]
@@ -54,15 +58,38 @@ class Rule(ABC):
     """The server needs nothing but a weighted mean of what is sent."""
     mixed_ranks: ClassVar[bool] = False
     personal: ClassVar[bool] = False
-    seeded: ClassVar[frozenset[str]] = frozenset()
-    """Parts that stay as :meth:`initial` drew them: each side draws them, they never travel."""
+    constant: ClassVar[frozenset[str]] = frozenset()
+    """Parts of the state that never change after the start."""
+    relative: ClassVar[bool] = False
+    """What is sent is a difference from what was received."""
+    reframes: ClassVar[bool] = False
+    """The server gives the nodes other factors than a mean of theirs: what a node kept back of one round means
+    nothing in the next."""
+    scattered: ClassVar[bool] = False
+    """Nodes of one rank work with different slots."""
+    bytes_up: ClassVar[str] = "b*r*f"
+    """What a node sends of a layer: b bytes a value, r the rank, f = d_in + d_out, K nodes, t rounds done."""
+    bytes_down: ClassVar[str] = "b*r*f"
+
+    @property
+    def blocks(self) -> int:
+        """Square blocks of the core between the factors; 0 for a rule without one."""
+        return 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the rule is exact with the hyperparameters that it has."""
+        return self.exact and self.offset_energy == 1
 
     def plan(self, round: int) -> Plan:
         """What is trained and sent in ``round``, counted from 0."""
         return Plan(trained=FACTORS, sent=FACTORS)
 
     def initial(self, spec: Spec, seed: int) -> State:
-        """The shared start, drawn from ``seed``: A uniform as in PEFT (kaiming, a = sqrt 5), B zero, a normal head."""
+        """The shared start, drawn from ``seed``: A uniform as in PEFT (kaiming, a = sqrt 5), B zero, a normal head.
+
+        A core, where there is one, starts at zero, and what multiplies its blocks at one.
+        """
         generator = torch.Generator().manual_seed(seed)
         adapter: Tensors = {}
         for key, shape in spec.factor_shapes().items():
@@ -70,20 +97,29 @@ class Rule(ABC):
                 bound = 1 / math.sqrt(shape[1])
                 adapter[key] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
             else:
-                adapter[key] = torch.zeros(shape)
+                adapter[key] = torch.ones(shape) if key.part == "s" else torch.zeros(shape)
         for key, shape in spec.head.items():
             adapter[key] = torch.zeros(shape)
             if key.part == "W":
                 adapter[key].normal_(std=0.02, generator=generator)
         return State(adapter, spec.scale)
 
-    def view(self, state: State, rank: int) -> State:
+    def view(self, state: State, rank: int, draw: int = 0) -> State:
         """What a node of this rank works with: the leading slots of A and B. Idempotent.
 
+        ``draw`` is a number that both sides know, for a choice that differs from node to node and from round to round.
         Raises :class:`BouquetError` for another rank than the state's where the rule needs one rank, or for a larger.
         """
+        self.check_rank(state, rank)
         if rank == state.rank:
             return state
+        return replace(state, adapter={key: leading(key, tensor, rank) for key, tensor in state.adapter.items()})
+
+    @final
+    def check_rank(self, state: State, rank: int) -> None:
+        """Raise :class:`BouquetError` unless a node of this rank can take part."""
+        if rank == state.rank:
+            return
         if not self.mixed_ranks or rank > state.rank:
             raise BouquetError(
                 f"a rank that the rule '{self.name}' cannot serve",
@@ -92,15 +128,26 @@ class Rule(ABC):
                 got=str(rank),
                 cure="Change lora-rank in --node-config, or lora.rank in the run config.",
             )
-        return replace(state, adapter={key: leading(key, tensor, rank) for key, tensor in state.adapter.items()})
 
     def install(self, state: State, private: Tensors) -> Tensors:
         """Where a node starts: the state's tensors, over them what the node kept for itself."""
         return {**state.adapter, **private}
 
+    def penalty(self, factors: Tensors) -> Tensor | None:
+        """A term that the node adds to its loss, from the factors that it trains; None for most rules."""
+        return None
+
+    def next_rank(self, received: State, local: Tensors) -> int:
+        """The rank that a node goes on with after a round, at most its own."""
+        return received.rank
+
     def send(self, received: State, local: Tensors) -> Tensors:
         """What leaves the machine."""
         return {key: tensor for key, tensor in local.items() if self.sends(received.round, key)}
+
+    def model(self, state: State, update: Update) -> State:
+        """The model that a node had when it sent ``update``, having started from ``state`` or a view of it."""
+        return replace(state, adapter={**self.view(state, update.rank or state.rank).adapter, **update.tensors})
 
     @abstractmethod
     def merge(self, state: State, updates: Iterable[Update]) -> State:
@@ -118,18 +165,28 @@ class Rule(ABC):
 
     @final
     def keeps(self, round: int, key: Key) -> bool:
-        """Whether a node keeps a tensor for itself: trained, but not sent."""
-        return self.trains(round, key) and not self.sends(round, key)
+        """Whether a node keeps a tensor for itself: its own head, or what is personal of the factors."""
+        return (self.personal or key.part in HEAD) and self.trains(round, key) and not self.sends(round, key)
+
+    @property
+    def drawn(self) -> frozenset[str]:
+        """Parts that each side draws for itself with :meth:`draw`, so that they never travel to the nodes."""
+        return self.fixed
+
+    def draw(self, spec: Spec, seed: int, round: int) -> Tensors:
+        """The drawn parts of the state of ``round``: those of the start, unless the rule draws anew."""
+        return {key: tensor for key, tensor in self.initial(spec, seed).adapter.items() if key.part in self.drawn}
 
     @final
     @property
-    def drawn(self) -> frozenset[str]:
-        """Parts that each side draws for itself with :meth:`initial`."""
-        return self.seeded if self.head == "shared" else self.seeded | HEAD
+    def fixed(self) -> frozenset[str]:
+        """The constant parts, the head among them where it is not shared; none travels more than once."""
+        return self.constant if self.head == "shared" else self.constant | HEAD
 
     @final
     def check(self, state: State, update: Update) -> None:
         """Raise :class:`BouquetError` unless a node of this rule could have made ``update`` from ``state``."""
+        rank = state.rank
         if self.mixed_ranks:
             state = self.view(state, min(update.rank or state.rank, state.rank))
         expected = {key: tuple(value.shape) for key, value in state.adapter.items() if self.sends(state.round, key)}
@@ -141,6 +198,18 @@ class Rule(ABC):
                 )
         if not (math.isfinite(update.weight) and update.weight > 0):
             raise BouquetError("an update has no weight", expected="a positive, finite weight", got=str(update.weight))
+        if update.slots and not (len(set(update.slots)) == len(update.slots) == update.rank):
+            raise BouquetError(
+                "an update names other slots than it has",
+                expected=f"{update.rank} different slots",
+                got=", ".join(map(str, update.slots)),
+            )
+        if update.slots and not all(0 <= slot < rank for slot in update.slots):
+            raise BouquetError(
+                "an update names a slot that there is not",
+                expected=f"0 to {rank - 1}",
+                got=", ".join(str(slot) for slot in update.slots if not 0 <= slot < rank),
+            )
         if update.scale != state.scale:
             raise BouquetError("an update has another scale", expected=str(state.scale), got=str(update.scale))
 
@@ -172,66 +241,19 @@ class Rule(ABC):
 class MeanRule(Rule):
     """A rule whose server only averages what is sent."""
 
+    mean: Mean = field(default_factory=WeightedMean)
+    optimizer: ServerOptimizer | None = None
+
     linear = True
 
+    @property
+    def is_exact(self) -> bool:
+        """Only a plain weighted mean can be."""
+        return super().is_exact and self.mean == WeightedMean() and self.optimizer is None
+
     def merge(self, state: State, updates: Iterable[Update]) -> State:
-        """Every sent tensor becomes ``sum_k p_k x_k`` with ``p_k = weight_k / sum_j weight_j``."""
-        mean = weighted_mean((update.weight, update.tensors) for update in updates)
+        """Every sent tensor becomes ``sum_k p_k x_k`` with ``p_k = weight_k / sum_j weight_j``, or goes towards it."""
+        mean = self.mean((update.weight, update.tensors) for update in updates)
+        if self.optimizer is not None:
+            return self.optimizer.step(state, mean)
         return replace(state, adapter={**state.adapter, **mean})
-
-
-class Split(NamedTuple):
-    """How one layer's ideal update is divided: factors to go on from, and a part Q P to keep as it is."""
-
-    b: Tensor
-    a: Tensor
-    q: Tensor | None = None
-    p: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackRule(Rule):
-    """A rule that starts from the ideal update ``sum_k p_k s_k B_k A_k``, as stacked factors, and divides it.
-
-    The stack has the rank of all nodes together, so the nodes' ranks may differ.
-    """
-
-    linear = False
-    mixed_ranks = True
-
-    @abstractmethod
-    def split(self, left: Tensor, right: Tensor, rank: int, scale: float, seed: int) -> Split:
-        """Divide the ideal update ``left @ right`` (``d_out x R``, ``R x d_in``) of one layer.
-
-        The factors to go on from have rank ``rank`` and count ``scale`` times. ``seed`` is for what is drawn anew.
-        """
-
-    def merge(self, state: State, updates: Iterable[Update]) -> State:
-        """Stack every layer (the weights on A alone), divide it, and average the head."""
-        replies = list(updates)
-        total = sum(reply.weight for reply in replies)
-        heads = [(r.weight, {key: t for key, t in r.tensors.items() if key.part in HEAD}) for r in replies]
-        adapter = {**state.adapter, **weighted_mean(heads)}
-        kept: Tensors = {}
-        for number, layer in enumerate(state.layers()):
-            a, b = Key(layer, "A"), Key(layer, "B")
-            left = torch.cat([reply.tensors[b] for reply in replies], dim=1)
-            right = torch.cat([reply.weight / total * reply.scale * reply.tensors[a] for reply in replies], dim=0)
-            split = self.split(left, right, state.rank, state.scale, seed=(state.round + 1) * 2**20 + number)
-            adapter[a], adapter[b] = split.a, split.b
-            if split.q is not None and split.p is not None and split.q.shape[1]:
-                kept[Key(layer, "Q")], kept[Key(layer, "P")] = split.q, split.p
-        return replace(state, adapter=adapter, offset=extend_offset(state.offset, kept))
-
-
-def fresh(left: Tensor, right: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """A new start for the layer that ``left @ right`` updates: B zero, A drawn as in :meth:`Rule.initial`."""
-    bound = 1 / math.sqrt(right.shape[1])
-    a = torch.empty(rank, right.shape[1]).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
-    return torch.zeros(left.shape[0], rank), a
-
-
-def padded(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The factors with zero slots up to ``rank``, where the layer or the stack has fewer directions."""
-    missing = rank - b.shape[1]
-    return pad(b, (0, missing)), pad(a, (0, 0, 0, missing))

@@ -10,7 +10,8 @@ Bouquet's own round loop uses the same messages and the same checks, with a dead
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
@@ -21,8 +22,8 @@ from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore import log
 
 from common import wire
-from common.adapter import Spec, State, Update, digest
-from common.codec import CodecName
+from common.adapter import Spec, State, Tensors, Update
+from common.codec import CodecName, StateCodecName
 from common.error import BouquetError
 from strategies.rule import Rule
 
@@ -45,8 +46,8 @@ class Reply:
 class LoraStrategy(Strategy):
     """Any rule as a Flower strategy.
 
-    ``codec`` is how tensors travel to the nodes; ``seed`` is the run's seed, from which both sides draw what never
-    travels, and which samples the nodes.
+    ``codec_down`` and ``codec_up`` are how tensors travel to the nodes and back; ``seed`` is the run's seed, from which
+    both sides draw what never travels, and which samples the nodes.
     """
 
     def __init__(
@@ -56,16 +57,19 @@ class LoraStrategy(Strategy):
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_available_nodes: int = 2,
-        codec: CodecName = "fp32",
+        codec_down: StateCodecName = "fp32",
+        codec_up: CodecName = "fp32",
         seed: int = 0,
     ) -> None:
         self.rule = rule
-        self.codec = codec
+        self.codec_down: StateCodecName = codec_down
+        self.codec_up = codec_up
         self.seed = seed
         self._fractions = {MessageType.TRAIN: fraction_train, MessageType.EVALUATE: fraction_evaluate}
         self._min_available_nodes = min_available_nodes
         # Flower hands `aggregate_train` the replies but not what they reply to.
         self._state: State | None = None
+        self._received: dict[int, Tensors] = {}
 
     def initial_arrays(self, spec: Spec) -> ArrayRecord:
         """The state before the first round, whole and in float32, as ``start`` wants it."""
@@ -78,32 +82,36 @@ class LoraStrategy(Strategy):
         node_ids: Sequence[int],
         *,
         ranks: Mapping[int, int] | None = None,
+        names: Mapping[int, str] | None = None,
+        equipped: Collection[int] = (),
         config: ConfigRecord | None = None,
         ttl: float | None = None,
     ) -> list[Message]:
-        """One message a node with its view of the state; ``ranks`` names the nodes' ranks where they are known.
+        """One message a node with its view of the state.
 
-        A list: Flower's gRPC side takes no generator.
+        ``ranks`` and ``names`` are the nodes' own where they are known; those that are ``equipped`` hold the constant
+        parts already. A list: Flower's gRPC side takes no generator.
         """
-        drawn = {key: tensor for key, tensor in state.adapter.items() if key.part in self.rule.drawn}
-        seeded = digest(drawn) if drawn else ""
-        ranks = {node_id: (ranks or {}).get(node_id, state.rank) for node_id in node_ids}
-        records = {
-            rank: wire.pack_state(
-                self.rule.view(state, rank), self.rule.name, codec=self.codec, without=self.rule.drawn, seeded=seeded
+        rule = self.rule
+        records: dict[tuple[int, int, bool], ArrayRecord] = {}
+        received: dict[tuple[int, int, bool], Tensors] = {}
+        self._received = {}
+        messages = []
+        for node_id in node_ids:
+            name = (names or {}).get(node_id, str(node_id))
+            draw = zlib.crc32(f"{self.seed}/{name}/{state.round}".encode()) if rule.scattered else 0
+            kind = ((ranks or {}).get(node_id, state.rank), draw, node_id in equipped)
+            if kind not in records:
+                view = rule.view(state, *kind[:2])
+                without = rule.fixed if kind[2] else rule.drawn
+                records[kind] = wire.pack_state(view, rule.name, codec=self.codec_down, without=without)
+                received[kind] = self._as_received(view, records[kind])
+            self._received[node_id] = received[kind]
+            content = RecordDict({"state": records[kind], "config": config or ConfigRecord()})
+            messages.append(
+                Message(content, dst_node_id=node_id, message_type=message_type, group_id=str(state.round), ttl=ttl)
             )
-            for rank in sorted(set(ranks.values()))
-        }
-        return [
-            Message(
-                RecordDict({"state": records[ranks[node_id]], "config": config or ConfigRecord()}),
-                dst_node_id=node_id,
-                message_type=message_type,
-                group_id=str(state.round),
-                ttl=ttl,
-            )
-            for node_id in node_ids
-        ]
+        return messages
 
     def accept(self, state: State, message: Message) -> Reply:
         """The update in a reply to ``state``. Raises :class:`BouquetError` on anything the rule cannot merge."""
@@ -117,7 +125,8 @@ class LoraStrategy(Strategy):
         size, most = wire.payload_bytes(record), wire.most_bytes(state)
         if size > most:
             raise BouquetError("an oversized update", expected=f"at most {most:,} bytes", got=f"{size:,} bytes")
-        header, update = wire.unpack_update(record, rule=self.rule.name, round=state.round)
+        received = self._received.get(message.metadata.src_node_id)
+        header, update = wire.unpack_update(record, rule=self.rule.name, round=state.round, received=received)
         self.rule.check(state, update)
         return Reply(header.node, update, read_metrics(message, "loss", "tokens", "seconds"), size)
 
@@ -168,7 +177,13 @@ class LoraStrategy(Strategy):
 
     def summary(self) -> None:
         """Flower's hook: one line about the rule."""
-        log(INFO, "\tBouquet rule %s (%s), codec %s", self.rule.name, self.rule.paper, self.codec)
+        log(INFO, "\tBouquet rule %s (%s), codec %s", self.rule.name, self.rule.paper, self.codec_up)
+
+    def _as_received(self, view: State, record: ArrayRecord) -> Tensors:
+        """What a node starts from, for updates that come back as a difference from it."""
+        if self.codec_up == "fp32" or self.codec_down == "fp32":
+            return view.adapter
+        return {**view.adapter, **wire.unpack_state(record, rule=self.rule.name)[1].adapter}
 
     def _configure(
         self, message_type: str, state: State, server_round: int, config: ConfigRecord, grid: Grid

@@ -16,6 +16,11 @@ RUN_ID = 1
 Tamper = Callable[[RecordDict], RecordDict | None]
 
 
+def pose_as_an_app() -> None:
+    """Flower makes messages only inside an app that it has started."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 1
+
+
 def travelled(content: RecordDict) -> RecordDict:
     """A copy that has been through Flower's own serialisation."""
     return recorddict_from_proto(recorddict_to_proto(content))
@@ -38,7 +43,7 @@ class InProcessGrid(Grid):
         tampered: str = "train",
         late: dict[int, float] | None = None,
     ) -> None:
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 1
+        pose_as_an_app()
         self.tamper = tamper or {}
         self.tampered, self.late = tampered, late or {}
         self.run_config = run_config

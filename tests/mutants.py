@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/test_laws.py", "tests/test_oracles.py", "tests/test_config.py")
+TESTS = (
+    "tests/test_oracles_means.py",
+    "tests/test_oracles_stacks.py",
+    "tests/test_oracles_slots.py",
+    "tests/test_oracles_server.py",
+    "tests/test_laws.py",
+    "tests/test_config.py",
+)
 
 
 class Mutant(NamedTuple):
@@ -36,15 +43,90 @@ MUTANTS = (
     ),
     Mutant(
         "FLoRA: the weight stands on both factors",
-        "strategies/rule.py",
+        "strategies/stack.py",
         "left = torch.cat([reply.tensors[b] for reply in replies], dim=1)",
         "left = torch.cat([reply.weight / total * reply.tensors[b] for reply in replies], dim=1)",
     ),
     Mutant(
         "FLoRA, FedEx in FedLLM-Factory: alpha / r is left out",
-        "strategies/rule.py",
+        "strategies/stack.py",
         "reply.weight / total * reply.scale * reply.tensors[a]",
         "reply.weight / total * reply.tensors[a]",
+    ),
+    Mutant(
+        "RB-LoRA's FLoRA baseline: the nodes are summed, not averaged",
+        "strategies/stack.py",
+        "reply.weight / total * reply.scale * reply.tensors[a]",
+        "reply.scale * reply.tensors[a]",
+    ),
+    Mutant(
+        "FLoRA's zero padding: a node of a smaller rank gets another scale",
+        "strategies/rule.py",
+        "return replace(state, adapter={key: leading(key, tensor, rank) for key, tensor in state.adapter.items()})",
+        "return replace(state, scale=state.scale * state.rank / rank, "
+        "adapter={key: leading(key, tensor, rank) for key, tensor in state.adapter.items()})",
+    ),
+    Mutant(
+        "FedEx: the residual of a square layer is transposed",
+        "strategies/fedex_lora.py",
+        'residual[Key(layer, "Q")], residual[Key(layer, "P")] = left, right',
+        "left, right = (right.T, left.T) if left.shape[0] == right.shape[1] else (left, right)\n"
+        '            residual[Key(layer, "Q")], residual[Key(layer, "P")] = left, right',
+    ),
+    Mutant(
+        "Fed-SB over several rounds: the earlier rounds stay in the mean",
+        "strategies/rule.py",
+        "        if self.optimizer is not None:\n            return",
+        "        mean = {key: (tensor + state.adapter[key]) / 2 for key, tensor in mean.items()}\n"
+        "        if self.optimizer is not None:\n            return",
+    ),
+    Mutant(
+        "RAVAN: scales and cores are averaged apart",
+        "strategies/ravan.py",
+        'sent[key] * local[Key(layer, "s")].repeat_interleave(sent[key].shape[1])[:, None]',
+        "sent[key]",
+    ),
+    Mutant(
+        "HetLoRA: the weights are those of the examples",
+        "strategies/hetlora.py",
+        "total[layer] += norm",
+        "norm = update.weight\n                total[layer] += norm",
+    ),
+    Mutant(
+        "HetLoRA: slots from the middle are cut",
+        "strategies/hetlora.py",
+        "leading(key, tensor, rank) for key, tensor in super()",
+        "leading(key, tensor.flip(0 if key.part == 'A' else -1), rank) for key, tensor in super()",
+    ),
+    Mutant(
+        "Fed-PLoRA: slots that nobody trained are diluted",
+        "strategies/fed_plora.py",
+        "share = update.weight / total[slots]",
+        "share = update.weight / (total[slots] + 1)",
+    ),
+    Mutant(
+        "FLASC: the masked values are lost to the server too",
+        "strategies/flasc.py",
+        "target = {key: state.adapter[key] + tensor",
+        "target = {key: self.view(state, state.rank).adapter[key] + tensor",
+    ),
+    Mutant(
+        "FLASC: one threshold a layer",
+        "strategies/flasc.py",
+        "return {**change, **largest(change, self.up)}",
+        "return {**change, **{k: v for key in change for k, v in largest({key: change[key]}, self.up).items()}}",
+    ),
+    Mutant(
+        "LEGO: a slot and its mirror image cancel",
+        "strategies/lora_lego.py",
+        "squares - 2 * products.abs()",
+        "squares - 2 * products",
+    ),
+    Mutant(
+        "LEGO as task arithmetic: the nodes are summed, not averaged",
+        "strategies/lora_lego.py",
+        "root = mass[order].sqrt()[:, None]",
+        "root = torch.ones_like(mass[order])[:, None]",
     ),
     Mutant(
         "FedEx in FedLLM-Factory: alpha / r is left out of the residual",

@@ -32,8 +32,8 @@ def test_pyprojects_defaults_are_the_models_defaults():
 
 
 def test_the_flat_form_makes_the_round_trip():
-    config = RunConfig.from_flower({"lora.rank": 4, "train.learning-rate": 1, "wire.codec": "bf16"}, CHOICES)
-    assert (config.lora.rank, config.train.learning_rate, config.wire.codec) == (4, 1.0, "bf16")
+    config = RunConfig.from_flower({"lora.rank": 4, "train.learning-rate": 1, "wire.up": "bf16"}, CHOICES)
+    assert (config.lora.rank, config.train.learning_rate, config.wire.up) == (4, 1.0, "bf16")
     assert RunConfig.from_flower(config.to_flower(), CHOICES) == config
 
 

@@ -69,8 +69,8 @@ def test_a_round_that_is_asked_for_again_starts_from_the_personal_factors_of_the
     """The node had finished the round; the coordinator was killed before it had."""
     memory = Memory(str(tmp_path), "run", "node-000")
     for number in range(1, 7):
-        memory.save({Key("l", "B"): torch.full((1,), float(number))}, number)
-    kept = [float(memory.load(number).get(Key("l", "B"), torch.tensor([0.0]))) for number in range(8)]
+        memory.save("personal", {Key("l", "B"): torch.full((1,), float(number))}, number)
+    kept = [float(memory.load("personal", number).get(Key("l", "B"), torch.tensor([0.0]))) for number in range(8)]
     assert kept == [0, 0, 0, 0, 4, 5, 6, 6]
     assert len(list(tmp_path.rglob("personal-*.safetensors"))) == KEPT
     assert {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.safetensors")} == {0o600}

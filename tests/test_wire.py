@@ -17,26 +17,99 @@ from common.adapter import Key, State, Update
 from common.error import BouquetError
 from tests.grid import travelled
 
-TENSORS = {
+TENSORS: dict[Key, torch.Tensor] = {
     Key("model.layers.0.q_proj", "A"): torch.arange(12.0).reshape(3, 4) / 7,
     Key("model.layers.0.q_proj", "B"): torch.randn(5, 3, generator=torch.Generator().manual_seed(0)),
 }
 OFFSET = {Key("model.layers.0.q_proj", "Q"): torch.ones(5, 2), Key("model.layers.0.q_proj", "P"): torch.ones(2, 4)}
 
 
-@pytest.mark.parametrize(("name", "error"), [("fp32", 0.0), ("fp16", 2**-11), ("bf16", 2**-8)])
+@pytest.mark.parametrize(("name", "error", "size"), [("fp32", 0.0, 4), ("fp16", 2**-11, 2), ("bf16", 2**-8, 2)])
 @settings(deadline=None)
 @given(values=arrays(np.float32, st.integers(1, 50), elements=st.floats(-1000, 1000, width=32)))
-def test_a_codec_keeps_its_stated_error_and_bytes(name, error, values):
+def test_a_codec_keeps_its_stated_error_and_bytes(name, error, size, values):
     array = codec.encode(torch.from_numpy(values.copy()), name)
-    assert array.nbytes == codec.CODECS[name].bytes_per_value * len(values)
-    back = codec.decode(array, name).numpy()
+    assert array.nbytes == size * len(values) == codec.size_in_bytes(name, len(values))
+    back = codec.decode(array, name, len(values)).numpy()
     normal = np.abs(values) >= 2**-14
     assert (np.abs(back - values)[normal] <= error * np.abs(values)[normal]).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "error", "block", "size"), [("int8", 1 / 254, 256, 700 + 4 * 3), ("nf4", 0.152, 64, 350 + 4 * 11)]
+)
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), spread=st.floats(1e-6, 1e6))
+def test_a_blockwise_codec_keeps_its_stated_error_and_bytes(name, error, block, size, seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    values = spread * torch.randn(700, generator=generator) * torch.rand(700, generator=generator) ** 4
+    values[:block] = 0
+    array = codec.encode(values, name)
+    assert array.nbytes == size == codec.size_in_bytes(name, 700)
+    back = codec.decode(array, name, 700)
+    for first in range(0, 700, block):
+        part = slice(first, first + block)
+        assert (back[part] - values[part]).abs().max() <= error * values[part].abs().max() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", codec.CODECS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_made_finite(name, bad):
+    values = torch.ones(100)
+    values[70] = bad
+    if name == "fp16" and bad == float("inf"):
+        with pytest.raises(BouquetError, match="a value does not fit the wire format"):
+            codec.encode(values, name)
+    else:
+        assert not torch.isfinite(codec.decode(codec.encode(values, name), name, 100)).all()
+
+
+def test_nf4_is_the_published_code():
+    import bitsandbytes.functional
+
+    published = bitsandbytes.functional.get_4bit_type("nf4", device="cpu")
+    torch.testing.assert_close(codec.NF4, published, rtol=0, atol=0)
+
+
+def test_zeros_do_not_travel_where_a_bitmap_is_shorter():
+    tensor = torch.zeros(100, 100)
+    tensor[::4, ::5] = torch.randn(25, 20)
+    for name, bytes_per_value in (("fp32", 4), ("bf16", 2)):
+        update = Update({Key("l", "B"): tensor}, 1.0, 1.0)
+        record = wire.pack_update(update, "flasc", 0, "node-000", codec=name)
+        assert set(record) == {"header", "values", "mask"}
+        assert wire.payload_bytes(record) <= 500 * bytes_per_value + 10000 / 8 + 600
+        _, back = wire.unpack_update(record, rule="flasc", round=0)
+        torch.testing.assert_close(back.tensors[Key("l", "B")], tensor, rtol=2**-8, atol=0)
+    dense = wire.pack_update(Update({Key("l", "B"): torch.ones(9, 9)}, 1.0, 1.0), "fedit", 0, "node-000")
+    assert set(dense) == {"header", "values"}
+
+
+def test_a_mask_of_the_wrong_size_is_refused():
+    record = wire.pack_update(Update({Key("l", "B"): torch.eye(100)}, 1.0, 1.0), "fedit", 0, "node-000")
+    record["mask"] = Array(np.zeros(9, dtype=np.uint8))
+    with pytest.raises(BouquetError, match=r"a mask of the wrong size: expected 1,250 bytes, got uint8 \(9,\)"):
+        wire.unpack_update(record, rule="fedit", round=0)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16", "int8", "nf4"])
+def test_a_lossy_update_travels_as_its_difference(name):
+    """A small step from a large start: the error is that of the step."""
+    start = {key: 100 * torch.ones_like(tensor) for key, tensor in TENSORS.items()}
+    moved = {key: tensor + 1e-4 * TENSORS[key] for key, tensor in start.items()}
+    update = Update(moved, 1.0, 1.0)
+    record = wire.pack_update(update, "fedit", 4, "node-000", codec=name, received=start)
+    _, back = wire.unpack_update(record, rule="fedit", round=4, received=start)
+    for key, tensor in moved.items():
+        # Of the step, and of float32 at 100.
+        allowed = 0.16 * (tensor - start[key]).abs().max() + 1e-5
+        assert (back.tensors[key] - tensor).abs().max() <= allowed
+    with pytest.raises(BouquetError, match="an update is a difference from what was never sent: 2 unknown tensors"):
+        wire.unpack_update(record, rule="fedit", round=4)
+
+
 def test_fp16_refuses_what_it_cannot_hold():
-    with pytest.raises(BouquetError, match=r"wire.codec = 'fp16'\): expected at most 65504, got 70000. Use wire.codec"):
+    with pytest.raises(BouquetError, match=r"codec 'fp16'\): expected at most 65504, got 70000. Use 'bf16' or 'fp32'"):
         codec.encode(torch.tensor([70000.0]), "fp16")
 
 
@@ -51,7 +124,7 @@ def test_a_state_survives_flowers_serialisation(name):
 
 
 def test_a_message_is_two_arrays_however_many_tensors():
-    tensors = {Key(f"model.layers.{layer}.q_proj", "A"): torch.zeros(8, 64) for layer in range(200)}
+    tensors = {Key(f"model.layers.{layer}.q_proj", "A"): torch.ones(8, 64) for layer in range(200)}
     record = wire.pack_update(Update(tensors, 1.0, 1.0), "fedit", 0, "node-000")
     assert set(record) == {"header", "values"}
     assert wire.payload_bytes(record) <= 4 * 200 * 8 * 64 * 1.02
@@ -105,7 +178,10 @@ def without_values() -> ArrayRecord:
         (header_with(rule="flora"), "a message of another rule .*expected fedit, got flora"),
         (header_with(format=9), "a message of another wire format .*expected 1, got 9"),
         (header_with(round=5), "an update of another round .*expected round 4, got round 5"),
-        (header_with(tensors=[["l", "A", [2, 2]]]), "a message of the wrong size: expected 4 values, got 27 values"),
+        (
+            header_with(tensors=[["l", "A", [2, 2]]]),
+            r"a message of the wrong size \(codec fp32\): expected 4 of float32 for 4 values, got 27",
+        ),
         (header_with(tensors=[["l", "A", [27]], ["l", "A", [0]]]), "a message header cannot be read"),
         (header_with(tensors=[["l", "W0", [27]]]), "a message header cannot be read"),
         (header_with(scale=float("nan")), "a message header cannot be read"),
@@ -117,7 +193,10 @@ def without_values() -> ArrayRecord:
         ),
         (pickled(), "an array cannot be read: got Object arrays cannot be loaded"),
         (bomb(), "a message header is too long or cut short"),
-        (without_values(), "a message of unknown form: expected the arrays header and values, got header"),
+        (
+            without_values(),
+            "a message of unknown form: expected the arrays header and values, and perhaps mask, got header",
+        ),
     ],
 )
 def test_a_malformed_message_is_refused(record, message):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from huggingface_hub import snapshot_download
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common import base, models, sources, tasks
 from common.adapter import Spec
-from common.codec import CODECS
+from common.codec import CODECS, CodecName
 from common.config import NodeConfig, RunConfig
 from common.error import BouquetError
 from common.tasks import TASKS, Task
@@ -117,10 +118,9 @@ def traffic(config: RunConfig) -> str:
     """The bytes that a node sends and receives in a round."""
     rule = build(config)
     spec = models.describe(config.model, config.lora, config.task)
-    a_value = CODECS[config.wire.codec].bytes_per_value
-    up = a_value * _numel(spec, rule.plan(0).sent)
-    down = a_value * (_numel(spec, None) - _numel(spec, rule.drawn))
-    return f"{up / 1e6:.2f} MB up, about {down / 1e6:.2f} MB down, a node and round ({rule.name}, {config.wire.codec})"
+    up = _bytes(config.wire.up, _numel(spec, rule.plan(0).sent))
+    down = _bytes(config.wire.down, _numel(spec, None) - _numel(spec, rule.drawn))
+    return f"{up / 1e6:.2f} MB up, about {down / 1e6:.2f} MB down, a node and round ({rule.name}, {config.wire.up})"
 
 
 def _records(source: str) -> Iterator[tuple[str, Any]]:
@@ -151,6 +151,10 @@ def _examples(task: Task, record: Any, tokenizer: PreTrainedTokenizerBase, sourc
     except (TypeError, ValueError) as error:
         kinds = ", ".join(f"{field}: {type(record[field]).__name__}" for field in task.fields())
         raise BouquetError("a field of the wrong type", expected="text", got=kinds) from error
+
+
+def _bytes(codec: CodecName, count: int) -> int:
+    return CODECS[codec].size(count) * np.dtype(CODECS[codec].dtype).itemsize
 
 
 def _numel(spec: Spec, parts: frozenset[str] | None) -> int:

@@ -1,0 +1,51 @@
+"""The updates of a round on disk, until they are merged.
+
+They come in any order and are merged in the order of the nodes' names, so that a run is repeatable; on disk, because a
+thousand of them do not fit in memory.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from common.adapter import Key, Update
+
+
+class Spool:
+    """A folder that is there while a ``with`` block runs; its updates can be read again and again, one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, Path] = {}
+
+    def put(self, node: str, update: Update) -> None:
+        """Keep one node's update."""
+        file = self._folder / f"{len(self._files):06d}.safetensors"
+        facts = {"weight": update.weight, "scale": update.scale, "slots": update.slots}
+        save_file(
+            {str(key): tensor.contiguous() for key, tensor in update.tensors.items()},
+            file,
+            metadata={"update": json.dumps(facts)},
+        )
+        self._files[node] = file
+
+    def __iter__(self) -> Iterator[Update]:
+        """The updates in the order of the nodes' names."""
+        for _, file in sorted(self._files.items()):
+            with safe_open(file, framework="pt") as opened:
+                facts = json.loads(opened.metadata()["update"])
+                tensors = {Key(*name.rsplit(":", 1)): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            yield Update(tensors, facts["weight"], facts["scale"], tuple(facts["slots"]))
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder)

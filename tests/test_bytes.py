@@ -1,0 +1,99 @@
+"""What a message costs: the bytes that Flower sends are those of the rule's formula; what is sent once is sent once."""
+
+import math
+
+import pytest
+import torch
+from flwr.app import MessageType, RecordDict
+from flwr.common.serde import recorddict_to_proto
+
+from common import codec, wire
+from common.adapter import LayerShape, Spec
+from strategies import RULES, FedSB, Ravan
+from strategies.strategy import LoraStrategy
+from tests.factors import trained
+from tests.grid import pose_as_an_app
+
+LAYERS = {f"model.layers.{number}.mlp.up_proj": LayerShape(1024, 640) for number in range(6)}
+RANK, NODES = 16, 4
+
+
+def flowers_bytes(content: RecordDict) -> int:
+    return len(recorddict_to_proto(content).SerializeToString())
+
+
+def after_a_round(rule):
+    spec = Spec(LAYERS, {}, RANK, 2.0, rule.blocks)
+    state = rule.initial(spec, seed=0)
+    return rule.aggregate(state, [trained(rule, state, seed, 1.0) for seed in range(NODES)])
+
+
+def formula(rule, expression: str, state) -> float:
+    """All layers' bytes by a rule's own formula."""
+    kept = max([tensor.shape[1] for key, tensor in state.offset.items() if key.part == "Q"], default=0)
+    names = {"b": 4, "r": RANK, "K": NODES, "t": 1, "h": max(1, rule.blocks), "p": kept}
+    names |= {name: getattr(rule, name) for name in ("up", "down") if hasattr(rule, name)}
+    sizes = ({"d_out": shape.d_out, "d_in": shape.d_in, "f": sum(shape)} for shape in LAYERS.values())
+    return sum(eval(expression, {}, names | size) for size in sizes)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_app() -> None:
+    pose_as_an_app()
+
+
+@pytest.mark.parametrize("rule", [cls() for cls in RULES.values()], ids=list(RULES))
+def test_flower_sends_what_the_formula_says(rule):
+    state = after_a_round(rule)
+    (message,) = LoraStrategy(rule).messages(MessageType.TRAIN, state, [1])
+    update = wire.pack_update(trained(rule, state, 5, 1.0), rule.name, state.round, "node-000")
+    # A core is so small that the names of the layers count.
+    slack = 1200 if rule.blocks else 0
+    down, up = flowers_bytes(message.content), flowers_bytes(RecordDict({"update": update}))
+    if rule.name != "florist":  # its p differs from layer to layer
+        assert down == pytest.approx(formula(rule, rule.bytes_down, state), rel=0.02, abs=slack)
+    assert up == pytest.approx(formula(rule, rule.bytes_up, state), rel=0.02, abs=slack)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("fp32", 32), ("bf16", 16), ("int8", 8 + 32 / 256), ("nf4", 4 + 32 / 64)])
+def test_flower_sends_what_the_codec_says(name, bits):
+    rule = RULES["fedit"]()
+    state = after_a_round(rule)
+    update = trained(rule, state, 5, 1.0)
+    record = wire.pack_update(update, "fedit", state.round, "node-000", codec=name, received=state.adapter)
+    count = sum(tensor.numel() for tensor in update.tensors.values())
+    assert codec.size_in_bytes(name, count) == pytest.approx(count * bits / 8, rel=0.001)
+    assert flowers_bytes(RecordDict({"update": record})) == pytest.approx(count * bits / 8, rel=0.02)
+
+
+def test_frames_that_cannot_be_drawn_are_sent_once():
+    rule = FedSB(source="public.jsonl")
+    state = after_a_round(rule)
+    strategy = LoraStrategy(rule)
+    first, again = strategy.messages(MessageType.TRAIN, state, [1, 2], equipped={2})
+    parts = [
+        {part for _, part, _ in wire.unpack_state(m.content.array_records["state"], rule="fed-sb")[0].tensors}
+        for m in (first, again)
+    ]
+    assert parts == [{"A", "B", "R"}, {"R"}]
+    assert flowers_bytes(again.content) < flowers_bytes(first.content) / 20
+
+
+def test_a_core_costs_the_same_however_wide_the_layer():
+    for rule, cost in ((FedSB(), RANK**2), (Ravan(), RANK**2 // 4)):
+        update = trained(rule, after_a_round(rule), 0, 1.0)
+        assert sum(tensor.numel() for tensor in update.tensors.values()) == cost * len(LAYERS)
+
+
+def test_what_a_coarse_codec_loses_of_one_message_it_owes_the_next():
+    """Error feedback: the mean of what arrives goes to what was meant, although each message is far off."""
+    generator = torch.Generator().manual_seed(0)
+    meant = torch.randn(1000, generator=generator)
+    owed, arrived = torch.zeros(1000), torch.zeros(1000)
+    for _ in range(200):
+        due = meant + owed
+        got = codec.decode(codec.encode(due, "nf4"), "nf4", 1000)
+        owed, arrived = due - got, arrived + got
+    once = codec.decode(codec.encode(meant, "nf4"), "nf4", 1000)
+    assert (arrived / 200 - meant).norm() < 0.02 * (once - meant).norm()
+    assert math.isfinite(owed.abs().max())
