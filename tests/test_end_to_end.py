@@ -1,6 +1,7 @@
 """Real Flower processes on this machine: a federation with TLS and node keys gives the adapter of the simulation."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,3 +86,28 @@ def _supernode(wards: Federation, log: Path, root: Path, key: Path | None) -> Pr
 def _statuses(wards: Federation, name: str) -> str:
     site = Site.open(wards.site)
     return statuses(site).get(site.facts.nodes[name].id, "")
+
+
+def test_trusted_entities_refuse_an_unsigned_bundle(wards, tmp_path):
+    """Flower 1.39 knows signatures from its hub only: with trusted entities, a node refuses every bundle of ours."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "author"], check=True)
+    (tmp_path / "keys.yaml").write_text(f"fpk_author: '{(tmp_path / 'author.pub').read_text().strip()}'\n")
+    bouquet("site", "add", str(wards.site), "careful")
+    bouquet("site", "kit", str(wards.site), "careful", "--port", str(free_port()), f"state-directory={tmp_path}")
+    bouquet("site", "register", str(wards.site))
+    start = wards.site / "kits/careful/start.sh"
+    start.write_text(
+        start.read_text().replace(
+            "exec flower-supernode", f"exec flower-supernode --trusted-entities {tmp_path}/keys.yaml"
+        )
+    )
+    node = Process([str(start)], tmp_path / "careful.log")
+    try:
+        wait_for(lambda: "online" in _statuses(wards, "careful"), "the careful node", pause=1.0)
+        run = wards.submit("untrusted", SETTINGS, tmp_path / "runs")
+        wait_for(lambda: "could not be verified" in node.log.read_text(), "the bundle to be refused", 120)
+        assert wards.wait(run).startswith("finished")
+        record = (tmp_path / "runs/untrusted/metrics.jsonl").read_text()
+        assert '"during": "roll call"' in record
+    finally:
+        node.stop()

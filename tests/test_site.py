@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
@@ -186,3 +187,17 @@ def test_systemd_accepts_the_units(site, tmp_path):
     assert len(units) == 3
     verified = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_the_compose_files_name_images_that_can_be_built_and_keep_secrets_read_only(site):
+    files = [kit(site) / "compose.yaml", site / "coordinator/compose.yaml"]
+    for file in files:
+        services = yaml.safe_load(file.read_text())["services"]
+        for service in services.values():
+            name = service["image"].split(":")[0].removeprefix("bouquet-")
+            dockerfile = (Path(__file__).parents[1] / f"deploy/images/{name}.Dockerfile").read_text()
+            assert "--constraint constraints.txt" in dockerfile
+            assert dockerfile.rstrip().endswith("USER bouquet")
+            assert ".:/kit:ro" in service["volumes"]
+            assert service["read_only"]
+            assert service["cap_drop"] == ["ALL"]
