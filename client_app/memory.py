@@ -9,7 +9,6 @@ from common.adapter import Key, Tensors
 
 # As many rounds as a resumed run can go back: the newest checkpoint, the one before it if that is torn, and one more.
 KEPT = 3
-DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "state"
 
 
 class Memory:
@@ -21,8 +20,8 @@ class Memory:
     what it had then.
     """
 
-    def __init__(self, directory: str, run: str, node: str) -> None:
-        self._folder = Path(directory or DEFAULT_DIRECTORY) / run / node
+    def __init__(self, directory: Path, run: str, node: str) -> None:
+        self._folder = directory / run / node
 
     @property
     def adapter(self) -> Path:

@@ -4,6 +4,8 @@ bouquet run                                           the main job: four simulat
 bouquet run --nodes 2 num-server-rounds=1 rule.name=fedex-lora
 bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2
 bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
+bouquet plan --examples 5000,1200 privacy.mode=example train.weighting=uniform
+bouquet ledger show                                   what this node's data has cost
 """
 
 import argparse
@@ -11,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from common.error import BouquetError
-from deploy import simulation
+from deploy import ledger, plan, simulation
 from deploy.doctor import commands as doctor
 from deploy.site import commands as site
 from strategies import RULES
@@ -28,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rules.set_defaults(work=_rules)
     site.add(commands)
     doctor.add(commands)
+    plan.add_to(commands)
+    ledger.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         code: int = options.work(options)

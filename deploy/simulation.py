@@ -9,8 +9,9 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.arguments import Commands, parse, quote
+from deploy import settings
 from deploy.flower import environment, program
+from deploy.settings import Commands
 from strategies import read_config
 
 APP = Path(__file__).parents[1]
@@ -34,17 +35,17 @@ def add(commands: Commands) -> None:
     run.add_argument("--cpus", type=int, default=1, help="CPU cores a node (default 1)")
     run.add_argument("--gpus", type=float, default=0.0, help="share of a GPU a node (default 0)")
     run.add_argument("--directory", type=Path, default=Path("runs"), help="where run directories go (default runs)")
-    run.add_argument("settings", nargs="*", metavar="key=value", help="run config, such as num-server-rounds=2")
+    run.add_argument("settings", nargs="*", metavar="key=value", help="run config, or a TOML file of it")
     run.set_defaults(work=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = [quote(setting) for setting in options.settings]
-    read_config(parse(settings))
-    return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), settings)
+    flat = settings.read(options.settings)
+    read_config(flat)
+    return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), settings.write(flat))
 
 
-def simulate(nodes: int, cpus: int, gpus: float, directory: Path, settings: Sequence[str]) -> int:
+def simulate(nodes: int, cpus: int, gpus: float, directory: Path, overrides: Sequence[str]) -> int:
     """``flwr run`` on the local simulation: its noise goes to a log file, the run's own lines to the terminal.
 
     Returns 0 only if Flower says that the run completed, which the exit code of ``flwr run`` does not tell.
@@ -52,7 +53,7 @@ def simulate(nodes: int, cpus: int, gpus: float, directory: Path, settings: Sequ
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "flower.log"
     own = environment(SIMULATION | _own_superlink())
-    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *settings]
+    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *overrides]
     federation = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
     command = [program("flwr"), "run", str(APP), "local", "--stream", "--federation-config", federation]
     run_id, failed = "", False

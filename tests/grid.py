@@ -64,6 +64,7 @@ class InProcessGrid(Grid):
         self.replies: dict[str, Message] = {}
         self.ready: dict[str, float] = {}
         self.sent: list[Message] = []
+        self.returned: list[tuple[str, RecordDict]] = []
 
     def set_run(self, run: Any) -> None:
         raise AssertionError("not used")
@@ -88,6 +89,7 @@ class InProcessGrid(Grid):
             context = self.contexts[message.metadata.dst_node_id]
             reply = client_app(message, context)
             content: RecordDict | None = travelled(reply.content)
+            self.returned.append((message.metadata.message_type, travelled(reply.content)))
             partition = int(context.node_config["partition-id"])
             change = self.tamper.get(partition)
             tampered = message.metadata.message_type == self.tampered

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from common.config import NodeConfig
 from common.error import BouquetError
-from deploy.arguments import Commands, parse
+from deploy import settings
 from deploy.doctor.check import examine
+from deploy.settings import Commands
 from deploy.site.folder import Site
 from strategies import read_config
 
@@ -35,7 +36,7 @@ def add(commands: Commands) -> None:
 def _node(options: argparse.Namespace) -> int:
     from deploy.doctor import checks  # what knows models takes seconds to import
 
-    config = read_config(parse(options.settings))
+    config = read_config(settings.read(options.settings))
     kit = _read(options.folder / "kit.toml")
     node = NodeConfig.from_flower(_read(options.folder / "node.toml"))
     found = checks.node(options.folder, str(kit["superlink"]), int(str(kit["port"])), node, config)
@@ -45,7 +46,7 @@ def _node(options: argparse.Namespace) -> int:
 def _coordinator(options: argparse.Namespace) -> int:
     from deploy.doctor import checks
 
-    config = read_config(parse(options.settings))
+    config = read_config(settings.read(options.settings))
     return 0 if examine(checks.coordinator(Site.open(options.folder), config)) else 1
 
 

@@ -103,7 +103,7 @@ def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
     linear = sum(module.weight.numel() for module in skeleton.modules() if isinstance(module, nn.Linear))
     whole = sum(parameter.numel() for parameter in skeleton.parameters())
     weights = linear * BYTES_A_WEIGHT.get(config.model.quantization, wide) + (whole - linear) * wide
-    shape = skeleton.config
+    shape: Any = skeleton.config
     tokens = config.train.batch_size * config.task.max_length
     heads, layers = shape.num_attention_heads, shape.num_hidden_layers
     one = tokens * (34 * shape.hidden_size + 5 * heads * config.task.max_length) * wide / 2

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deploy.arguments import Commands, parse
+from deploy import settings
+from deploy.settings import Commands
 from deploy.site import kit, superlink
 from deploy.site.certificates import read_certificate, read_public_key
 from deploy.site.folder import Site, SiteFacts
@@ -110,7 +111,7 @@ def _kit(options: argparse.Namespace) -> int:
         user=options.user,
         port=options.port,
     )
-    folder = kit.write_node(Site.open(options.site), options.node, place, parse(options.settings))
+    folder = kit.write_node(Site.open(options.site), options.node, place, settings.read(options.settings))
     print(f"kit: {kit.pack(folder)}")
     return 0
 
