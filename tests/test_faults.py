@@ -94,7 +94,7 @@ def repacked(change: Callable[[wire.Header, Update], ArrayRecord]) -> Callable[[
 
     def tamper(content: RecordDict) -> RecordDict:
         record = content.array_records["update"]
-        header = wire.read_header(record) if hasattr(wire, "read_header") else wire._read_header(record["header"])
+        header = wire.read_header(record)
         _, update = wire.unpack_update(record, rule=header.rule, round=header.round)
         content["update"] = change(header, update)
         return content
