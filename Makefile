@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 
 QUIET = --quiet --disable-pip-version-check
 
-.PHONY: run test unit mutants lint type clean
+.PHONY: run test unit mutants chaos lint type clean
 
 run: .venv/ready
 	$(BIN)/bouquet run
@@ -21,6 +21,9 @@ unit: .venv/ready
 
 mutants: .venv/ready
 	$(BIN)/python -m tests.mutants
+
+chaos: .venv/ready
+	$(BIN)/python -m tests.chaos
 
 lint: .venv/ready
 	$(BIN)/ruff check .
