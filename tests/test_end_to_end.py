@@ -42,6 +42,7 @@ def test_a_federation_over_grpc_gives_the_simulations_adapter(wards, tmp_path):
 
 def test_only_a_registered_node_with_the_right_root_gets_in(wards, tmp_path):
     """No key, another site's root, another site's key, and a key that is in use already."""
+    wait_for(lambda: _statuses(wards, "node-000") == "online", "the node that has the key", pause=1.0)
     other = tmp_path / "other"
     bouquet("site", "create", str(other), "--address", "127.0.0.1", "--nodes", "stranger")
     root, key = wards.site / "ca/ca.crt", wards.site / "kits/node-000/node.key"
