@@ -21,7 +21,7 @@ def test_a_coarse_codec_sends_less_and_learns_about_as_much(codec, settings, tmp
     whole, coarse = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "coarse"))
     assert coarse["bytes_up"] < whole["bytes_up"] / (3.8 if codec == "int8" else 6.5)
     assert coarse["after"]["all"] == pytest.approx(whole["after"]["all"], rel=0.03)
-    assert sorted(file.parent.name for file in (tmp_path / "state/coarse").rglob("feedback.safetensors")) == [
+    assert sorted(file.parent.name for file in (tmp_path / "state/coarse").rglob("feedback-0002.safetensors")) == [
         "node-000",
         "node-001",
     ]
@@ -75,7 +75,7 @@ def test_a_node_that_lost_its_frames_gets_them_again(settings, tmp_path):
 
     def lose(content):
         if not lost:
-            lost.append([file.unlink() for file in (tmp_path / "state").rglob("node-001/frames.safetensors")])
+            lost.append([file.unlink() for file in (tmp_path / "state").rglob("node-001/frames-*.safetensors")])
         return content
 
     run_in_process(settings(**changes), nodes=2, tamper={1: lose})
