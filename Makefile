@@ -14,10 +14,10 @@ run: .venv/ready
 	$(BIN)/bouquet run
 
 test: lint type
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist loadfile
 
 unit: .venv/ready
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n logical --dist loadfile -m "not slow"
 
 mutants: .venv/ready
 	$(BIN)/python -m tests.mutants
