@@ -13,6 +13,7 @@ from tests.grid import run_in_process
 from tests.test_loop import failures, lines, replace_tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["int8", "nf4"])
 def test_a_coarse_codec_sends_less_and_learns_about_as_much(codec, settings, tmp_path):
     for name, up in (("whole", "fp32"), ("coarse", codec)):
@@ -50,6 +51,7 @@ def test_fed_sb_starts_from_a_public_gradient_and_sends_its_frames_once(settings
     torch.testing.assert_close(a @ a.T, torch.eye(16), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_frames_that_the_nodes_find_are_sent_until_they_settle_and_once_more(settings, tmp_path):
     changes = {"rule.name": "fed-sb", "rule.fed-sb.start": "nodes", "num-server-rounds": 5, "lora.rank": 16}
     grid = run_in_process(settings(**{**changes, "train.learning-rate": 0.02, "train.steps": 6}), nodes=2)
@@ -97,6 +99,7 @@ def test_hetlora_gives_up_slots_and_the_messages_shrink(settings, tmp_path):
     assert all(now <= before for now, before in zip(resumed, ranks[-2:], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"merge.optimizer": "adam"}, {"merge.optimizer": "momentum"}, {"wire.up": "nf4"}])
 def test_what_the_server_remembers_survives_a_resume(changes, settings, tmp_path):
     whole = settings(**{"run-name": "whole", "num-server-rounds": 3, **changes})
@@ -110,6 +113,7 @@ def test_what_the_server_remembers_survives_a_resume(changes, settings, tmp_path
     assert broken["adapter_digest"] == constant["adapter_digest"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean", ["median", "trimmed", "krum"])
 def test_a_robust_mean_keeps_a_hostile_node_from_ruining_the_run(mean, settings, tmp_path):
     ruin = replace_tensors(lambda tensors: {key: 1e4 * tensor for key, tensor in tensors.items()})
