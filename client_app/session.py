@@ -190,9 +190,10 @@ def _examples(data: DataConfig, node: NodeConfig, task: TaskConfig, model: Model
     dataset = sources.node_dataset(data, node, seed)
     kind.check(dataset.column_names, where=node.data or data.source)
     tokenizer = base.load_tokenizer(model)
+    own, heldout = sources.split(dataset, data.holdout, seed)
     parts = [
         [example for record in part for example in kind.encode(record, tokenizer)]
-        for part in sources.split(dataset, data.holdout, seed)
+        for part in (sources.pool(data, node, seed) if data.pooled else own, heldout)
     ]
     for name, part in zip(("train on", "hold out"), parts, strict=True):
         if not part:

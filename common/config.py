@@ -25,6 +25,7 @@ class ConfigError(BouquetError):
     """Every mistake in a config, one a line."""
 
     def __init__(self, mistakes: list[str], where: str, cure: str) -> None:
+        self.mistakes = mistakes
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         super().__init__("\n  ".join([f"{count} in the {where}:", *mistakes]) + f"\n{cure}")
 
@@ -85,7 +86,10 @@ class TaskConfig(Section):
 
 
 class DataConfig(Section):
-    """Where examples come from. ``source`` is ``stdlib``, a file, a folder, or a hub data set."""
+    """Where examples come from. ``source`` is ``stdlib``, a file, a folder, or a hub data set.
+
+    ``pooled`` is for a baseline in a simulation: every node trains on all nodes' training examples, not on its own.
+    """
 
     source: str = "stdlib"
     partition: Literal["natural", "iid", "dirichlet", "none"] = "natural"
@@ -93,6 +97,7 @@ class DataConfig(Section):
     dirichlet_alpha: Positive = 0.5
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     limit: CountOrOff = 0
+    pooled: bool = False
 
 
 class RuleConfig(Section):
@@ -219,7 +224,7 @@ class RunConfig(Section):
                 kind = {int: "a whole number", float: "a number", str: "a string"}[type(defaults[key])]
                 mistakes.append(f"{key}: expected {kind}, got {value!r}")
         rest = {key: value for key, value in flat.items() if key not in own}
-        config = _validate(
+        config = validate(
             cls,
             rest,
             mistakes,
@@ -231,7 +236,7 @@ class RunConfig(Section):
 
     def to_flower(self) -> dict[str, Any]:
         """The flat form, every key present."""
-        flat = dict(_flatten(self.model_dump(by_alias=True)))
+        flat = dict(flatten(self.model_dump(by_alias=True)))
         options = {key: value for key, value in flat.items() if key.startswith("rule.options.")}
         return {key: value for key, value in flat.items() if key not in options} | {
             key.replace("rule.options.", "rule."): value for key, value in options.items()
@@ -255,7 +260,7 @@ class NodeConfig(Section):
     @classmethod
     def from_flower(cls, flat: Mapping[str, Any]) -> Self:
         """Read Flower's node config. Raises :class:`ConfigError` with every mistake."""
-        return _validate(cls, flat, [], "node config", "Correct them in --node-config of this flower-supernode.")
+        return validate(cls, flat, [], "node config", "Correct them in --node-config of this flower-supernode.")
 
     @property
     def label(self) -> str:
@@ -263,11 +268,12 @@ class NodeConfig(Section):
         return self.name or f"node-{self.partition_id:03d}"
 
 
-def _validate(model: type[S], flat: Mapping[str, Any], mistakes: list[str], where: str, cure: str) -> S:
+def validate(model: type[S], flat: Mapping[str, Any], mistakes: list[str], where: str, cure: str) -> S:
+    """``model`` from flat keys. Raises :class:`ConfigError` with ``mistakes``, found before, and its own."""
     try:
         settings = model.model_validate(_unflatten(flat))
     except ValidationError as error:
-        known = list(dict(_flatten(model().model_dump(by_alias=True))))
+        known = list(dict(flatten(model().model_dump(by_alias=True))))
         mistakes = mistakes + [_describe(dict(detail), known) for detail in error.errors()]
         raise ConfigError(mistakes, where, cure) from None
     if mistakes:
@@ -305,9 +311,10 @@ def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested tables as pairs of a dotted key and a value."""
     for key, value in nested.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
