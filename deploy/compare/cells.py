@@ -18,7 +18,10 @@ TRANSIENT = ("run-name", "run-directory", "resume", "min-nodes")
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: where it stands in the comparison, and its whole run config in Flower's flat form."""
+    """One run: where it stands in the comparison, and its whole run config in Flower's flat form.
+
+    ``rank`` is the comparison's; a rule may set another ``lora.rank`` for itself.
+    """
 
     method: str
     partition: str
@@ -56,18 +59,19 @@ def cells(profile: Profile, over: Settings, quick: bool) -> list[Cell]:
     ``quick`` takes the first two rules, the first of everything else, and the profile's ``quick`` settings.
     """
     last = dict(flatten(profile.quick)) if quick else {}
-    axes = (profile.seeds, profile.partitions, profile.ranks, profile.privacy)
-    seen: dict[str, Cell] = {}
-    for seed, partition, rank, privacy in product(*(list(axis)[:1] if quick else axis for axis in axes)):
+    first = slice(1 if quick else None)
+    seeds, ranks = profile.seeds[first], profile.ranks[first]
+    partitions, privacies = list(profile.partitions)[first], list(profile.privacy)[first]
+    found: list[Cell] = []
+    for seed, partition, rank, privacy in product(seeds, partitions, ranks, privacies):
         common = profile.base(over) | dict(flatten(profile.partitions[partition])) | {"lora.rank": rank, "seed": seed}
         private = dict(flatten(profile.privacy[privacy]))
         for label, settings in _methods(profile, common, 2 if quick else None):
             if label in BASELINES and private:
                 continue
             config = _complete(common | private | settings | last, profile.nodes)
-            cell = Cell(label, partition, config["lora.rank"], privacy, seed, config)
-            seen.setdefault(cell.name, cell)
-    return list(seen.values())
+            found.append(Cell(label, partition, rank, privacy, seed, config))
+    return found
 
 
 def _methods(profile: Profile, common: Settings, first: int | None) -> Iterator[tuple[str, dict[str, Any]]]:

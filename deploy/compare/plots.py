@@ -1,182 +1,202 @@
 """The pictures of a comparison. Colours are Okabe and Ito's, which colour-blind people can tell apart."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from deploy.compare.cells import BASELINES
+from deploy.compare.profile import BASELINES
 from deploy.compare.results import BASE, Row, Spread
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6914")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#6b6b6b"
-PANEL = (5.2, 4.2)
-LABEL_SIZE = 9
-Quality = Callable[[Row], Spread | None]
+REFERENCES = (BASE, *BASELINES)
+
+# Inches; the gap holds the names that stand beside a panel.
+PANEL, LEFT, GAP, TOP, BOTTOM = (4.6, 3.6), 0.95, 1.3, 0.35, 0.55
+DOTS_PER_INCH = 150
+FONT = 9
+
+
+class Label(NamedTuple):
+    """A name to be written to the right of a point, or of the panel where ``x`` is None."""
+
+    x: float | None
+    y: float
+    text: str
+    colour: str
+
+
+Panel = Callable[[Axes, list[Row]], list[Label]]
 
 
 class Pictures:
-    """Draws one table; a panel for each partition (and rank, where there are several)."""
+    """Draws one table; a panel for each setting."""
 
     def __init__(self, table: Sequence[Row], metric: str, quality: str) -> None:
         self._metric = metric
-        self._quality: Quality = (lambda row: row.central) if quality == "central" else (lambda row: row.on_nodes)
-        several = len({row.rank for row in table}) > 1
+        self._central = quality == "central"
         self._panels: dict[str, list[Row]] = {}
         for row in table:
-            title = f"{row.partition}, rank {row.rank}" if several else row.partition
-            self._panels.setdefault(title, []).append(row)
-        methods = dict.fromkeys(row.method for row in table if row.method not in (BASE, *BASELINES))
+            self._panels.setdefault(row.setting, []).append(row)
+        methods = dict.fromkeys(row.method for row in table if row.method not in REFERENCES)
         self._style = {
-            method: (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+            method: (COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)])
             for number, method in enumerate(methods)
         }
 
     def draw(self, folder: Path) -> dict[str, Path]:
         """Write the pictures that the table has figures for; returns the files by what they show."""
-        plain = [row for rows in self._panels.values() for row in rows if row.epsilon is None]
-        private = [row for rows in self._panels.values() for row in rows if row.epsilon is not None]
-        pictures = {
-            f"{self._metric.capitalize()} against bytes": ("quality-bytes.png", self._bytes, bool(plain)),
-            f"{self._metric.capitalize()} against epsilon": ("quality-epsilon.png", self._epsilon, bool(private)),
-            "Convergence over the rounds": ("convergence.png", self._convergence, bool(plain)),
-            "Fairness over the nodes": ("fairness.png", self._fairness, any(row.points for row in plain)),
-        }
+        rows = [row for rows in self._panels.values() for row in rows]
+        plain = any(row.epsilon is None and row.method not in REFERENCES for row in rows)
+        title = self._metric.capitalize()
+        pictures: list[tuple[str, str, Panel, bool]] = [
+            (f"{title} against bytes", "quality-bytes.png", self._bytes, plain),
+            (f"{title} against epsilon", "quality-epsilon.png", self._epsilon, any(row.epsilon for row in rows)),
+            ("Convergence over the rounds", "convergence.png", self._convergence, any(row.history for row in rows)),
+            ("Fairness over the nodes", "fairness.png", self._fairness, any(row.points for row in rows)),
+        ]
         drawn = {}
-        for caption, (name, panel, wanted) in pictures.items():
+        for caption, name, panel, wanted in pictures:
             if wanted:
                 self._figure(panel, folder / name)
                 drawn[caption] = folder / name
         return drawn
 
-    def _figure(self, panel: Callable[[Axes, list[Row]], None], file: Path) -> None:
-        figure = Figure(figsize=(PANEL[0] * len(self._panels), PANEL[1]), layout="constrained", dpi=150)
-        axes = figure.subplots(1, len(self._panels), sharey=True, squeeze=False)[0]
+    def _figure(self, panel: Panel, file: Path) -> None:
+        count = len(self._panels)
+        width, height = LEFT + count * (PANEL[0] + GAP), TOP + PANEL[1] + BOTTOM
+        figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH)
+        figure.subplots_adjust(
+            left=LEFT / width,
+            right=1 - GAP / width,
+            top=1 - TOP / height,
+            bottom=BOTTOM / height,
+            wspace=GAP / PANEL[0],
+        )
+        axes = figure.subplots(1, count, sharey=panel != self._fairness, squeeze=False)[0]
+        labels = []
         for axis, (title, rows) in zip(axes, self._panels.items(), strict=True):
             axis.set_title(title, loc="left", fontsize=11)
             axis.spines[["top", "right"]].set_visible(False)
-            axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+            axis.grid(axis="x" if panel == self._fairness else "y", color="#e6e6e6", linewidth=0.8)
             axis.set_axisbelow(True)
-            panel(axis, rows)
+            labels.append(panel(axis, rows))
         if panel != self._fairness:
             axes[0].set_ylabel(self._metric)
+        figure.draw_without_rendering()  # settles the scales, which the labels go by
+        for axis, names in zip(axes, labels, strict=True):
+            _write(axis, [label for label in names if label.x is not None])
+            _write(axis, [label for label in names if label.x is None])
         figure.savefig(file)
 
-    def _bytes(self, axis: Axes, rows: list[Row]) -> None:
-        labels = []
+    def _quality(self, row: Row) -> Spread | None:
+        return row.central if self._central else row.on_nodes
+
+    def _bytes(self, axis: Axes, rows: list[Row]) -> list[Label]:
+        labels = _levels(axis, [(row, self._quality(row)) for row in rows])
         for row in rows:
             figure = self._quality(row)
-            if row.epsilon is not None or figure is None or row.method not in self._style:
-                continue
-            colour, marker = self._style[row.method]
-            axis.errorbar(row.megabytes, figure.mean, figure.deviation, color=colour, marker=marker, capsize=2)
-            labels.append((row.megabytes, figure.mean, row.method, colour))
-        axis.set_xscale("log")
-        axis.set_xlabel("MB up and down, all nodes and rounds (logarithmic)")
-        axis.margins(x=0.25)
-        self._references(axis, rows)
-        _label(axis, labels)
+            if row.epsilon is None and figure is not None and row.method in self._style:
+                colour, marker = self._style[row.method]
+                axis.errorbar(row.megabytes, figure.mean, figure.deviation, color=colour, marker=marker, capsize=2)
+                labels.append(Label(row.megabytes, figure.mean, row.method, colour))
+        _logarithmic(axis, "MB up and down over all nodes and rounds (logarithmic)")
+        return labels
 
-    def _epsilon(self, axis: Axes, rows: list[Row]) -> None:
-        labels = []
+    def _epsilon(self, axis: Axes, rows: list[Row]) -> list[Label]:
+        labels = _levels(axis, [(row, self._quality(row)) for row in rows])
         for method, (colour, marker) in self._style.items():
-            line = [
-                (row.epsilon, figure.mean, figure.deviation)
+            line = sorted(
+                (row.epsilon, *figure)
                 for row in rows
                 if row.method == method and row.epsilon is not None and (figure := self._quality(row))
-            ]
+            )
             if line:
-                epsilons, means, deviations = zip(*sorted(line), strict=True)
+                epsilons, means, deviations = zip(*line, strict=True)
                 axis.errorbar(epsilons, means, deviations, color=colour, marker=marker, capsize=2)
-                labels.append((epsilons[-1], means[-1], method, colour))
-        axis.set_xscale("log")
-        axis.set_xlabel("epsilon of each node (logarithmic; smaller is more private)")
-        axis.margins(x=0.25)
-        self._references(axis, rows)
-        _label(axis, labels)
+                labels.append(Label(epsilons[-1], means[-1], method, colour))
+        _logarithmic(axis, "epsilon of each node (logarithmic); less is more private")
+        return labels
 
-    def _convergence(self, axis: Axes, rows: list[Row]) -> None:
+    def _convergence(self, axis: Axes, rows: list[Row]) -> list[Label]:
         labels = []
         for row in rows:
-            if row.epsilon is not None or not row.history:
-                continue
-            colour, marker = self._style.get(row.method, (GREY, ""))
-            rounds, figures = list(row.history), list(row.history.values())
-            style = {"linestyle": "--"} if row.method in BASELINES else {}
-            axis.plot(rounds, figures, color=colour, marker=marker, markersize=4, linewidth=1.6, **style)
-            labels.append((rounds[-1], figures[-1], row.method, colour))
+            if row.epsilon is None and row.history:
+                colour, marker = self._style.get(row.method, (GREY, ""))
+                line = "--" if row.method in REFERENCES else "-"
+                rounds, figures = list(row.history), list(row.history.values())
+                axis.plot(rounds, figures, color=colour, marker=marker, markersize=4, linewidth=1.5, linestyle=line)
+                labels.append(Label(None, figures[-1], row.method, colour))
         axis.set_xlabel("round")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.margins(x=0.02)
-        _label(axis, labels, beside=True)
+        return labels
 
-    def _fairness(self, axis: Axes, rows: list[Row]) -> None:
-        shown = sorted((row for row in rows if row.epsilon is None and row.points), key=_mean_point)
+    def _fairness(self, axis: Axes, rows: list[Row]) -> list[Label]:
+        shown = sorted((row for row in rows if row.epsilon is None and row.points), key=_mean)
         for height, row in enumerate(shown):
             colour = self._style.get(row.method, (GREY, ""))[0]
             axis.plot(row.points, [height] * len(row.points), "o", color=colour, alpha=0.35, markersize=5)
-            axis.plot([_mean_point(row)] * 2, [height - 0.3, height + 0.3], color=colour, linewidth=2.5)
-            axis.annotate(
-                row.method,
-                (0, height),
-                xytext=(-6, 0),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=LABEL_SIZE,
-                color=colour,
-            )
-        axis.tick_params(axis="y", left=False, labelleft=False)
-        axis.grid(visible=False)
-        axis.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+            axis.plot([_mean(row)] * 2, [height - 0.3, height + 0.3], color=colour, linewidth=2.5)
+        axis.set_yticks(range(len(shown)), [row.method for row in shown], fontsize=FONT)
+        axis.tick_params(axis="y", length=0)
         axis.set_xlabel(f"{self._metric} of each node in each run; the bar is their mean")
-
-    def _references(self, axis: Axes, rows: list[Row]) -> None:
-        """The base model and the baselines as levels."""
-        for row in rows:
-            figure = self._quality(row)
-            if row.method in (BASE, *BASELINES) and figure is not None:
-                axis.axhline(figure.mean, color=GREY, linewidth=1, linestyle="--" if row.method != BASE else ":")
-                axis.annotate(
-                    row.method,
-                    (0, figure.mean),
-                    xytext=(3, 2),
-                    xycoords=("axes fraction", "data"),
-                    textcoords="offset points",
-                    fontsize=LABEL_SIZE - 1,
-                    color=GREY,
-                )
+        return []
 
 
-def _mean_point(row: Row) -> float:
-    return sum(row.points) / len(row.points)
+def _levels(axis: Axes, rows: Sequence[tuple[Row, Spread | None]]) -> list[Label]:
+    """The base model and the baselines as horizontal lines."""
+    labels = []
+    for row, figure in rows:
+        if row.method in REFERENCES and figure is not None:
+            axis.axhline(figure.mean, color=GREY, linewidth=1, linestyle=":" if row.method == BASE else "--")
+            labels.append(Label(None, figure.mean, row.method, GREY))
+    return labels
 
 
-def _label(axis: Axes, labels: Sequence[tuple[float, float, str, str]], *, beside: bool = False) -> None:
-    """Write names to the right of their points, or of the axes, and move those apart that would overlap."""
-    figure = axis.get_figure(root=True)
-    height = LABEL_SIZE * 1.15 * figure.dpi / 72
+def _logarithmic(axis: Axes, title: str) -> None:
+    """A logarithmic axis with figures as a person writes them."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axis.get_xlim()
+    if high / low < 10:  # no power of ten, or one alone, would be written
+        axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.margins(x=0.25)
+    axis.set_xlabel(title)
+
+
+def _mean(row: Row) -> float:
+    return statistics.fmean(row.points)
+
+
+def _write(axis: Axes, labels: Sequence[Label]) -> None:
+    """Write the names, from the lowest to the highest; move those up that would stand on another."""
+    point = DOTS_PER_INCH / 72
+    height = 1.15 * FONT * point
     taken: list[Bbox] = []
-    for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
-        across, up = axis.transData.transform((x, y))
-        start = axis.bbox.x1 if beside else across
-        width = 0.6 * height * len(text)
-        box = Bbox.from_bounds(start, up - height / 2, width, height)
+    for label in sorted(labels, key=lambda label: label.y):
+        across, up = axis.transData.transform((1 if label.x is None else label.x, label.y))
+        box = Bbox.from_bounds(across, up - height / 2, 0.6 * height * len(label.text), height)
         while any(box.overlaps(other) for other in taken):
             box = box.translated(0, height / 8)
         taken.append(box)
-        lift = (box.y0 + height / 2 - up) * 72 / figure.dpi
         axis.annotate(
-            text,
-            (1, y) if beside else (x, y),
-            xycoords=("axes fraction", "data") if beside else "data",
-            xytext=(8, lift),
+            label.text,
+            (1 if label.x is None else label.x, label.y),
+            xycoords=("axes fraction", "data") if label.x is None else "data",
+            xytext=(7, (box.y0 + height / 2 - up) / point),
             textcoords="offset points",
             va="center",
-            fontsize=LABEL_SIZE,
-            color=colour,
+            fontsize=FONT,
+            color=label.colour,
+            annotation_clip=False,
         )

@@ -30,14 +30,14 @@ class Profile(Section):
     about: str = ""
     nodes: Annotated[int, Field(ge=2)] = 4
     quality: Literal["nodes", "central"] = "nodes"
-    seeds: Annotated[list[CountOrOff], Field(min_length=1)] = [0, 1, 2]
-    ranks: Annotated[list[Count], Field(min_length=1)] = [8]
-    config: Settings = {}
-    rules: Mapping[str, Settings] = {}
-    partitions: Mapping[str, Settings] = {"as configured": {}}
-    privacy: Mapping[str, Settings] = {"none": {}}
-    baselines: Mapping[Literal["local", "centralised"], Settings] = {}
-    quick: Settings = {}
+    seeds: list[CountOrOff] = Field(default=[0, 1, 2], min_length=1)
+    ranks: list[Count] = Field(default=[8], min_length=1)
+    config: Settings = Field(default={})
+    rules: Mapping[str, Settings] = Field(default={})
+    partitions: Mapping[str, Settings] = Field(default={"as configured": {}}, min_length=1)
+    privacy: Mapping[str, Settings] = Field(default={"none": {}}, min_length=1)
+    baselines: Mapping[Literal["local", "centralised"], Settings] = Field(default={})
+    quick: Settings = Field(default={})
 
     def base(self, over: Settings) -> dict[str, Any]:
         """The run config that all cells share, flat, with the command line's own settings over it."""
@@ -89,7 +89,7 @@ def _mistakes(profile: Profile, over: Settings) -> Iterator[str]:
             yield f"{name}: expected every value once, got {values}"
     base = profile.base(over)
     if own := sorted({"seed", "run-name", "run-directory", "resume", "min-nodes"} & base.keys()):
-        yield f"config: {', '.join(own)} cannot be set here. A comparison sets it for every cell; use seeds and --output"
+        yield f"config: {', '.join(own)} cannot be set here. A comparison sets it for every run: see seeds, --output"
     if "data.source" not in base:
         yield "config: data.source is missing. Set it, or name the data with --data"
     if profile.quality == "central" and not base.get("evaluation.source"):

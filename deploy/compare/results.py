@@ -4,13 +4,13 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.error import BouquetError
 from common.tasks import TASKS
 from deploy.compare.cells import Cell
+from deploy.compare.profile import BASELINES
 
 BASE = "base"
 
@@ -49,11 +49,14 @@ class Spread(NamedTuple):
 class Row:
     """One line of the table: a method in one setting, over its seeds. None is what was not measured.
 
-    ``fairness`` is the standard deviation over the nodes of one run, ``worst`` its worst node; both averaged over the
-    seeds. ``points`` are the figures of every node of every run, ``history`` the mean over the seeds by round.
+    ``setting`` is what it may be compared within. ``fairness`` is the standard deviation over the nodes of one run,
+    ``worst`` its worst node; both averaged over the seeds. ``points`` are the figures of every node of every run,
+    ``history`` the mean over the seeds by round. Nothing has to cross for the baselines, so their bytes are 0, whatever
+    their simulation sent.
     """
 
     method: str
+    setting: str
     partition: str
     rank: int
     privacy: str
@@ -98,38 +101,38 @@ def read(cell: Cell, run: Path) -> Result:
 
 def rows(results: Sequence[Result], quality: str) -> list[Row]:
     """The table: for every setting the base model, the baselines, and the rules, in the order of the profile."""
-
-    def setting(result: Result) -> tuple[str, int]:
-        return result.cell.partition, result.cell.rank
-
-    order = {key: number for number, key in enumerate(dict.fromkeys(map(setting, results)))}
+    several = len({result.cell.rank for result in results}) > 1
+    settings: dict[str, list[Result]] = {}
+    for result in results:
+        cell = result.cell
+        settings.setdefault(f"{cell.partition}, rank {cell.rank}" if several else cell.partition, []).append(result)
     table: list[Row] = []
-    for _, group in groupby(sorted(results, key=lambda result: order[setting(result)]), key=setting):
-        together = list(group)
+    for setting, together in settings.items():
         # Before the first round a run has the base model, whatever the rule: one run a seed is enough.
-        scored = sorted(reversed(together), key=lambda result: bool(result.central))
+        scored = sorted(together, key=lambda result: bool(result.central))
         plain = {result.cell.seed: result for result in scored if result.cell.epsilon is None}
-        table += [_row(BASE, list(plain.values()), quality, min)] if plain else []
+        table += [_row(BASE, setting, list(plain.values()), quality, min)] if plain else []
         lines: dict[tuple[str, str], list[Result]] = {}
         for result in together:
             lines.setdefault((result.cell.method, result.cell.privacy), []).append(result)
-        table += [_row(method, line, quality, max) for (method, _), line in lines.items()]
+        table += [_row(method, setting, line, quality, max) for (method, _), line in lines.items()]
     return table
 
 
-def _row(method: str, results: list[Result], quality: str, choose: Callable[[Iterable[int]], int]) -> Row:
+def _row(method: str, setting: str, results: list[Result], quality: str, choose: Callable[[Iterable[int]], int]) -> Row:
     """A line over its seeds, of the first round or of the last."""
     cell = results[0].cell
     at = [result.nodes[choose(result.nodes)] for result in results if result.nodes]
     better = min if results[0].metric == "perplexity" else max
     worst = max if better is min else min
-    untrained = method == BASE
+    untrained, alone = method == BASE, method in (BASE, *BASELINES)
     histories = [result.central if quality == "central" else result.on_nodes for result in results]
     shared = sorted(set(histories[0]).intersection(*histories[1:]))
     return Row(
         method=method,
+        setting=setting,
         partition=cell.partition,
-        rank=cell.rank,
+        rank=cell.config["lora.rank"],
         privacy=cell.privacy,
         epsilon=cell.epsilon,
         seeds=len(results),
@@ -137,8 +140,8 @@ def _row(method: str, results: list[Result], quality: str, choose: Callable[[Ite
         central=_spread([result.central[choose(result.central)] for result in results if result.central]),
         fairness=_mean([statistics.pstdev(nodes.values()) for nodes in at]),
         worst=_mean([worst(nodes.values()) for nodes in at]),
-        bytes_up=0.0 if untrained else statistics.fmean(result.bytes_up for result in results),
-        bytes_down=0.0 if untrained else statistics.fmean(result.bytes_down for result in results),
+        bytes_up=0.0 if alone else statistics.fmean(result.bytes_up for result in results),
+        bytes_down=0.0 if alone else statistics.fmean(result.bytes_down for result in results),
         seconds=0.0 if untrained else statistics.fmean(result.seconds for result in results),
         points=tuple(figure for nodes in at for figure in nodes.values()),
         history={} if untrained else {number: statistics.fmean(h[number] for h in histories) for number in shared},

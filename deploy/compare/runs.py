@@ -31,9 +31,10 @@ class Runs:
 
     def run(self, cells: Sequence[Cell]) -> list[Cell]:
         """Run what is not finished, one after another, a line a cell; returns the cells that failed."""
-        due = [cell for cell in cells if not self.is_finished(cell)]
-        if len(due) < len(cells):
-            print(f"{len(cells) - len(due)} of {len(cells)} runs are finished already", flush=True)
+        runs = {cell.name: cell for cell in cells}
+        due = [cell for cell in runs.values() if not self.is_finished(cell)]
+        if len(due) < len(runs):
+            print(f"{len(runs) - len(due)} of {len(runs)} runs are finished already", flush=True)
         failed: list[Cell] = []
         started = time.monotonic()
         for number, cell in enumerate(due, start=1):
@@ -42,9 +43,8 @@ class Runs:
             now = time.monotonic()
             outcome = self._outcome(cell) if done else f"failed, see {self._log(cell)}"
             left = (now - started) / number * (len(due) - number)
-            print(
-                f"[{number}/{len(due)}] {cell.label}: {outcome}  {now - before:.0f} s, {duration(left)} left", flush=True
-            )
+            timing = f"{now - before:.0f} s, {duration(left)} left"
+            print(f"[{number}/{len(due)}] {cell.label}: {outcome}  {timing}", flush=True)
             failed += [] if done else [cell]
         return failed
 

@@ -44,15 +44,16 @@ def cells(table: Sequence[Row], metric: str) -> list[list[str]]:
         [
             *(row.method, row.partition, str(row.rank), row.privacy),
             *(_spread(row.on_nodes), _spread(row.central), _figure(row.fairness), _figure(row.worst)),
-            *(_size(row.bytes_up), _size(row.bytes_down), f"{row.seconds:.0f}"),
+            *(_size(row.bytes_up), _size(row.bytes_down), f"{row.seconds:.0f}" if row.seconds else "-"),
         ]
         for row in table
     ]
     optional = {"partition", "rank", "privacy"}
+    columns = [{line[index] for line in lines} for index in range(len(titles))]
     telling = [
         index
-        for index, title in enumerate(titles)
-        if (len({line[index] for line in lines}) > 1 if title in optional else any(line[index] != "-" for line in lines))
+        for index, (title, texts) in enumerate(zip(titles, columns, strict=True))
+        if (len(texts) > 1 if title in optional else texts != {"-"})
     ]
     return [[line[index] for index in telling] for line in [titles, *lines]]
 
@@ -80,4 +81,4 @@ def _figure(value: float | None) -> str:
 
 
 def _size(size: float) -> str:
-    return f"{size / 1e6:.2f}" if size else "0"
+    return f"{size / 1e6:.2f}" if size else "-"
