@@ -273,7 +273,8 @@ def validate(model: type[S], flat: Mapping[str, Any], mistakes: list[str], where
     try:
         settings = model.model_validate(_unflatten(flat))
     except ValidationError as error:
-        known = list(dict(flatten(model().model_dump(by_alias=True))))
+        default = model().model_dump(by_alias=True)
+        known = [*default, *dict(flatten(default))]
         mistakes = mistakes + [_describe(dict(detail), known) for detail in error.errors()]
         raise ConfigError(mistakes, where, cure) from None
     if mistakes:

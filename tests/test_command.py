@@ -21,7 +21,7 @@ def test_mistakes_are_told_before_anything_is_started(settings, message, capsys,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["run", "rules"])
+@pytest.mark.parametrize("command", ["run", "rules", "compare"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])

@@ -12,6 +12,7 @@ from deploy.compare.report import write
 from deploy.compare.runs import Runs
 
 EXAMPLE = """Example: bouquet compare sst2 --data /data/sst2/train.jsonl.gz --model /models/all-MiniLM-L6-v2
+         bouquet compare stdlib train.steps=16 num-server-rounds=3 --output /tmp/steps
 A profile says what is compared; profiles/ has some, and docs/comparing.md says how to write one. Broken off, the same
 command goes on where it was: finished runs are kept."""
 
@@ -25,7 +26,7 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compare.add_argument("profile", help="a TOML file, or the name of one in profiles/")
-    compare.add_argument("settings", nargs="*", metavar="key=value", help="run config laid over the profile's own")
+    compare.add_argument("settings", nargs="*", metavar="key=value", help="directly after the profile: run config laid over its own")
     compare.add_argument("--data", help="the examples: the run config's data.source")
     compare.add_argument("--model", help="the base model: the run config's model.name")
     compare.add_argument("--output", type=Path, help="where everything goes (default comparisons/<profile>)")

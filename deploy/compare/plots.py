@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from deploy.compare.profile import BASELINES
@@ -100,7 +100,8 @@ class Pictures:
         return row.central if self._central else row.on_nodes
 
     def _bytes(self, axis: Axes, rows: list[Row]) -> list[Label]:
-        labels = _levels(axis, [(row, self._quality(row)) for row in rows])
+        # The base model stands far below, and would press the rules together.
+        labels = _levels(axis, [(row, self._quality(row)) for row in rows if row.method != BASE])
         for row in rows:
             figure = self._quality(row)
             if row.epsilon is None and figure is not None and row.method in self._style:
@@ -136,7 +137,7 @@ class Pictures:
                 labels.append(Label(None, figures[-1], row.method, colour))
         axis.set_xlabel("round")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.margins(x=0.02)
+        axis.margins(x=0.02, y=0.15)
         return labels
 
     def _fairness(self, axis: Axes, rows: list[Row]) -> list[Label]:
@@ -164,12 +165,9 @@ def _levels(axis: Axes, rows: Sequence[tuple[Row, Spread | None]]) -> list[Label
 def _logarithmic(axis: Axes, title: str) -> None:
     """A logarithmic axis with figures as a person writes them."""
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    low, high = axis.get_xlim()
-    if high / low < 10:  # no power of ten, or one alone, would be written
-        axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.margins(x=0.25)
     axis.set_xlabel(title)
 
@@ -179,15 +177,18 @@ def _mean(row: Row) -> float:
 
 
 def _write(axis: Axes, labels: Sequence[Label]) -> None:
-    """Write the names, from the lowest to the highest; move those up that would stand on another."""
+    """Write the names; those that would stand on another move away from the middle, so that their order stays."""
+    if not labels:
+        return
     point = DOTS_PER_INCH / 72
     height = 1.15 * FONT * point
     taken: list[Bbox] = []
-    for label in sorted(labels, key=lambda label: label.y):
+    middle = statistics.median(label.y for label in labels)
+    for label in sorted(labels, key=lambda label: abs(label.y - middle)):
         across, up = axis.transData.transform((1 if label.x is None else label.x, label.y))
         box = Bbox.from_bounds(across, up - height / 2, 0.6 * height * len(label.text), height)
         while any(box.overlaps(other) for other in taken):
-            box = box.translated(0, height / 8)
+            box = box.translated(0, height / 8 if label.y >= middle else -height / 8)
         taken.append(box)
         axis.annotate(
             label.text,
