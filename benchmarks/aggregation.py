@@ -42,7 +42,8 @@ REPEATS = 3
 def updates_of(rule: str, layers: dict[str, LayerShape], nodes: int) -> tuple[State, list[Update]]:
     """A state in its second round, and what ``nodes`` nodes send: every trained tensor random."""
     built = RULES[rule]()
-    state = built.initial(Spec(layers, {}, RANK, 2.0), seed=0)
+    state = built.initial(Spec(layers, {}, RANK, 2.0, built.blocks), seed=0)
+    state = built.view(state, RANK)
     generator = torch.Generator().manual_seed(1)
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
@@ -52,7 +53,7 @@ def updates_of(rule: str, layers: dict[str, LayerShape], nodes: int) -> tuple[St
         Update(
             built.send(state, {k: moved(t) if built.trains(0, k) else t for k, t in state.adapter.items()}),
             node + 1.0,
-            2.0,
+            state.scale,
         )
         for node in range(nodes)
     ]
@@ -129,6 +130,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layer", type=int, help="one square layer of this size instead of Llama-3-8B")
     parser.add_argument("--nodes", type=int, nargs="*", help="numbers of nodes (default 10; with --layer 10 50 100)")
+    parser.add_argument("--rules", nargs="*", default=list(RULES), choices=list(RULES), help="default: all of them")
     arguments = parser.parse_args()
     one = {"layer": LayerShape(arguments.layer, arguments.layer)} if arguments.layer else None
     layers = one or LLAMA_3_8B
@@ -136,7 +138,7 @@ def main() -> int:
         print(f"\n{len(layers)} layers, r = {RANK}, {nodes} nodes\n\n| | seconds | peak MB added |\n|---|---|---|")
         row("plain sum", time_sum, layers, nodes)
         row("Flower's FedAvg", time_flower, layers, nodes)
-        for rule in RULES:
+        for rule in arguments.rules:
             row(rule, time_rule, rule, layers, nodes)
         if one:
             row("dense product and SVD", time_dense, layers, nodes)

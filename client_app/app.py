@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from common.error import BouquetError
+from common.config import NodeConfig
+from common.error import BouquetError, RefusalError
+from common.section import ConfigError
 
 if TYPE_CHECKING:
     from client_app.session import Session
+
+WITHHELD = "an error that a private run does not tell, since its text may hold some of the data; the node's log has it"
 
 app = ClientApp()
 
@@ -39,14 +43,40 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _answer(message: Message, context: Context, work: Callable[["Session"], RecordDict]) -> Message:
-    """The reply to a message. An error is a reply too, so that the coordinator can say why a node failed."""
+    """The reply to a message: checked against the node's policy, and in its audit log, before it leaves.
+
+    An error is a reply too, so that the coordinator can say why a node failed. From a private run only the reasons go
+    that hold none of the data.
+    """
+    from client_app import audit
     from client_app.session import Session
 
+    session = None
     try:
-        return Message(work(Session(context)), reply_to=message)
-    except BouquetError as error:
-        reason = str(error)
+        session = Session(context)
+        content = work(session)
+        session.check(message.metadata.message_type, content)
+    except (RefusalError, ConfigError) as error:
+        print(error, file=sys.stderr)
+        content = _failure(str(error), refused=True)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-    print(reason, file=sys.stderr)
-    return Message(RecordDict({"failure": ConfigRecord({"reason": reason})}), reply_to=message)
+        known = isinstance(error, BouquetError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        print(reason, file=sys.stderr)
+        private = context.run_config.get("privacy.mode", "none") != "none"
+        content = _failure(WITHHELD if private else reason)
+    audit.write(_node(context), message, content, session.epsilon if session else None)
+    return Message(content, reply_to=message)
+
+
+def _node(context: Context) -> NodeConfig:
+    """The node's config; the defaults where it has mistakes, which the reply will tell."""
+    try:
+        return NodeConfig.from_flower(context.node_config)
+    except ConfigError:
+        return NodeConfig()
+
+
+def _failure(reason: str, refused: bool = False) -> RecordDict:
+    """A reply that says why there is no other; ``refused`` where asking again will not help."""
+    return RecordDict({"failure": ConfigRecord({"reason": reason, "refused": refused})})

@@ -7,8 +7,6 @@ from safetensors.torch import load_file, save_file
 
 from common.adapter import Key, Tensors
 
-DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "state"
-
 
 class Memory:
     """What one node keeps in one run, in files of mode 0600.
@@ -17,8 +15,8 @@ class Memory:
     ``feedback`` (what a coarse codec has not sent yet); and a rank, where a rule lowers it.
     """
 
-    def __init__(self, directory: str, run: str, node: str) -> None:
-        self._folder = Path(directory or DEFAULT_DIRECTORY) / run / node
+    def __init__(self, directory: Path, run: str, node: str) -> None:
+        self._folder = directory / run / node
 
     @property
     def adapter(self) -> Path:

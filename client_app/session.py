@@ -2,8 +2,10 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,9 +13,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from client_app.ledger import DataSet, Ledger
 from client_app.memory import Memory
-from client_app.training import train
-from common import base, models, sources, tasks, wire
+from client_app.policy import Policy
+from client_app.privacy import privatise, train_privately
+from client_app.training import Training, train
+from common import accounting, base, models, sources, tasks, wire
+from common.accounting import Release
 from common.adapter import State, Tensors, Update, digest, leading
 from common.codec import CODECS
 from common.config import DataConfig, ModelConfig, NodeConfig, TaskConfig
@@ -46,8 +52,17 @@ class Session:
         self.task: Task = tasks.build(self.config.task)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         # A run that is resumed has another id, and its name.
-        run = self.config.run_name or str(context.run_id)
-        self.memory = Memory(self.node.state_directory, run, self.node.label)
+        self.run = self.config.run_name or str(context.run_id)
+        self.memory = Memory(self.node.state, self.run, self.node.label)
+        self.ledger = Ledger(self.node.state, self.node.label, self.node.privacy_epsilon, self.node.privacy_delta)
+        self.policy = Policy.read(self.node.policy)
+        self.policy.check_run(self.config, self.rule, self.node.privacy_epsilon)
+        self.epsilon: float | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether no figure may leave that noise does not cover."""
+        return self.config.privacy.mode != "none"
 
     @property
     def rank(self) -> int:
@@ -63,14 +78,22 @@ class Session:
     def examples(self) -> Examples:
         """The node's examples."""
         config = self.config
-        return _examples(config.data, self.node, config.task, config.model, config.seed)
+        # A record is what the ledger charges, so under example-level privacy it may be no more than one example.
+        most = 1 if config.privacy.mode == "example" else None
+        examples = _examples(config.data, self.node, config.task, config.model, config.seed, most)
+        self.policy.check_data(len(examples.train))
+        return examples
+
+    def check(self, kind: str, content: RecordDict) -> None:
+        """Raise :class:`RefusalError` if a reply holds what may not leave this machine."""
+        self.policy.check_reply(kind, content, self.config, self.node.weight)
 
     def answer_roll_call(self) -> RecordDict:
-        """Who is here: the node's name, rank and number of examples, and the code it runs."""
+        """Who is here: the node's name and rank, and the code it runs. The data is read, so that it can be read."""
+        self.examples()
         facts: dict[str, Any] = {
             "name": self.node.label,
             "rank": self.rank,
-            "examples": len(self.examples().train),
             "code": fingerprint(),
             "where": str(ROOT),
         }
@@ -81,25 +104,19 @@ class Session:
         config, rule = self.config, self.rule
         model, state = self._receive(message)
         examples = self.examples().train
-        training = train(
-            model,
-            [key for key in model.keys if rule.trains(state.round, key)],
-            self.task,
-            examples,
-            config.train,
-            pad=self.pad,
-            seed=f"{config.seed}/{self.node.label}/{state.round}",
-            round=state.round,
-            rounds=config.num_server_rounds,
-            penalty=rule.penalty,
-        )
+        release = self._charge(state.round, len(examples)) if self.private else None
+        training = self._train(model, state.round, examples, release)
         local = model.tensors()
         if kept := {key: tensor for key, tensor in local.items() if rule.keeps(state.round, key)}:
             self.memory.save("personal", kept)
         if (rank := rule.next_rank(state, local)) < state.rank:
             self.memory.rank = rank
-        weight = float(len(examples)) if config.train.weighting == "examples" else 1.0
-        record = self._pack(Update(rule.send(state, local), weight, state.scale, state.slots), state)
+        sent = rule.send(state, local)
+        if release and config.privacy.mode == "update-local":
+            start = None if rule.relative else state.adapter
+            sent = privatise(start, sent, config.privacy.clip, release.noise_multiplier)
+        weights = {"examples": float(len(examples)), "declared": self.node.weight, "uniform": 1.0}
+        record = self._pack(Update(sent, weights[config.train.weighting], state.scale, state.slots), state)
         metrics: dict[str, Any] = {
             "loss": training.loss,
             "steps": training.steps,
@@ -108,12 +125,39 @@ class Session:
             "seconds": training.seconds,
             "peak-memory": training.peak_memory,
         }
-        return RecordDict({"update": record, "metrics": MetricRecord(metrics)})
+        return RecordDict({"update": record, "metrics": MetricRecord({} if self.private else metrics)})
+
+    def _charge(self, round: int, examples: int) -> Release:
+        """Plan what this round gives away, and write it in the ledger: from here on it counts as given."""
+        config = self.config
+        release = accounting.plan(config.privacy, examples, config.train.steps, config.num_server_rounds)
+        self.policy.check_release(release, config, self.node.privacy_delta)
+        dataset = _dataset(config.data, self.node, config.seed)
+        entry = self.ledger.charge(release, dataset, config.privacy, run=self.run, round=round, rule=self.rule.name)
+        self.epsilon = entry.epsilon
+        return release
+
+    def _train(self, model: LoraModel, round: int, examples: Sequence[Example], release: Release | None) -> Training:
+        """The local loop, plain or private."""
+        config = self.config
+        keys = [key for key in model.keys if self.rule.trains(round, key)]
+        common: dict[str, Any] = {"pad": self.pad, "round": round, "rounds": config.num_server_rounds}
+        common["penalty"] = self.rule.penalty
+        if release and config.privacy.mode == "example":
+            return train_privately(model, keys, self.task, examples, config.train, config.privacy, release, **common)
+        seed = f"{config.seed}/{self.node.label}/{round}"
+        return train(model, keys, self.task, examples, config.train, seed=seed, **common)
 
     def evaluate(self, message: Message) -> RecordDict:
-        """Score the received state on the held-out examples; continue a prompt if the coordinator sends one."""
+        """Score the received state on the held-out examples; continue a prompt if the coordinator sends one.
+
+        In a private run nothing is scored: a score is a figure of the data that no noise covers.
+        """
         config = self.config.evaluation
         model, state = self._receive(message)
+        if self.private:
+            self._export(model, state)
+            return RecordDict({"metrics": MetricRecord({})})
         started = time.monotonic()
         heldout = self.examples().heldout
         score = model.score(self.task, heldout[: config.limit or None], self.pad, config.batch_size)
@@ -125,9 +169,7 @@ class Session:
             "seconds": time.monotonic() - started,
         }
         content = RecordDict({"metrics": MetricRecord(metrics)})
-        if self.rule.personal or self.config.task.head == "local":
-            own = State(model.tensors(), state.scale, state.round, state.offset)
-            export(own, self.config, self.memory.adapter, with_head=True)
+        self._export(model, state)
         if prompt := message.content.config_records["config"].get("prompt"):
             content["sample"] = ConfigRecord({"text": model.generate(str(prompt), self.tokenizer)})
         return content
@@ -148,6 +190,12 @@ class Session:
         _, arrived = wire.unpack_update(record, rule=name, round=state.round, received=received)
         self.memory.save("feedback", owed | {key: t - arrived.tensors[key] for key, t in tensors.items()})
         return record
+
+    def _export(self, model: LoraModel, state: State) -> None:
+        """Leave the node's own adapter in its state directory, where the rule or the head is personal."""
+        if self.rule.personal or self.config.task.head == "local":
+            own = State(model.tensors(), state.scale, state.round, state.offset)
+            export(own, self.config, self.memory.adapter, with_head=True)
 
     def _receive(self, message: Message) -> tuple[LoraModel, State]:
         """The state in a message: checked, completed with what this side has of it, and installed in the model."""
@@ -184,18 +232,26 @@ class Session:
 
 
 @lru_cache(maxsize=8)
-def _examples(data: DataConfig, node: NodeConfig, task: TaskConfig, model: ModelConfig, seed: int) -> Examples:
-    """Read, split and tokenise once a process; a simulation runs several nodes in one."""
+def _examples(
+    data: DataConfig, node: NodeConfig, task: TaskConfig, model: ModelConfig, seed: int, most: int | None
+) -> Examples:
+    """Read, split and tokenise once a process, ``most`` examples a record; a simulation runs several nodes in one."""
     kind = tasks.build(task)
     dataset = sources.node_dataset(data, node, seed)
     kind.check(dataset.column_names, where=node.data or data.source)
     tokenizer = base.load_tokenizer(model)
     own, heldout = sources.split(dataset, data.holdout, seed)
     parts = [
-        [example for record in part for example in kind.encode(record, tokenizer)]
+        [example for record in part for example in islice(kind.encode(record, tokenizer), most)]
         for part in (sources.pool(data, node, seed) if data.pooled else own, heldout)
     ]
     for name, part in zip(("train on", "hold out"), parts, strict=True):
         if not part:
             raise BouquetError(f"a node has nothing to {name}", where=f"{node.label}, {node.data or data.source}")
     return Examples(*parts)
+
+
+@lru_cache(maxsize=8)
+def _dataset(data: DataConfig, node: NodeConfig, seed: int) -> DataSet:
+    """All of the node's records, as the ledger knows them."""
+    return DataSet.of(sources.own_records(data, node, seed))

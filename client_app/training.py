@@ -1,4 +1,4 @@
-"""The local loop of one round."""
+"""The local loop of one round: what plain and private training share, and the plain gradient."""
 
 import math
 import random
@@ -43,20 +43,55 @@ def train(
     rounds: int,
     penalty: Penalty = lambda _: None,
 ) -> Training:
-    """Train ``keys`` of the model on ``examples`` with AdamW, from a fresh optimizer.
+    """Train ``keys`` of the model on ``examples``.
 
-    The learning rate follows one schedule over all rounds. ``seed`` fixes the order of the examples and the dropout;
-    ``penalty`` is a further term of the loss, over the trained tensors.
-    Raises :class:`BouquetError` if the loss stops being finite.
+    ``seed`` fixes the order of the examples and the dropout; ``penalty`` is a further term of the loss, over the
+    trained tensors. Raises :class:`BouquetError` if the loss stops being finite.
     """
-    parameters = model.train_only(keys)
-    received = [parameter.detach().clone() for parameter in parameters] if config.proximal else []
-    steps = steps_in_round(config, len(examples))
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    factor = schedule(config, steps * rounds)
+    model.train_only(keys)
     order = random.Random(seed)
     torch.manual_seed(order.getrandbits(63))
     batches = _batches(task, examples, config.batch_size, pad, order)
+
+    def gradients(step: int) -> tuple[float, int]:
+        total, tokens = 0.0, 0
+        for _ in range(config.accumulation):
+            batch = next(batches)
+            tokens += int(batch["attention_mask"].sum())
+            loss = task.loss(*outputs(model, batch)) / config.accumulation
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        if not math.isfinite(total):
+            raise BouquetError(
+                "the training loss is not finite",
+                where=f"round {round + 1}, step {step + 1}",
+                got=str(total),
+                cure="Lower train.learning-rate, or use model.dtype = 'float32'.",
+            )
+        return total, tokens
+
+    steps = steps_in_round(config, len(examples))
+    return descend(model, keys, gradients, config, steps, round, rounds, penalty)
+
+
+def descend(
+    model: LoraModel,
+    keys: Sequence[Key],
+    gradients: Callable[[int], tuple[float, int]],
+    config: TrainConfig,
+    steps: int,
+    round: int,
+    rounds: int,
+    penalty: Penalty = lambda _: None,
+) -> Training:
+    """AdamW from a fresh optimizer, along the ``gradients`` of ``keys``; one schedule of the rate over all rounds.
+
+    ``gradients`` takes the number of the step, leaves its gradients in the parameters, and returns its loss and tokens.
+    """
+    parameters = [parameter for key in keys for parameter in model.parameters(key)]
+    received = [parameter.detach().clone() for parameter in parameters] if config.proximal else []
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    factor = schedule(config, steps * rounds)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
 
@@ -66,23 +101,12 @@ def train(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor(round * steps + step)
-        for _ in range(config.accumulation):
-            batch = next(batches)
-            tokens += int(batch["attention_mask"].sum())
-            loss = _loss(model, task, batch) / config.accumulation
-            loss.backward()  # type: ignore[no-untyped-call]
-            total_loss += loss.item()
+        loss, read = gradients(step)
+        total_loss, tokens = total_loss + loss, tokens + read
         if (term := penalty(model.live(keys))) is not None:
             term.backward()  # type: ignore[no-untyped-call]
         if config.proximal:
             _pull_back(parameters, received, config.proximal)
-        if not math.isfinite(total_loss):
-            raise BouquetError(
-                "the training loss is not finite",
-                where=f"round {round + 1}, step {step + 1}",
-                got=str(total_loss),
-                cure="Lower train.learning-rate, or use model.dtype = 'float32'.",
-            )
         if config.clip_norm:
             nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         optimizer.step()
@@ -95,6 +119,12 @@ def train(
         seconds=time.monotonic() - started,
         peak_memory=_peak_memory(model.device),
     )
+
+
+def outputs(model: LoraModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's logits of a batch, and the batch's labels beside them."""
+    logits = model.logits(batch["input_ids"], batch["attention_mask"])
+    return logits, batch["labels"].to(logits.device)
 
 
 def steps_in_round(config: TrainConfig, examples: int) -> int:
@@ -129,11 +159,6 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _loss(model: LoraModel, task: Task, batch: Batch) -> torch.Tensor:
-    logits = model.logits(batch["input_ids"], batch["attention_mask"])
-    return task.loss(logits, batch["labels"].to(logits.device))
 
 
 def _batches(

@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from common import embedded
 from common.config import ModelConfig
 from common.error import BouquetError
+from common.pooling import MeanPooled
 
 HEADS = ("classifier", "score", "classification_head")
 
@@ -51,29 +53,27 @@ def find_device(wanted: str) -> torch.device:
         raise BouquetError("an unknown device", where="device", expected="auto, cpu or cuda:0", got=wanted) from error
 
 
-def skeleton(model: ModelConfig, classes: int) -> PreTrainedModel:
+def skeleton(model: ModelConfig, classes: int) -> nn.Module:
     """The model on the meta device: shapes without weights. ``classes`` = 0 means a causal language model."""
+    auto = _auto(model, classes)
     config = _from_hub(AutoConfig, model)
+    if classes:
+        config.num_labels = classes
     with torch.device("meta"):
-        if classes:
-            config.num_labels = classes
-            empty: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-        else:
-            empty = AutoModelForCausalLM.from_config(config)
-    return empty
+        empty = auto.from_config(config)
+        return MeanPooled(empty, classes) if auto is AutoModel else empty
 
 
-def load(model: ModelConfig, classes: int, device: torch.device) -> PreTrainedModel:
+def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
     """The model with its weights, quantised as the config says. ``classes`` = 0 means a causal language model."""
     compute = _compute_dtype(model.dtype, device)
     options: dict[str, Any] = {"dtype": compute, "device_map": {"": device}}
     if model.quantization != "none":
         options["quantization_config"] = _quantization(model.quantization, compute, classes)
-    network: PreTrainedModel
     if classes:
-        network = _from_hub(AutoModelForSequenceClassification, model, num_labels=classes, **options)
-    else:
-        network = _from_hub(AutoModelForCausalLM, model, **options)
+        options["num_labels"] = classes
+    auto = _auto(model, classes)
+    network = _from_hub(auto, model, **options)
     for module in network.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with bfloat16 units, the first evaluation would repack the weights for inference, for good and
@@ -81,7 +81,7 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> PreTrainedMo
             module.support_avx512bf16_for_cpu = False
     if model.gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
-    return network
+    return MeanPooled(network, classes) if auto is AutoModel else network
 
 
 @lru_cache(maxsize=1)
@@ -91,6 +91,17 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _auto(model: ModelConfig, classes: int) -> Any:
+    """Transformers' class for the model: an encoder alone where the head is ours."""
+    if model.pooling == "default":
+        return AutoModelForSequenceClassification if classes else AutoModelForCausalLM
+    if not classes:
+        raise BouquetError(
+            "there is nothing to pool", where="model.pooling", expected="'default'", got="'mean' with a language model"
+        )
+    return AutoModel
 
 
 def _quantization(kind: str, compute: torch.dtype, classes: int) -> BitsAndBytesConfig:

@@ -5,13 +5,15 @@ into frozen models and reports every mistake at once, in the keys that the user 
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from common.codec import CodecName, StateCodecName
-from common.error import BouquetError, did_you_mean
+from common.error import did_you_mean
+from common.section import ConfigError, Section, flatten, unknown_choice, validate
 
 Count = Annotated[int, Field(ge=1)]
 CountOrOff = Annotated[int, Field(ge=0)]
@@ -20,39 +22,23 @@ RuleOption = int | float | str
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+Mode = Literal["none", "example", "update-local", "update-central"]
 
-class ConfigError(BouquetError):
-    """Every mistake in a config, one a line."""
-
-    def __init__(self, mistakes: list[str], where: str, cure: str) -> None:
-        self.mistakes = mistakes
-        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        super().__init__("\n  ".join([f"{count} in the {where}:", *mistakes]) + f"\n{cure}")
-
-
-class Section(BaseModel):
-    """A strict, frozen table whose keys are written in kebab-case."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        protected_namespaces=(),
-    )
-
-
-S = TypeVar("S", bound=Section)
+STATE_DIRECTORY = Path.home() / ".bouquet" / "state"
 
 
 class ModelConfig(Section):
-    """The frozen base. ``name`` is ``embedded``, a local folder, or a hub id."""
+    """The frozen base. ``name`` is ``embedded``, a local folder, or a hub id.
+
+    ``pooling`` is what a classifier reads: what the model's own head does, or the mean of the last hidden states.
+    """
 
     name: str = "embedded"
     revision: str = "main"
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gradient_checkpointing: bool = False
+    pooling: Literal["default", "mean"] = "default"
 
 
 class LoraConfig(Section):
@@ -142,7 +128,28 @@ class TrainConfig(Section):
     proximal: NonNegative = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    weighting: Literal["examples", "uniform"] = "examples"
+    weighting: Literal["examples", "uniform", "declared"] = "examples"
+
+
+class PrivacyConfig(Section):
+    """Differential privacy: of single examples (DP-SGD), or of a node's whole change, noised here or on the mean.
+
+    ``epsilon`` and ``delta`` are for the whole run of one node that takes part in every round. ``noise_multiplier`` is
+    sigma over what one neighbour can move: ``clip``, or for ``update-local`` 2 ``clip``; 0 lets ``epsilon`` decide.
+    ``clip`` bounds the norm of an example's gradient, or of the change.
+    ``expected_batch`` is the mean size of a Poisson batch, computed ``train.batch_size`` at a time (and
+    ``train.accumulation`` plays no part); ``engine`` is how per-example gradients are had.
+    """
+
+    mode: Mode = "none"
+    epsilon: Positive = 8.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    noise_multiplier: NonNegative = 0.0
+    clip: Positive = 1.0
+    clipping: Literal["flat", "automatic"] = "flat"
+    expected_batch: Count = 64
+    accountant: Literal["prv", "rdp"] = "prv"
+    engine: Literal["fast", "hooks", "ghost"] = "fast"
 
 
 class WireConfig(Section):
@@ -193,6 +200,7 @@ class RunConfig(Section):
     rule: RuleConfig = RuleConfig()
     merge: MergeConfig = MergeConfig()
     train: TrainConfig = TrainConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     wire: WireConfig = WireConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     round: RoundConfig = RoundConfig()
@@ -211,7 +219,7 @@ class RunConfig(Section):
         Raises :class:`ConfigError` with every mistake.
         """
         mistakes = [
-            _unknown_choice(key, flat[key], names)
+            unknown_choice(key, flat[key], names)
             for key, names in (choices or {}).items()
             if key in flat and flat[key] not in names
         ]
@@ -231,8 +239,23 @@ class RunConfig(Section):
             "run config",
             "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config.",
         )
+        if mistakes := config.unprivate():
+            raise ConfigError(mistakes, "run config", "A private run lets no un-noised number leave a node.")
         options = {key.removeprefix("rule."): type(defaults[key])(value) for key, value in (defaults | own).items()}
         return config.model_copy(update={"rule": RuleConfig(name=config.rule.name, options=options)})
+
+    def unprivate(self) -> list[str]:
+        """What contradicts ``privacy.mode``: settings by which numbers would leave that no noise covers."""
+        if self.privacy.mode == "none":
+            return []
+        mistakes = []
+        if self.train.weighting == "examples":
+            mistakes.append("train.weighting: expected 'uniform' or 'declared' in a private run, got 'examples'")
+        if self.privacy.mode == "example" and not self.train.steps:
+            mistakes.append("train.steps: expected 1 or more in a private run, got 0, which counts a node's examples")
+        if self.data.pooled:
+            mistakes.append("data.pooled: expected false in a private run, got true, which no node's ledger covers")
+        return mistakes
 
     def to_flower(self) -> dict[str, Any]:
         """The flat form, every key present."""
@@ -246,7 +269,10 @@ class RunConfig(Section):
 class NodeConfig(Section):
     """Facts of one machine, from ``flower-supernode --node-config``; a simulation sets the first two.
 
-    ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device.
+    ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device. ``weight``
+    is the node's public weight in the mean, for ``train.weighting = "declared"``. ``privacy_epsilon`` at
+    ``privacy_delta`` is what the data may cost over all runs, 0 for no limit; ``policy`` is a file of
+    ``client_app/policy.py``.
     """
 
     partition_id: CountOrOff = 0
@@ -256,6 +282,10 @@ class NodeConfig(Section):
     lora_rank: CountOrOff = 0
     device: str = "auto"
     state_directory: str = ""
+    weight: Positive = 1.0
+    privacy_epsilon: NonNegative = 0.0
+    privacy_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    policy: str = ""
 
     @classmethod
     def from_flower(cls, flat: Mapping[str, Any]) -> Self:
@@ -267,55 +297,13 @@ class NodeConfig(Section):
         """The node's stable name: it orders the merge and seeds the node, whatever id Flower gives it."""
         return self.name or f"node-{self.partition_id:03d}"
 
-
-def validate(model: type[S], flat: Mapping[str, Any], mistakes: list[str], where: str, cure: str) -> S:
-    """``model`` from flat keys. Raises :class:`ConfigError` with ``mistakes``, found before, and its own."""
-    try:
-        settings = model.model_validate(_unflatten(flat))
-    except ValidationError as error:
-        default = model().model_dump(by_alias=True)
-        known = [*default, *dict(flatten(default))]
-        mistakes = mistakes + [_describe(dict(detail), known) for detail in error.errors()]
-        raise ConfigError(mistakes, where, cure) from None
-    if mistakes:
-        raise ConfigError(mistakes, where, cure)
-    return settings
-
-
-def _describe(detail: dict[str, Any], known: list[str]) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key. {did_you_mean(key, known)}".rstrip()
-    expected = detail["msg"].removeprefix("Input should be ")
-    return f"{key}: expected {expected}, got {detail['input']!r}"
+    @property
+    def state(self) -> Path:
+        """The folder of everything that outlives a run on this machine."""
+        return Path(self.state_directory or STATE_DIRECTORY).expanduser()
 
 
 def _is_like(value: object, default: RuleOption) -> bool:
     """Whether a value may stand where ``default`` stood; a whole number may stand for a float."""
     accepted = (int, float) if isinstance(default, float) else (type(default),)
     return isinstance(value, accepted) and not isinstance(value, bool)
-
-
-def _unknown_choice(key: str, got: object, names: list[str]) -> str:
-    return f"{key}: expected one of {', '.join(names)}, got {got!r}. {did_you_mean(str(got), names)}".rstrip()
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        table = nested
-        for section in sections:
-            inner = table.setdefault(section, {})
-            table = inner if isinstance(inner, dict) else {}
-        table[name] = value
-    return nested
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested tables as pairs of a dotted key and a value."""
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

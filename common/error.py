@@ -18,6 +18,13 @@ class BouquetError(Exception):
         super().__init__(f"{message}. {cure}".rstrip() if cure else message)
 
 
+class RefusalError(BouquetError):
+    """What a node declines for good: its budget is spent, or its policy forbids it.
+
+    The text leaves the machine, from a private run too, so it may hold facts of configs but none of the data.
+    """
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``Did you mean 'x'?`` for the closest of ``known``, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from common import base
@@ -47,7 +47,7 @@ class LoraModel:
     ``blocks`` square blocks of a core stand between the adapter's factors; 0 for a plain LoRA.
     """
 
-    def __init__(self, network: PreTrainedModel, lora: LoraConfig, blocks: int = 0) -> None:
+    def __init__(self, network: nn.Module, lora: LoraConfig, blocks: int = 0) -> None:
         heads = [name for name, _ in network.named_children() if name in base.HEADS]
         self._targets = _targets(network, lora.targets, heads)
         self._transposed = any(isinstance(network.get_submodule(name), Conv1D) for name in self._targets)

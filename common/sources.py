@@ -33,9 +33,7 @@ FAMILIES = {
 
 def node_dataset(data: DataConfig, node: NodeConfig, seed: int) -> Dataset:
     """The examples of one node: its own file, or its partition of the run's source. Raises :class:`BouquetError`."""
-    dataset = read(node.data or data.source)
-    if not node.data and data.partition != "none":
-        dataset = _partition(dataset, data, node, seed)
+    dataset = own_records(data, node, seed)
     if len(dataset) < 2:
         raise BouquetError(
             "a node has too few examples",
@@ -45,6 +43,12 @@ def node_dataset(data: DataConfig, node: NodeConfig, seed: int) -> Dataset:
             cure="Use fewer nodes, another data.partition, or more data.",
         )
     return dataset.shuffle(seed=seed).select(range(min(len(dataset), data.limit or len(dataset))))
+
+
+def own_records(data: DataConfig, node: NodeConfig, seed: int) -> Dataset:
+    """Every record of one node, before ``data.limit`` and the split choose among them."""
+    dataset = read(node.data or data.source)
+    return dataset if node.data or data.partition == "none" else _partition(dataset, data, node, seed)
 
 
 def split(dataset: Dataset, holdout: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -141,6 +141,26 @@ def unpack_update(
     return header, Update(tensors, header.weight, header.scale, tuple(header.slots))
 
 
+def read_header(record: ArrayRecord) -> Header:
+    """What a record says of itself, and nothing of its values. Raises :class:`BouquetError`."""
+    if set(record) - {"mask"} != {"header", "values"}:
+        raise BouquetError(
+            "a message of unknown form",
+            expected="the arrays header and values, and perhaps mask",
+            got=", ".join(sorted(record)) or "none",
+        )
+    inflate = zlib.decompressobj()
+    try:
+        text = inflate.decompress(_array(record["header"]).tobytes(), MAX_HEADER_BYTES)
+        if not inflate.eof:
+            raise BouquetError(
+                "a message header is too long or cut short", expected=f"at most {MAX_HEADER_BYTES:,} bytes"
+            )
+        return Header.model_validate_json(text)
+    except (zlib.error, ValidationError) as error:
+        raise BouquetError("a message header cannot be read", got=str(error).splitlines()[0]) from error
+
+
 def payload_bytes(record: ArrayRecord) -> int:
     """The bytes of a record's arrays, as they travel."""
     return sum(len(array.data) for array in record.values())
@@ -171,13 +191,7 @@ def _pack(header: Header, tensors: Tensors) -> ArrayRecord:
 
 
 def _unpack(record: ArrayRecord, kind: str, rule: str) -> tuple[Header, Tensors]:
-    if set(record) - {"mask"} != {"header", "values"}:
-        raise BouquetError(
-            "a message of unknown form",
-            expected="the arrays header and values, and perhaps mask",
-            got=", ".join(sorted(record)) or "none",
-        )
-    header = _read_header(record["header"])
+    header = read_header(record)
     for what, expected, got in (
         ("kind", kind, header.kind),
         ("rule", rule, header.rule),
@@ -217,19 +231,6 @@ def _read_values(record: ArrayRecord, header: Header) -> Tensor:
     values = torch.zeros(count)
     values[mask] = codecs.decode(_array(record["values"]), header.codec, int(mask.sum()))
     return values
-
-
-def _read_header(array: Array) -> Header:
-    inflate = zlib.decompressobj()
-    try:
-        text = inflate.decompress(_array(array).tobytes(), MAX_HEADER_BYTES)
-        if not inflate.eof:
-            raise BouquetError(
-                "a message header is too long or cut short", expected=f"at most {MAX_HEADER_BYTES:,} bytes"
-            )
-        return Header.model_validate_json(text)
-    except (zlib.error, ValidationError) as error:
-        raise BouquetError("a message header cannot be read", got=str(error).splitlines()[0]) from error
 
 
 def _array(array: Array) -> NDArray[Any]:

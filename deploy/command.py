@@ -2,6 +2,8 @@
 
 bouquet run                                           the main job: four simulated nodes on this machine
 bouquet run --nodes 2 num-server-rounds=1 rule.name=fedex-lora
+bouquet plan --examples 5000,1200 privacy.mode=example train.weighting=uniform
+bouquet ledger show                                   what this node's data has cost
 bouquet compare sst2 --data /data/sst2/train.jsonl    every rule of a profile, side by side
 """
 
@@ -10,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from common.error import BouquetError
-from deploy import simulation
+from deploy import ledger, plan, simulation
 from deploy.compare import command as compare
 from strategies import RULES
 
@@ -21,10 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="bouquet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    simulation.add(commands)
+    simulation.add_to(commands)
     rules = commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
     rules.set_defaults(work=_rules)
-    compare.add(commands)
+    plan.add_to(commands)
+    ledger.add_to(commands)
+    compare.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         code: int = options.work(options)
@@ -47,6 +51,6 @@ def rules_table() -> str:
     return "\n".join(rows)
 
 
-def _rules(options: argparse.Namespace) -> int:
+def _rules(_: argparse.Namespace) -> int:
     print(rules_table())
     return 0

@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from deploy.arguments import Commands, parse, quote
+from deploy import settings
 from deploy.flower import environment, program
 from strategies import read_config
 
@@ -23,8 +24,8 @@ SIMULATION = {
 NOISE = re.compile(r"\x1b\[\d+m(\((ClientAppActor|pid=)|INFO|WARNING)|^\((ClientAppActor|pid=)")
 
 
-def add(commands: Commands) -> None:
-    """The command's arguments."""
+def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Add the subcommand."""
     run = commands.add_parser(
         "run",
         help="run a simulation on this machine and follow it",
@@ -34,18 +35,18 @@ def add(commands: Commands) -> None:
     run.add_argument("--cpus", type=int, default=1, help="CPU cores a node (default 1)")
     run.add_argument("--gpus", type=float, default=0.0, help="share of a GPU a node (default 0)")
     run.add_argument("--directory", type=Path, default=Path("runs"), help="where run directories go (default runs)")
-    run.add_argument("settings", nargs="*", metavar="key=value", help="run config, such as num-server-rounds=2")
+    run.add_argument("settings", nargs="*", metavar="key=value", help="run config, or a TOML file of it")
     run.set_defaults(work=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = [quote(setting) for setting in options.settings]
-    read_config(parse(settings))
-    return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), settings)
+    flat = settings.read(options.settings)
+    read_config(flat)
+    return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), flat)
 
 
 def simulate(
-    nodes: int, cpus: int, gpus: float, directory: Path, settings: Sequence[str], *, follow: bool = True
+    nodes: int, cpus: int, gpus: float, directory: Path, config: Mapping[str, Any], *, follow: bool = True
 ) -> int:
     """``flwr run`` on the local simulation: its noise goes to a log file, the run's own lines to the terminal too.
 
@@ -56,7 +57,7 @@ def simulate(
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "flower.log"
     own = environment(SIMULATION | _own_superlink())
-    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *settings]
+    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *settings.write(config)]
     federation = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
     command = [program("flwr"), "run", str(APP), "local", "--stream", "--federation-config", federation]
     run_id, failed = "", False

@@ -7,7 +7,7 @@ from common.adapter import State
 from common.config import RunConfig
 from common.error import BouquetError
 from common.tasks import Score
-from strategies import RULES
+from strategies import RULES, build
 
 
 def central(config: RunConfig) -> Callable[[State], Score]:
@@ -21,7 +21,7 @@ def central(config: RunConfig) -> Callable[[State], Score]:
             where=f"evaluation.source, rule.name = '{config.rule.name}', task.head = '{config.task.head}'",
             cure="Leave evaluation.source empty: every node scores its own model.",
         )
-    task = tasks.build(config.task)
+    task, blocks = tasks.build(config.task), build(config).blocks
     tokenizer = base.load_tokenizer(config.model)
     dataset = sources.read(config.evaluation.source)
     task.check(dataset.column_names, where=config.evaluation.source)
@@ -29,7 +29,7 @@ def central(config: RunConfig) -> Callable[[State], Score]:
     examples = examples[: config.evaluation.limit or None]
 
     def score(state: State) -> Score:
-        model = models.load(config.model, config.lora, config.task, "auto")
+        model = models.load(config.model, config.lora, config.task, "auto", blocks)
         model.install(state.adapter, state.scale, state.offset)
         return model.score(task, examples, int(tokenizer.pad_token_id), config.evaluation.batch_size)
 

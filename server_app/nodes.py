@@ -96,6 +96,21 @@ class Nodes:
         """The names that the nodes gave themselves."""
         return self._names
 
+    @property
+    def anyone(self) -> bool:
+        """Whether a node is left that takes part."""
+        return bool(self._names)
+
+    def takes_part(self, node: int) -> bool:
+        """Whether a node has not been dismissed."""
+        return node in self._names
+
+    def dismiss(self, name: str) -> None:
+        """Ask a node that has refused for good no more."""
+        node = next(node for node, own in self._names.items() if own == name)
+        del self._names[node], self.ranks[node]
+        self._left_out.add(node)
+
     def sample(self, fraction: float, draw: int) -> list[int]:
         """Nodes that are connected now, latecomers included: a sample by name, one ``draw`` one sample."""
         self._call_roll()

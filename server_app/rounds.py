@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, MessageType
 from common import wire
 from common.adapter import State, Update
 from common.config import RunConfig
-from common.error import BouquetError
+from common.error import BouquetError, RefusalError
 from common.tasks import Score, Task
 from server_app import checkpoint
 from server_app.nodes import Nodes
@@ -84,6 +84,9 @@ class Rounds:
         best, stale, tries = (outcome.state, outcome.after), 0, 0
         every, patience = self._config.evaluation.every, self._config.round.patience
         while outcome.state.round < self._config.num_server_rounds:
+            if outcome.state.round and not self._nodes.anyone:
+                self._record.say(f"no node takes part any more: stopped, round {outcome.state.round} is the last")
+                break
             tries += 1
             if not self._train(outcome):
                 if tries > self._config.round.retries:
@@ -114,7 +117,8 @@ class Rounds:
         with Spool(self._record.folder / "spool") as spool:
             replies = self._replies(state, messages, spool)
             outcome.bytes_up += (up := sum(reply.bytes_up for reply in replies))
-            needed = max(1, math.ceil(config.round.min_replies * len(nodes)))
+            staying = sum(self._nodes.takes_part(node) for node in nodes)
+            needed = max(1, math.ceil(config.round.min_replies * staying))
             if len(replies) < needed:
                 self._record.event("void", state.round + 1, replies=len(replies), needed=needed)
                 self._record.say(
@@ -122,14 +126,15 @@ class Rounds:
                 )
                 return False
 
-            outcome.state = self._strategy.rule.aggregate(state, spool)
+            outcome.state = self._strategy.merge(state, spool, len(nodes))
             self._measure(state, spool, outcome.state)
         checkpoint.save(self._record.checkpoints, outcome.state, self._strategy.rule.name)
-        loss = mean_metrics([(reply.weight, reply.metrics) for reply in replies])["loss"]
-        facts = {"loss": loss, "bytes_up": up, "bytes_down": down, "seconds": time.monotonic() - started}
+        means = mean_metrics([(reply.weight, reply.metrics) for reply in replies])
+        loss = {"loss": means["loss"]} if "loss" in means else {}
+        facts = {**loss, "bytes_up": up, "bytes_down": down, "seconds": time.monotonic() - started}
         self._record.event("merge", outcome.state.round, nodes=len(replies), asked=len(nodes), **facts)
         self._record.say(
-            f"round {outcome.state.round}/{config.num_server_rounds}  loss {loss:.3f}  "
+            f"round {outcome.state.round}/{config.num_server_rounds}  {_said(means)}"
             f"{len(replies)}/{len(nodes)} nodes  up {megabytes(up)}  down {megabytes(down)}  {facts['seconds']:.1f} s"
         )
         return True
@@ -137,7 +142,7 @@ class Rounds:
     def _measure(self, state: State, updates: Iterable[Update], merged: State) -> None:
         """Record what a rule that is not exact has lost in this round; say it once where an exact one would pay."""
         rule = self._strategy.rule
-        if rule.is_exact or rule.personal:
+        if rule.is_exact or rule.personal or self._strategy.private_mean is not None:
             return
         errors = aggregation_error(rule, state, updates, merged)
         overall = errors.pop("")
@@ -161,8 +166,11 @@ class Rounds:
                 # It may have lost what it was sent once.
                 self._nodes.equipped.discard(node_id)
                 self._record.failure("train", state.round + 1, name, str(reason))
+                if isinstance(reason, RefusalError):
+                    self._nodes.dismiss(name)
                 continue
-            self._nodes.equipped.add(node_id)
+            if state.round >= self._strategy.rule.settled:
+                self._nodes.equipped.add(node_id)
             if reply.update.rank and not reply.update.slots:
                 self._nodes.ranks[node_id] = reply.update.rank
             spool.put(name, reply.update)
@@ -171,9 +179,8 @@ class Rounds:
             self._record.event(
                 "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], **facts
             )
-            self._record.say(
-                f"    {name}  loss {facts['loss']:.3f}  {facts['tokens']:,.0f} tokens  {facts['seconds']:.1f} s"
-            )
+            figures = f"{facts['tokens']:,.0f} tokens  {facts['seconds']:.1f} s" if "tokens" in facts else "private"
+            self._record.say(f"    {name}  {_said(facts)}{figures}")
         return sorted(replies)
 
     def _messages(self, message_type: str, state: State, nodes: list[int]) -> list[Message]:
@@ -189,8 +196,16 @@ class Rounds:
         )
 
     def _evaluate(self, outcome: Outcome) -> Evaluation | None:
-        """Score the state on the nodes' held-out examples, and centrally; None where nobody could."""
+        """Score the state on the nodes' held-out examples, and centrally; None where no node did.
+
+        In a private run no node does; those that have models of their own install the state all the same.
+        """
         state, config, metric = outcome.state, self._config, self._task.metric
+        private = config.privacy.mode != "none"
+        if self._central is not None:
+            self._score_centrally(state, self._central)
+        if private and not (self._strategy.rule.personal or config.task.head == "local"):
+            return None
         nodes = self._nodes.sample(config.fraction_evaluate, state.round)
         messages = self._messages(MessageType.EVALUATE, state, nodes)
         if messages and config.evaluation.prompt and not self._task.sequence_classification:
@@ -200,6 +215,8 @@ class Rounds:
         for name, message in self._nodes.exchange(messages):
             try:
                 raise_failure(message)
+                if private:
+                    continue
                 metrics = read_metrics(message)
                 score = Score(metrics["loss"] * metrics["count"], int(metrics["correct"]), int(metrics["count"]))
             except (BouquetError, KeyError) as reason:
@@ -217,12 +234,19 @@ class Rounds:
         )
         self._record.event("heldout", state.round, loss=evaluation.loss, **{metric: evaluation.overall})
         self._record.say(f"    held-out {metric} {evaluation.overall:.4g} over {len(figures)} nodes")
-        if self._central is not None:
-            central = self._central(state)
-            figure = self._task.figure(central)
-            self._record.event("central", state.round, loss=central.loss / central.count, **{metric: figure})
-            self._record.say(f"    central {metric} {figure:.4g}")
         return evaluation
+
+    def _score_centrally(self, state: State, central: Central) -> None:
+        """Score the state on the coordinator's own held-out examples."""
+        metric, score = self._task.metric, central(state)
+        figure = self._task.figure(score)
+        self._record.event("central", state.round, loss=score.loss / score.count, **{metric: figure})
+        self._record.say(f"    central {metric} {figure:.4g}")
+
+
+def _said(metrics: Mapping[str, float]) -> str:
+    """The loss, where there is one: a private run tells none."""
+    return f"loss {metrics['loss']:.3f}  " if "loss" in metrics else ""
 
 
 def _bytes_down(messages: list[Message]) -> int:

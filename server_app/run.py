@@ -4,6 +4,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from common import tasks
+from common.accounting import plan
 from common.adapter import digest
 from common.config import RunConfig
 from common.tasks import Task
@@ -11,7 +12,8 @@ from server_app import checkpoint
 from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
 from server_app.rounds import Central, Outcome, Rounds
-from strategies import FedSB, build, read_config
+from strategies import FedSB, Rule, build, read_config
+from strategies.private_mean import PrivateMean
 from strategies.strategy import LoraStrategy
 
 
@@ -35,7 +37,7 @@ def conduct(grid: Grid, context: Context) -> None:
         if config.resume and (saved := checkpoint.latest(record.checkpoints, rule.name)):
             state = saved
             record.say(f"resumed after round {state.round}")
-        elif isinstance(rule, FedSB) and rule.source:
+        elif isinstance(rule, FedSB) and rule.start == "public":
             from server_app.start import from_public_data
 
             record.say(f"the start is taken from {rule.examples} examples of {rule.source}")
@@ -44,7 +46,15 @@ def conduct(grid: Grid, context: Context) -> None:
             f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
-        strategy = LoraStrategy(rule, codec_down=config.wire.down, codec_up=config.wire.up, seed=config.seed)
+        if config.privacy.mode != "none":
+            record.say(f"private ({config.privacy.mode}): no figure leaves a node, and none is scored on a node")
+        strategy = LoraStrategy(
+            rule,
+            codec_down=config.wire.down,
+            codec_up=config.wire.up,
+            seed=config.seed,
+            private_mean=_private_mean(config, rule),
+        )
         outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
         if rule.personal:
             record.say("no global model: each node has its own adapter in its state directory")
@@ -52,6 +62,14 @@ def conduct(grid: Grid, context: Context) -> None:
             final = rule.view(outcome.state, outcome.state.rank)
             export(final, config, record.adapter, with_head=config.task.head != "local")
         _report(outcome, task, record)
+
+
+def _private_mean(config: RunConfig, rule: Rule) -> PrivateMean | None:
+    """The coordinator's own part in privacy, where it has one; its noise is for a node that is in every round."""
+    if config.privacy.mode != "update-central":
+        return None
+    release = plan(config.privacy, examples=1, steps_per_round=1, rounds=config.num_server_rounds)
+    return PrivateMean(config.privacy.clip, release.noise_multiplier, rule.relative)
 
 
 def _central(config: RunConfig) -> Central | None:

@@ -72,14 +72,17 @@ def read_config(flat: Mapping[str, Any]) -> RunConfig:
 
 
 def build(config: RunConfig) -> Rule:
-    """The rule that the config names, with its hyperparameters. Raises :class:`BouquetError` on one out of range."""
+    """The rule that the config names, with its hyperparameters.
+
+    Raises :class:`BouquetError` on one out of range, and where the privacy mode or a merge setting does not fit.
+    """
     name, merge = config.rule.name, config.merge
+    rule = RULES[name]
     options: dict[str, Any] = {
         key.split(".")[1].replace("-", "_"): value
         for key, value in config.rule.options.items()
         if key.split(".")[0] == name
     }
-    rule = RULES[name]
     if issubclass(rule, MeanRule):
         options["mean"] = _mean(merge)
         if merge.optimizer != "auto":
@@ -91,7 +94,36 @@ def build(config: RunConfig) -> Rule:
             expected="merge.mean = 'weighted' and merge.optimizer = 'none'",
             cure=f"Rules that take these are {', '.join(n for n, r in RULES.items() if issubclass(r, MeanRule))}.",
         )
-    return rule(head=config.task.head, offset_energy=merge.offset_energy, **options)
+    built = rule(head=config.task.head, offset_energy=merge.offset_energy, **options)
+    _check_privacy(config, built)
+    return built
+
+
+def _check_privacy(config: RunConfig, rule: Rule) -> None:
+    mode, name = config.privacy.mode, rule.name
+    if mode == "update-central" and not rule.linear:
+        linear = ", ".join(other for other, kind in RULES.items() if kind.linear)
+        raise BouquetError(
+            f"the rule '{name}' needs more of the updates than their mean, so no noise on the mean makes it private",
+            where="privacy.mode = 'update-central'",
+            expected=f"one of {linear}",
+            got=name,
+            cure="Choose another rule, or privacy.mode = 'example' or 'update-local', which fit every rule.",
+        )
+    if mode == "update-central" and config.merge.mean != "weighted":
+        raise BouquetError(
+            "a robust mean looks at every update, so no noise on the mean makes it private",
+            where="privacy.mode = 'update-central', merge.mean",
+            expected="weighted",
+            got=config.merge.mean,
+        )
+    if mode == "update-local" and rule.shrinks:
+        raise BouquetError(
+            f"with the rule '{name}' the size of a message tells what a node learned, and no noise covers a size",
+            where="privacy.mode = 'update-local'",
+            expected="rule.hetlora.keep = 1.0",
+            cure="Set it, choose another rule, or privacy.mode = 'example', whose training is private as a whole.",
+        )
 
 
 def _mean(merge: MergeConfig) -> Mean:

@@ -9,19 +9,26 @@ Exact, at a cost of r^2 values a layer however many nodes there are. With orthon
 projection of the full gradient, so there is no alpha to tune: the scale is 1.
 
 LoRA-SB starts from the first step of full fine-tuning, U S Vh = svd(-eta sign G): B = U, R = S, A = Vh. The published
-code takes G from the nodes' pooled private data. Here G is taken from a public file that the coordinator names
-(``rule.fed-sb.source``), and the frames are then sent to each node once; or without one, the frames are drawn at
-random from the seed on every side and R starts at zero, which costs nothing, private or not. A node's own singular
-vectors would not do: frames of different nodes do not fit each other.
+code takes G from the nodes' pooled private data, un-noised. Here ``start`` is one of
+
+    drawn    frames drawn at random from the seed on every side, R = 0: costs nothing, private or not
+    public   G from a public file that the coordinator names in ``source``
+    nodes    a sketch of the nodes' own gradients in two rounds: B is trained over a random A and gives its basis Q,
+             then A is trained under Q, and U S Vh = svd(A) gives  B = Q U,  R = S,  A = Vh
+
+The two rounds of ``nodes`` are rounds like any other: averaged, clipped and noised in a private run, and charged. What
+the first has learned is given up for its basis, so it alone is not exact. Frames that are not drawn are sent to each
+node once. A node's own singular vectors would not do: frames of different nodes do not fit each other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from common.adapter import FACTORS, Key, State
+from common.adapter import FACTORS, Key, Spec, State, Update
 from strategies.core import CoreRule
 from strategies.rule import Plan
 
@@ -32,6 +39,7 @@ CORE_ONLY = frozenset({"R"})
 class FedSB(CoreRule):
     """Trains, sends and averages R; A and B are the same on every side from the start."""
 
+    start: str = "drawn"
     source: str = ""
     examples: int = 50
     step: float = 1e-4
@@ -41,6 +49,8 @@ class FedSB(CoreRule):
     bytes_up = bytes_down = "b*r*r"
 
     def __post_init__(self) -> None:
+        self._demand("start", self.start in ("drawn", "public", "nodes"), "drawn, public or nodes")
+        self._demand("source", bool(self.source) == (self.start == "public"), "a file if, and only if, start is public")
         self._demand("examples", self.examples >= 1, "1 or more")
         self._demand("step", self.step > 0, "more than 0")
 
@@ -52,11 +62,53 @@ class FedSB(CoreRule):
     @property
     def drawn(self) -> frozenset[str]:
         """Frames taken from a gradient cannot be drawn; they are sent once."""
-        return super().drawn - (FACTORS if self.source else frozenset())
+        return super().drawn - (frozenset() if self.start == "drawn" else FACTORS)
+
+    @property
+    def settled(self) -> int:
+        """The nodes find the frames in two rounds."""
+        return 2 if self.start == "nodes" else 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Not while the nodes find the frames."""
+        return super().is_exact and self.start != "nodes"
 
     def plan(self, round: int) -> Plan:
-        """R, in every round."""
-        return Plan(trained=CORE_ONLY, sent=CORE_ONLY)
+        """R in every round, but where the nodes find the frames: B in the first and A in the second."""
+        turn = frozenset({"BA"[round]}) if round < self.settled else CORE_ONLY
+        return Plan(trained=turn, sent=turn)
+
+    def initial(self, spec: Spec, seed: int) -> State:
+        """Orthonormal frames and a core of zeros; where the nodes find the frames, B of zeros and a core of ones."""
+        start = super().initial(spec, seed)
+        if self.start != "nodes":
+            return start
+        adapter = dict(start.adapter)
+        for layer in spec.layers:
+            adapter[Key(layer, "B")] = torch.zeros_like(adapter[Key(layer, "B")])
+            adapter[Key(layer, "R")] = torch.eye(spec.rank)
+        return replace(start, adapter=adapter)
+
+    def merge(self, state: State, updates: Iterable[Update]) -> State:
+        """The mean; and from it the frames, where the nodes find them."""
+        merged = super().merge(state, updates)
+        if state.round >= self.settled:
+            return merged
+        adapter = dict(merged.adapter)
+        for layer in state.layers():
+            a, b, core = (Key(layer, part) for part in ("A", "B", "R"))
+            if state.round == 0:
+                basis = torch.linalg.qr(adapter[b])[0]
+                adapter[b] = pad(basis, (0, state.rank - basis.shape[1]))
+                adapter[a] = torch.zeros_like(adapter[a])
+            else:
+                u, singular, vh = torch.linalg.svd(adapter[a], full_matrices=False)
+                found = len(singular)
+                adapter[b] = adapter[b] @ pad(u, (0, state.rank - found))
+                adapter[a] = pad(vh, (0, 0, 0, state.rank - found))
+                adapter[core] = torch.diag(pad(singular, (0, state.rank - found)))
+        return replace(merged, adapter=adapter)
 
     def from_gradient(self, state: State, gradient: Callable[[str], Tensor]) -> State:
         """LoRA-SB's start: the best rank-r factors of the first step along ``gradient`` (``d_out x d_in``) by layer."""

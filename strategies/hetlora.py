@@ -43,6 +43,11 @@ class HetLora(Rule):
         self._demand("keep", 0 < self.keep <= 1, "more than 0, at most 1")
         self._demand("smallest", self.smallest >= 1, "1 or more")
 
+    @property
+    def shrinks(self) -> bool:
+        """Where slots may be cut."""
+        return self.keep < 1
+
     def penalty(self, factors: Tensors) -> Tensor | None:
         """What makes the last slots worth giving up."""
         return self.decay * self._tail(factors) if self.decay else None

@@ -46,7 +46,8 @@ class LoraLego(StackRule):
         # By size, so that the order of the nodes does not matter.
         by_size = slots.square().sum(1).argsort(stable=True)
         slots, share = slots[by_size], stack.share[alive].double()[by_size]
-        centres, mass = clusters(slots, share, min(rank, len(slots)), seed)
+        weights, mass = clusters(slots @ slots.T, share, min(rank, len(slots)), seed)
+        centres = weights @ slots
         size = mass * centres[:, : len(left)].norm(dim=1) * centres[:, len(left) :].norm(dim=1)
         order = size.argsort(descending=True, stable=True)
         order = order[size[order] > 0]
@@ -56,30 +57,36 @@ class LoraLego(StackRule):
         return Split(b, a)
 
 
-def clusters(slots: Tensor, share: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Weighted k-means up to sign: the centres (``count x d``) and masses of the best of a few starts (k-means++)."""
+def clusters(gram: Tensor, share: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Weighted k-means up to sign, the best of a few starts (k-means++), from inner products alone.
+
+    ``gram`` is ``n x n``, ``share`` the weight of each slot. Returns the centres as weights of the slots
+    (``count x n``), and their masses.
+    """
     generator = torch.Generator().manual_seed(seed)
-    tries = [_cluster_once(slots, share, count, generator) for _ in range(RESTARTS)]
-    _, centres, mass = min(tries, key=lambda found: found[0])
-    return centres, mass
+    tries = [_cluster_once(gram, share, count, generator) for _ in range(RESTARTS)]
+    _, weights, mass = min(tries, key=lambda found: found[0])
+    return weights, mass
 
 
-def _cluster_once(slots: Tensor, share: Tensor, count: int, generator: torch.Generator) -> tuple[float, Tensor, Tensor]:
-    """One start: the cost (weighted squared distances), the centres and the masses."""
-    centres = slots[_draw(share, generator)][None]
+def _cluster_once(gram: Tensor, share: Tensor, count: int, generator: torch.Generator) -> tuple[float, Tensor, Tensor]:
+    """One start: the cost (weighted squared distances), the centres' weights and the masses."""
+    unit = torch.eye(len(gram), dtype=gram.dtype)
+    weights = unit[[_draw(share, generator)]]
     for _ in range(count - 1):
-        centres = torch.cat([centres, slots[_draw(share * _distances(slots, centres).amin(1), generator)][None]])
-    mass = torch.zeros(count, dtype=slots.dtype)
+        chosen = _draw(share * _distances(gram, weights).amin(1), generator)
+        weights = torch.cat([weights, unit[[chosen]]])
+    mass = torch.zeros(count, dtype=gram.dtype)
     for _ in range(ITERATIONS):
-        nearest = _distances(slots, centres).argmin(dim=1)
-        member = one_hot(nearest, count).to(slots.dtype) * share[:, None]
-        sign = torch.where((slots * centres[nearest]).sum(1) < 0, -1.0, 1.0).to(slots.dtype)
+        nearest = _distances(gram, weights).argmin(dim=1)
+        member = one_hot(nearest, count).to(gram.dtype) * share[:, None]
+        sign = torch.where((gram * weights[nearest]).sum(1) < 0, -1.0, 1.0).to(gram.dtype)
         mass = member.sum(0)
-        moved = member.T @ (sign[:, None] * slots) / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None]
-        if torch.equal(moved, centres):
+        moved = member.T * sign / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None]
+        if torch.equal(moved, weights):
             break
-        centres = moved
-    return (share * _distances(slots, centres).amin(1)).sum().item(), centres, mass
+        weights = moved
+    return (share * _distances(gram, weights).amin(1)).sum().item(), weights, mass
 
 
 def _draw(weight: Tensor, generator: torch.Generator) -> int:
@@ -89,8 +96,8 @@ def _draw(weight: Tensor, generator: torch.Generator) -> int:
     return int(torch.multinomial(weight, 1, generator=generator))
 
 
-def _distances(slots: Tensor, centres: Tensor) -> Tensor:
-    """Squared distances to the nearer of each centre and its opposite, ``n x count``."""
-    products = slots @ centres.T
-    squares = slots.square().sum(1)[:, None] + centres.square().sum(1)[None]
+def _distances(gram: Tensor, weights: Tensor) -> Tensor:
+    """Squared distances of the slots to the nearer of each centre and its opposite, ``n x count``."""
+    products = gram @ weights.T
+    squares = gram.diagonal()[:, None] + (weights.T * products).sum(0)[None]
     return (squares - 2 * products.abs()).clamp_min(0)

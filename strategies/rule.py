@@ -77,6 +77,16 @@ class Rule(ABC):
         return 0
 
     @property
+    def settled(self) -> int:
+        """The round from which on the constant parts are constant."""
+        return 0
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether the size of what a node sends depends on what it learned."""
+        return False
+
+    @property
     def is_exact(self) -> bool:
         """Whether the rule is exact with the hyperparameters that it has."""
         return self.exact and self.offset_energy == 1

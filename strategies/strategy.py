@@ -23,7 +23,8 @@ from flwr.supercore import log
 from common import wire
 from common.adapter import Spec, State, Tensors, Update
 from common.codec import CodecName, StateCodecName
-from common.error import BouquetError
+from common.error import BouquetError, RefusalError
+from strategies.private_mean import PrivateMean
 from strategies.rule import Rule
 
 Metrics = dict[str, float]
@@ -43,7 +44,8 @@ class LoraStrategy(Strategy):
     """Any rule as a Flower strategy.
 
     ``codec_down`` and ``codec_up`` are how tensors travel to the nodes and back; ``seed`` is the run's seed, from which
-    both sides draw what never travels, and which samples the nodes.
+    both sides draw what never travels, and which samples the nodes. ``private_mean`` is for linear rules: it stands in
+    for the nodes' updates.
     """
 
     def __init__(
@@ -56,15 +58,18 @@ class LoraStrategy(Strategy):
         codec_down: StateCodecName = "fp32",
         codec_up: CodecName = "fp32",
         seed: int = 0,
+        private_mean: PrivateMean | None = None,
     ) -> None:
         self.rule = rule
         self.codec_down: StateCodecName = codec_down
         self.codec_up = codec_up
         self.seed = seed
+        self.private_mean = private_mean
         self._fractions = {MessageType.TRAIN: fraction_train, MessageType.EVALUATE: fraction_evaluate}
         self._min_available_nodes = min_available_nodes
         # Flower hands `aggregate_train` the replies but not what they reply to.
         self._state: State | None = None
+        self._asked = 0
         self._received: dict[int, Tensors] = {}
 
     def initial_arrays(self, spec: Spec) -> ArrayRecord:
@@ -123,12 +128,20 @@ class LoraStrategy(Strategy):
         self.rule.check(state, update)
         return Reply(header.node, update, read_metrics(message), wire.payload_bytes(record))
 
+    def merge(self, state: State, updates: Iterable[Update], asked: int) -> State:
+        """The state of the next round, from the checked ``updates`` of some of the ``asked`` nodes."""
+        if self.private_mean is not None:
+            updates = [self.private_mean(state, updates, asked)]
+        return self.rule.aggregate(state, updates)
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Flower's hook: train messages for a sample of the nodes."""
         _, self._state = wire.unpack_state(arrays, rule=self.rule.name)
-        return self._configure(MessageType.TRAIN, self._state, server_round, config, grid)
+        messages = self._configure(MessageType.TRAIN, self._state, server_round, config, grid)
+        self._asked = len(messages)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -145,7 +158,7 @@ class LoraStrategy(Strategy):
         if not accepted:
             return None, None
         accepted.sort(key=lambda reply: reply.node)
-        merged = self.rule.aggregate(self._state, (reply.update for reply in accepted))
+        merged = self.merge(self._state, (reply.update for reply in accepted), self._asked)
         metrics = mean_metrics([(reply.update.weight, reply.metrics) for reply in accepted])
         return wire.pack_state(merged, self.rule.name), MetricRecord(dict(metrics))
 
@@ -162,8 +175,8 @@ class LoraStrategy(Strategy):
         for message in replies:
             try:
                 raise_failure(message)
-                metrics = read_metrics(message)
-                scored.append((metrics["count"], metrics))
+                if metrics := read_metrics(message):  # nodes in a private run tell none
+                    scored.append((metrics["count"], metrics))
             except BouquetError as refusal:
                 log(WARNING, "round %s: refused a reply: %s", server_round, refusal)
         return MetricRecord(dict(mean_metrics(scored))) if scored else None
@@ -194,14 +207,17 @@ def choose(nodes: Sequence[int], fraction: float, seed: int, round: int) -> list
 
 
 def raise_failure(message: Message) -> None:
-    """Raise :class:`BouquetError` if a reply reports an error of Flower's or of the node's app."""
+    """Raise :class:`BouquetError` if a reply reports an error of Flower's or of the node's app.
+
+    It is a :class:`RefusalError` where asking again will not help.
+    """
     if message.has_error():
         raise BouquetError(
             f"Flower error {message.error.code}", got=(message.error.reason or "no reason given").strip()
         )
     failure = message.content.config_records.get("failure")
     if failure is not None:
-        raise BouquetError(str(failure["reason"]))
+        raise (RefusalError if failure.get("refused") else BouquetError)(str(failure["reason"]))
 
 
 def read_metrics(message: Message) -> Metrics:

@@ -56,6 +56,7 @@ class InProcessGrid(Grid):
         }
         self.replies: dict[str, Message] = {}
         self.sent: list[Message] = []
+        self.returned: list[tuple[str, RecordDict]] = []
 
     def set_run(self, run: Any) -> None:
         raise AssertionError("not used")
@@ -80,6 +81,7 @@ class InProcessGrid(Grid):
             context = self.contexts[message.metadata.dst_node_id]
             reply = client_app(message, context)
             content: RecordDict | None = travelled(reply.content)
+            self.returned.append((message.metadata.message_type, travelled(reply.content)))
             change = self.tamper.get(int(context.node_config["partition-id"]))
             if change is not None and message.metadata.message_type == "train":
                 content = change(content)

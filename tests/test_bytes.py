@@ -67,7 +67,7 @@ def test_flower_sends_what_the_codec_says(name, bits):
 
 
 def test_frames_that_cannot_be_drawn_are_sent_once():
-    rule = FedSB(source="public.jsonl")
+    rule = FedSB(start="public", source="public.jsonl")
     state = after_a_round(rule)
     strategy = LoraStrategy(rule)
     first, again = strategy.messages(MessageType.TRAIN, state, [1, 2], equipped={2})

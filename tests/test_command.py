@@ -1,7 +1,14 @@
 """The ``bouquet`` command, up to where Flower takes over."""
 
+import json
+import sqlite3
+
 import pytest
 
+from client_app.ledger import DataSet, Ledger
+from common import ledger
+from common.accounting import Release
+from common.config import PrivacyConfig
 from deploy.command import main
 
 
@@ -12,7 +19,7 @@ from deploy.command import main
         (["lora.rank=0", "rule.name=fedex"], "2 mistakes in the run config:"),
         (["train.steps=many"], "train.steps: expected a valid integer, got 'many'"),
         (["rule.florist.energy=all"], "rule.florist.energy: expected a number, got 'all'"),
-        (["lora.rank"], "a setting cannot be read: expected key=value, got lora.rank"),
+        (["lora.rank"], "a setting cannot be read: expected key=value, or a .toml file, got lora.rank"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_started(settings, message, capsys, tmp_path):
@@ -21,8 +28,46 @@ def test_mistakes_are_told_before_anything_is_started(settings, message, capsys,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["run", "rules", "compare"])
+@pytest.mark.parametrize("command", ["run", "rules", "plan", "ledger", "compare"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert f"bouquet {command}" in capsys.readouterr().out.split("Example:")[1]
+
+
+@pytest.fixture
+def spent(tmp_path):
+    """A state directory whose ledger has three releases."""
+    privacy = PrivacyConfig.model_validate({"mode": "example", "accountant": "rdp", "noise-multiplier": 2.0})
+    own = Ledger(tmp_path, "ward-3", 0.0, 1e-5)
+    for turn in range(3):
+        release = Release(2.0, 0.05, 10)
+        own.charge(release, DataSet.of([{"text": "a"}]), privacy, run="flu", round=turn, rule="fedit")
+    return tmp_path
+
+
+def test_the_ledger_is_shown_verified_and_exported(spent, capsys):
+    def say(action):
+        assert main(["ledger", action, "--directory", str(spent)]) == 0
+        return capsys.readouterr().out
+
+    rows = ledger.read(spent)
+    shown = say("show")
+    assert [line.split("│")[6].strip() for line in shown.splitlines() if "│ flu" in line] == ["1", "2", "3"]
+    assert f"data set {rows[0].dataset[:12]}: epsilon {rows[-1].epsilon:.4g} at delta 1e-05" in shown
+    assert say("verify") == f"3 releases, nothing changed or missing; the last digest is {rows[-1].digest}\n"
+    assert [ledger.Entry(**json.loads(line)) for line in say("export").splitlines()] == rows
+
+
+def test_a_ledger_that_was_changed_is_told(spent, capsys):
+    with sqlite3.connect(ledger.path(spent)) as connection:
+        connection.execute("UPDATE release SET steps = 1 WHERE number = 2")
+    connection.close()
+    assert main(["ledger", "verify", "--directory", str(spent)]) == 2
+    assert "bouquet: the privacy ledger is not as it was written" in capsys.readouterr().err
+
+
+def test_a_ledger_that_is_not_there_is_told_and_not_made(tmp_path, capsys):
+    assert main(["ledger", "show", "--directory", str(tmp_path)]) == 2
+    assert "there is no ledger" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

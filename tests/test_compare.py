@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError
 from common.error import BouquetError
+from common.section import ConfigError
 from deploy.command import main
 from deploy.compare.cells import Cell, cells
 from deploy.compare.profile import FOLDER, Profile, find, read
@@ -241,7 +241,7 @@ def test_private_runs_are_drawn_against_epsilon(small, tmp_path):
 
 
 def test_a_dry_run_lists_the_runs(capsys, tmp_path):
-    arguments = ["compare", "stdlib", "--dry-run", "--quick", "--output", str(tmp_path / "out"), "train.steps=3"]
+    arguments = ["compare", "stdlib", "train.epochs=3", "--dry-run", "--quick", "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split("(")[1].split(",")[0] for line in listed] == ["local", "centralised", "fedit", "fedex-lora"]

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.config import parse_config_args
 
-from common.config import ConfigError, NodeConfig, RunConfig
+from common.config import NodeConfig, RunConfig
 from common.error import BouquetError
+from common.section import ConfigError
 from common.tasks import TASKS
 from strategies import OPTIONS, RULES, build, read_config
 
@@ -96,3 +98,35 @@ def test_a_nodes_label_is_its_name_or_its_partition():
 def test_rank_stabilised_scaling():
     assert RunConfig.from_flower({"lora.rank": 4, "lora.alpha": 8.0}).lora.scale == 2.0
     assert RunConfig.from_flower({"lora.rank": 4, "lora.alpha": 8.0, "lora.rslora": True}).lora.scale == 4.0
+
+
+@pytest.mark.parametrize(("profile", "rule"), [("private", "ffa-lora"), ("dp-lora", "fedit")])
+def test_a_profile_is_a_run_config_as_flower_reads_it(profile, rule):
+    flat = parse_config_args([str(PYPROJECT.parent / f"profiles/{profile}.toml")])
+    config = read_config(flat)
+    assert (config.rule.name, config.privacy.mode, config.train.weighting) == (rule, "example", "uniform")
+    assert build(config).name == rule
+
+
+def test_noise_on_the_mean_is_refused_for_a_rule_that_needs_more():
+    private = {"rule.name": "flora", "train.weighting": "uniform"}
+    config = read_config({**private, "privacy.mode": "update-central"})
+    expected = (
+        r"the rule 'flora' needs more .*\(privacy.mode = 'update-central'\): expected one of fedit, ffa-lora, "
+        r"rolora, .*, got flora\. Choose another rule, or privacy.mode = 'example' or 'update-local'"
+    )
+    with pytest.raises(BouquetError, match=expected):
+        build(config)
+    assert build(read_config({**private, "privacy.mode": "update-local"})).name == "flora"
+
+
+def test_a_private_run_is_refused_where_a_setting_would_let_a_count_out():
+    with pytest.raises(ConfigError) as caught:
+        read_config({"privacy.mode": "example", "train.steps": 0})
+    assert str(caught.value).splitlines() == [
+        "2 mistakes in the run config:",
+        "  train.weighting: expected 'uniform' or 'declared' in a private run, got 'examples'",
+        "  train.steps: expected 1 or more in a private run, got 0, which counts a node's examples",
+        "A private run lets no un-noised number leave a node.",
+    ]
+    read_config({"privacy.mode": "update-local", "train.weighting": "declared", "train.steps": 0})

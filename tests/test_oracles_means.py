@@ -132,7 +132,7 @@ def test_fed_sb_trains_a_core_between_orthonormal_frames_that_never_change():
 
 
 def test_the_gradients_start_of_fed_sb_is_its_best_low_rank_step():
-    rule = FedSB(source="public.jsonl", step=0.01)
+    rule = FedSB(start="public", source="public.jsonl", step=0.01)
     state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, blocks=1), seed=0)
     gradient = torch.randn(20, 16, generator=torch.Generator().manual_seed(3))
     start = rule.from_gradient(state, lambda layer: gradient)
@@ -176,3 +176,32 @@ def test_ravan_averages_the_products_of_scale_and_core():
     torch.testing.assert_close(product(merged).float(), ideal, rtol=1e-4, atol=1e-5)
     with pytest.raises(BouquetError, match=r"lora.rank, rule.ravan.heads\): expected a multiple of 2, got 3"):
         rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 3, 2.0, blocks=2), seed=0)
+
+
+def test_frames_that_the_nodes_find_span_what_they_learned_and_settle_after_two_rounds():
+    rule = FedSB(start="nodes")
+    state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, blocks=1), seed=0)
+    a, b, r = (Key("l", part) for part in "ABR")
+    assert [sorted(rule.plan(step).sent) for step in range(4)] == [["B"], ["A"], ["R"], ["R"]]
+    first = [trained(rule, state, seed, seed + 1.0) for seed in range(2)]
+    mean = (first[0].tensors[b] + 2 * first[1].tensors[b]) / 3
+    found = rule.aggregate(state, first)
+    basis = found.adapter[b]
+    torch.testing.assert_close(basis @ (basis.T @ mean), mean, rtol=1e-4, atol=1e-5)
+    assert not product(found).any()
+    second = [trained(rule, found, seed, 1.0) for seed in range(2)]
+    settled = rule.aggregate(found, second)
+    torch.testing.assert_close(
+        product(settled).float(), basis @ (second[0].tensors[a] + second[1].tensors[a]) / 2, rtol=1e-4, atol=1e-5
+    )
+    for frame in (settled.adapter[a], settled.adapter[b].T):
+        torch.testing.assert_close(frame @ frame.T, torch.eye(4), rtol=1e-4, atol=1e-5)
+    later = rule.aggregate(settled, [trained(rule, settled, 5, 1.0)])
+    assert torch.equal(later.adapter[a], settled.adapter[a])
+    assert not torch.equal(later.adapter[r], settled.adapter[r])
+    wide = rule.initial(Spec({"l": LayerShape(5, 3)}, {}, 8, 2.0, blocks=1), seed=0)
+    for step in range(3):
+        wide = rule.aggregate(wide, [trained(rule, wide, step, 1.0)])
+    assert all(torch.isfinite(tensor).all() for tensor in wide.adapter.values())
+    with pytest.raises(BouquetError, match=r"rule.fed-sb.source\): expected a file if, and only if, start is public"):
+        FedSB(start="public")

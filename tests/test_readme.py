@@ -29,9 +29,10 @@ def test_the_tree_names_every_module():
 
 def test_every_key_that_the_documents_name_exists():
     known = set(RunConfig().to_flower())
-    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/architecture.md"):
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         keys = re.findall(
-            r"`((?:model|lora|task|data|rule|merge|train|wire|evaluation|round)\.[a-z-]+)`", document.read_text()
+            r"`((?:model|lora|task|data|rule|merge|train|privacy|wire|evaluation|round)\.[a-z-]+)`",
+            document.read_text(),
         )
         assert set(keys) <= known, document.name
 

@@ -39,6 +39,9 @@ class Classify(Task):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits.float(), labels)
 
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits.float(), labels, reduction="none")
+
     def score(self, logits: Tensor, labels: Tensor) -> Score:
         loss = cross_entropy(logits.float(), labels, reduction="sum").item()
         return Score(loss=loss, correct=int((logits.argmax(-1) == labels).sum()), count=len(labels))

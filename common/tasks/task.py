@@ -61,6 +61,10 @@ class Task(ABC):
         """The training loss of a batch: a scalar."""
 
     @abstractmethod
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The training loss of every example by itself: N values, each from its own row only."""
+
+    @abstractmethod
     def score(self, logits: Tensor, labels: Tensor) -> Score:
         """The held-out sums of a batch."""
 
@@ -104,3 +108,9 @@ def next_token_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> 
     return cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction=reduction
     )
+
+
+def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same for every example by itself: the mean over its own labels, zero where it has none."""
+    losses = next_token_loss(logits, labels, reduction="none").view(len(labels), -1)
+    return losses.sum(1) / (labels[:, 1:] != IGNORED).sum(1).clamp(min=1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from common.tasks.task import IGNORED, Example, Score, Task, next_token_loss
+from common.tasks.task import IGNORED, Example, Score, Task, next_token_loss, next_token_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +32,9 @@ class Text(Task):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return next_token_loss(logits, labels)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return next_token_losses(logits, labels)
 
     def score(self, logits: Tensor, labels: Tensor) -> Score:
         loss = next_token_loss(logits, labels, reduction="sum").item()

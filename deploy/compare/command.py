@@ -3,9 +3,10 @@
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from common.error import BouquetError
-from deploy.arguments import Commands, parse
+from deploy import settings
 from deploy.compare.cells import cells
 from deploy.compare.profile import find, read
 from deploy.compare.report import write
@@ -17,8 +18,8 @@ A profile says what is compared; profiles/ has some, and docs/comparing.md says 
 command goes on where it was: finished runs are kept."""
 
 
-def add(commands: Commands) -> None:
-    """The command's arguments."""
+def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Add the subcommand."""
     compare = commands.add_parser(
         "compare",
         help="compare rules on one task, by simulation",
@@ -26,7 +27,8 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compare.add_argument("profile", help="a TOML file, or the name of one in profiles/")
-    compare.add_argument("settings", nargs="*", metavar="key=value", help="directly after the profile: run config laid over its own")
+    over = "directly after the profile: run config laid over its own, or a TOML file of it"
+    compare.add_argument("settings", nargs="*", metavar="key=value", help=over)
     compare.add_argument("--data", help="the examples: the run config's data.source")
     compare.add_argument("--model", help="the base model: the run config's model.name")
     compare.add_argument("--output", type=Path, help="where everything goes (default comparisons/<profile>)")
@@ -40,7 +42,9 @@ def add(commands: Commands) -> None:
 def _compare(options: argparse.Namespace) -> int:
     _demand_matplotlib()
     path = find(options.profile)
-    over = parse(options.settings) | _located("data.source", options.data) | _located("model.name", options.model)
+    over = (
+        settings.read(options.settings) | _located("data.source", options.data) | _located("model.name", options.model)
+    )
     profile = read(path, over)
     output = (options.output or Path("comparisons") / path.stem).resolve()
     chosen = cells(profile, over, options.quick)

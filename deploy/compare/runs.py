@@ -53,9 +53,8 @@ class Runs:
         resume = (run / "checkpoints").is_dir() and _config(run) == cell.config
         if run.exists() and not resume:
             shutil.rmtree(run)
-        own = {"run-name": cell.name, "resume": resume}
-        settings = [f"{key}={json.dumps(value)}" for key, value in (dict(cell.config) | own).items()]
-        code = simulate(self._nodes, *self._machine, self._folder, settings, follow=False)
+        config = dict(cell.config) | {"run-name": cell.name, "resume": resume}
+        code = simulate(self._nodes, *self._machine, self._folder, config, follow=False)
         if code:
             shutil.copy(self._folder / "flower.log", self._log(cell))
         return code == 0 and self.is_finished(cell)

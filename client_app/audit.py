@@ -1,0 +1,59 @@
+"""The audit log of this machine: one line of JSON, of mode 0600, for every message before it leaves."""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message, RecordDict
+
+from common import wire
+from common.config import NodeConfig
+
+
+def path(directory: Path) -> Path:
+    """The log's file in a node's state directory."""
+    return directory / "audit.jsonl"
+
+
+def write(node: NodeConfig, received: Message, content: RecordDict, epsilon: float | None) -> None:
+    """Write down that ``content`` answers ``received``; on the disk when this returns.
+
+    ``epsilon`` is what the data has cost with this message, None where it costs nothing.
+    """
+    meta = received.metadata
+    line = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "node": node.label,
+        "run": meta.run_id,
+        "round": meta.group_id,
+        "message": meta.message_type,
+        **_described(content),
+        "epsilon": epsilon,
+    }
+    node.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # One write in append mode: nodes of a simulation share the file.
+    log = os.open(path(node.state), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    try:
+        os.write(log, (json.dumps(line) + "\n").encode())
+        os.fsync(log)
+    finally:
+        os.close(log)
+
+
+def _described(content: RecordDict) -> dict[str, Any]:
+    """What a reply holds: its records, its tensors and their bytes, every figure and fact, and a digest of it all."""
+    sha = hashlib.sha256()
+    tensors = size = 0
+    for name, arrays in sorted(content.array_records.items()):
+        tensors += len(wire.read_header(arrays).tensors)
+        size += wire.payload_bytes(arrays)
+        for key, array in arrays.items():
+            sha.update(f"{name}/{key}".encode() + array.data)
+    said = {name: dict(record) for name, record in content.metric_records.items()} | {
+        name: dict(record) for name, record in content.config_records.items()
+    }
+    sha.update(json.dumps(said, sort_keys=True, default=repr).encode())
+    return {"records": sorted(content), "tensors": tensors, "bytes": size, "digest": sha.hexdigest(), "said": said}

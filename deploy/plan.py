@@ -1,0 +1,189 @@
+"""``bouquet plan``: what a private run would cost each node, and whether it can learn at that price.
+
+The noise is what the run itself would use, by the same functions. It is for the worst case, a node that takes part in
+every round: noise for the mean participation is too little for whoever is drawn more often.
+
+*Noise over signal* is the norm of a step's noise over the largest norm that the sum of clipped gradients can have:
+``sqrt(d) sigma / B`` for d trained values and a mean batch of B. For the whole change of a node it is
+``2 sqrt(d) sigma``, since the change can turn round; on the mean of n nodes it is ``sqrt(d) sigma / n``. Near 1 and
+above, a step is mostly noise.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from common import accounting
+from common.accounting import Release
+from common.adapter import Spec
+from common.codec import size_in_bytes
+from common.config import RunConfig
+from common.error import BouquetError
+from deploy import settings
+from strategies import RULES, Rule, build, read_config
+
+MOSTLY_NOISE = 1.0
+SAYS_LITTLE = 10.0
+
+
+@dataclass(frozen=True)
+class RulePlan:
+    """What a rule trains and sends in a round: values (the most over the rounds), and bytes one way and the other."""
+
+    name: str
+    trained: int
+    noised: int
+    up: int
+    down: int
+
+
+def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "plan",
+        help="what a private run would cost each node",
+        description="Example: bouquet plan --examples 5000,1200 profiles/private.toml privacy.epsilon=3",
+    )
+    parser.add_argument(
+        "--examples", type=_sizes, required=True, metavar="N,N,...", help="training examples of each node"
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="run config, or a TOML file of it")
+    parser.set_defaults(work=lambda options: show(read_config(settings.read(options.settings)), options.examples))
+
+
+def releases(config: RunConfig, examples: Sequence[int]) -> list[Release]:
+    """The release of each round, for each size of a node."""
+    return [accounting.plan(config.privacy, size, config.train.steps, config.num_server_rounds) for size in examples]
+
+
+def _plans(config: RunConfig, spec: Spec) -> Iterator[RulePlan]:
+    """The plan of every rule that fits the privacy mode and the rank; a misfit of the run's own rule is raised."""
+    for name in RULES:
+        try:
+            yield rule_plan(_rule(config, name), spec, config)
+        except BouquetError:
+            if name == config.rule.name:
+                raise
+
+
+def rule_plan(rule: Rule, spec: Spec, config: RunConfig) -> RulePlan:
+    """What a rule costs, for a model of this shape."""
+    spec = replace(spec, blocks=rule.blocks)
+    sizes = {key: tensor.numel() for key, tensor in rule.initial(spec, config.seed).adapter.items()}
+    rounds = range(min(config.num_server_rounds, 2))  # a rule alternates between two rounds at most
+    trained = max(sum(size for key, size in sizes.items() if rule.trains(turn, key)) for turn in rounds)
+    sent = max(sum(size for key, size in sizes.items() if rule.sends(turn, key)) for turn in rounds)
+    down = sum(size for key, size in sizes.items() if key.part not in rule.drawn)
+    noised = trained if config.privacy.mode == "example" else sent
+    return RulePlan(
+        rule.name, trained, noised, size_in_bytes(config.wire.up, sent), size_in_bytes(config.wire.down, down)
+    )
+
+
+def noise_over_signal(config: RunConfig, values: int, release: Release, examples: int, nodes: int) -> float:
+    """The norm of the noise over the largest norm of what it covers."""
+    spread = math.sqrt(values) * release.noise_multiplier
+    per_mode = {
+        "example": spread / (release.sample_rate * examples),
+        "update-local": 2 * spread,
+        "update-central": spread / nodes,
+    }
+    return per_mode[config.privacy.mode]
+
+
+def warnings(config: RunConfig, examples: Sequence[int], planned: Sequence[Release], own: RulePlan) -> list[str]:
+    """What the run should not be started with."""
+    privacy, found = config.privacy, []
+    for size, release in zip(examples, planned, strict=True):
+        if privacy.delta >= 1 / size:
+            found.append(
+                f"{size} examples: delta {privacy.delta:g} is not below 1/{size}: a mechanism that gives one record "
+                f"away in full could keep to it. Set privacy.delta to {0.1 / size:.0e} or less."
+            )
+        if privacy.mode == "example" and privacy.expected_batch >= size:
+            found.append(f"{size} examples: every one is in every step; sampling protects none of them.")
+        if (share := noise_over_signal(config, own.noised, release, size, len(examples))) >= MOSTLY_NOISE:
+            cure = {
+                "example": "Raise privacy.expected-batch, or train fewer values (another rule, a lower lora.rank).",
+                "update-local": "Use privacy.mode = 'example': this mode is for thousands of nodes or few values.",
+                "update-central": "It takes more nodes, or fewer values.",
+            }
+            found.append(f"{size} examples: noise is {share:.2g} times the largest signal. {cure[privacy.mode]}")
+    if privacy.epsilon > SAYS_LITTLE and not privacy.noise_multiplier:
+        ratio = math.exp(min(privacy.epsilon, 700))
+        found.append(f"epsilon {privacy.epsilon:g} promises little: it lets odds change {ratio:.0e}-fold.")
+    return found
+
+
+def show(config: RunConfig, examples: Sequence[int]) -> int:
+    """Print the plan. Raises :class:`BouquetError` where the run is not private."""
+    privacy, rounds = config.privacy, config.num_server_rounds
+    if privacy.mode == "none":
+        raise BouquetError("a run without privacy has no plan", where="privacy.mode", cure="Set privacy.mode=example.")
+    build(config)
+    planned = releases(config, examples)
+    console = Console(width=110, highlight=False, soft_wrap=True)
+    console.print(
+        f"{privacy.mode}, {rounds} rounds, delta {privacy.delta:g}, accountant {privacy.accountant}; "
+        "for a node that takes part in every round"
+    )
+    console.print(_costs(config, examples, planned))
+    from common import models  # what knows models takes seconds to import
+
+    spec = models.describe(config.model, config.lora, config.task)
+    plans = {plan.name: plan for plan in _plans(config, spec)}
+    console.print(_rules(config, examples, planned, plans))
+    for warning in warnings(config, examples, planned, plans[config.rule.name]):
+        console.print(f"warning: {warning}", markup=False)
+    return 0
+
+
+def _costs(config: RunConfig, examples: Sequence[int], planned: Sequence[Release]) -> Table:
+    """A column a node: its release, and epsilon after each round."""
+    privacy = config.privacy
+    table = Table("examples", *map(str, examples))
+    for label, facts in (
+        ("noise multiplier", [f"{release.noise_multiplier:.4g}" for release in planned]),
+        ("sampling rate", [f"{release.sample_rate:.4g}" for release in planned]),
+        ("steps a round", [str(release.steps) for release in planned]),
+    ):
+        table.add_row(label, *facts)
+    table.add_section()
+    for turn in range(1, config.num_server_rounds + 1):
+        spent = [accounting.epsilon([release] * turn, privacy.delta, privacy.accountant) for release in planned]
+        table.add_row(f"epsilon after round {turn}", *(f"{epsilon:.3f}" for epsilon in spent))
+        if config.fraction_train < 1 and turn == round(config.fraction_train * config.num_server_rounds):
+            table.add_row(f"  (a node's mean share of the rounds: {turn})")
+    return table
+
+
+def _rules(config: RunConfig, examples: Sequence[int], planned: Sequence[Release], plans: dict[str, RulePlan]) -> Table:
+    """A row a rule: what it trains, what crosses, and a node's noise over its signal."""
+    sizes = [f"noise/signal, {size}" for size in examples]
+    table = Table(
+        "rule", "trained values", "MB up", "MB down", *sizes, title="a round of one node", title_justify="left"
+    )
+    for name, plan in plans.items():
+        ratios = [
+            noise_over_signal(config, plan.noised, release, size, len(examples))
+            for size, release in zip(examples, planned, strict=True)
+        ]
+        facts = (f"{plan.trained:,}", f"{plan.up / 1e6:.3f}", f"{plan.down / 1e6:.3f}", *(f"{r:.3g}" for r in ratios))
+        table.add_row(f"{name} *" if name == config.rule.name else name, *facts)
+    return table
+
+
+def _rule(config: RunConfig, name: str) -> Rule:
+    return build(config.model_copy(update={"rule": config.rule.model_copy(update={"name": name})}))
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = [int(size) for size in text.split(",")]
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError("expected whole numbers above 0")
+    return sizes

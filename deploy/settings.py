@@ -1,0 +1,46 @@
+"""The run config as it is written on a command line: ``key=value``, and TOML files of such keys."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.error import BouquetError
+from common.section import flatten
+
+
+def read(settings: Sequence[str]) -> dict[str, Any]:
+    """Flower's flat run config; a later setting wins. A bare word is a string.
+
+    Raises :class:`BouquetError` on what is neither ``key=value`` nor a TOML file.
+    """
+    flat: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals and setting.endswith(".toml"):
+            flat |= _file(setting)
+        elif not equals:
+            raise BouquetError("a setting cannot be read", expected="key=value, or a .toml file", got=setting)
+        else:
+            flat[key] = _value(value)
+    return flat
+
+
+def write(flat: Mapping[str, Any]) -> list[str]:
+    """The same as ``key=value`` with the value as TOML, which is what Flower reads."""
+    return [f"{key}={json.dumps(value)}" for key, value in flat.items()]
+
+
+def _file(name: str) -> dict[str, Any]:
+    try:
+        return dict(flatten(tomllib.loads(Path(name).read_text(encoding="utf-8"))))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise BouquetError("a file of settings cannot be read", where=name, got=str(error)) from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,19 @@
+"""The published mistakes, seeded one by one into a copy of the code: the suite must catch each.
+
+    python -m tests.mutants          (or: make mutants)
+
+A mutant is one line of text exchanged for another. The tests that it names run against it and have to fail; one that
+survives, or that no longer applies, is printed, and the exit code is 1.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """``old`` in ``file`` becomes ``new``, and one of ``tests`` fails; ``bug`` says whose mistake that is."""
+
+    bug: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]

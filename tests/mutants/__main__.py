@@ -1,0 +1,47 @@
+"""Tries every mutant."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.mutants import Mutant
+from tests.mutants.budget import BUDGET
+from tests.mutants.privacy import PRIVACY
+from tests.mutants.rules import RULES
+
+ROOT = Path(__file__).parents[2]
+
+
+def caught(mutant: Mutant, folder: Path) -> bool:
+    """Whether the suite fails on ``mutant``. Raises :class:`ValueError` if the mutant no longer applies."""
+    file = folder / mutant.file
+    source = file.read_text()
+    if source.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.file} has {source.count(mutant.old)} places with {mutant.old!r}, expected 1")
+    file.write_text(source.replace(mutant.old, mutant.new))
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--durations=0", "-p", "no:cacheprovider", *mutant.tests]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    file.write_text(source)
+    return run.returncode == 1
+
+
+def main() -> int:
+    """Try every mutant; returns the exit code."""
+    mutants = RULES + PRIVACY + BUDGET
+    survivors = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "copy"
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "runs")
+        shutil.copytree(ROOT, folder, ignore=ignored)
+        for mutant in mutants:
+            killed = caught(mutant, folder)
+            survivors += not killed
+            print(f"{'caught  ' if killed else 'SURVIVED'}  {mutant.bug}", flush=True)
+    print(f"{len(mutants) - survivors} of {len(mutants)} mutants caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The node's own policy and its audit log: what is refused before training, what before sending, what is noted."""
+
+import hashlib
+import json
+import re
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+
+from client_app import audit
+from client_app.policy import Policy
+from common import ledger, wire
+from common.adapter import Key, Update
+from common.error import BouquetError, RefusalError
+from common.section import ConfigError
+from strategies import build, read_config
+from tests.grid import run_in_process
+from tests.test_private_run import PRIVATE, events
+
+
+def policy(tmp_path, text: str) -> str:
+    file = tmp_path / "policy.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def reply(*, part: str = "B", weight: float = 1.0, codec: str = "fp32", **metrics: float) -> RecordDict:
+    update = Update({Key("layer", part): torch.ones(4, 2)}, weight, 1.0)
+    record = wire.pack_update(update, "ffa-lora", 0, "ward-3", codec=codec)
+    return RecordDict({"update": record, "metrics": MetricRecord(metrics)})
+
+
+def test_every_mistake_in_a_policy_is_told_at_once(tmp_path):
+    file = policy(tmp_path, 'rules = ["fedex"]\nmax-byte = 5\nmin-examples = "many"\n[privacy]\nmodes = ["exmple"]\n')
+    with pytest.raises(ConfigError) as caught:
+        Policy.read(file)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[0] == f"4 mistakes in the policy {file}:"
+    assert re.match(r"rules: expected one of fedit, .*, got 'fedex'. Did you mean 'fedex-lora'\?", lines[1])
+    assert "max-byte: unknown key. Did you mean 'max-bytes'?" in lines
+    assert "min-examples: expected a valid integer, got 'many'" in lines
+    assert any(line.startswith("privacy.modes.0: expected 'none', 'example', ") for line in lines)
+
+
+@pytest.mark.parametrize("text", [None, "rules = ["])
+def test_a_policy_that_cannot_be_read_allows_nothing(text, tmp_path):
+    file = policy(tmp_path, text) if text else str(tmp_path / "no.toml")
+    with pytest.raises(RefusalError, match=r"the node's policy cannot be read \(.*toml\): got"):
+        Policy.read(file)
+
+
+def test_a_coordinator_that_asks_for_more_is_refused_with_everything_it_may_not_have(settings, tmp_path):
+    text = 'rules = ["ffa-lora", "fedsvd"]\nmodels = ["/models/small"]\nparts = ["B"]\ncodecs = ["bf16"]\n'
+    file = policy(tmp_path, text + '[privacy]\nmodes = ["example"]\nmax-epsilon = 8.0\n')
+    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: {"policy": file}})
+    (failure,) = events(tmp_path, "failure")
+    assert failure["during"] == "roll call"
+    assert failure["reason"].splitlines() == [
+        "this node's policy does not allow it:",
+        "  rule.name: expected ffa-lora or fedsvd, got 'fedit'",
+        "  model.name: expected /models/small, got 'embedded'",
+        "  what the rule 'fedit' sends: expected B, got 'A'",
+        "  wire.up: expected bf16, got 'fp32'",
+        "  privacy.mode: expected example, got 'none'",
+        "  privacy.mode: expected a private run (max-epsilon, min-noise-multiplier), got 'none'",
+    ]
+    (line,) = events(tmp_path, "merge")
+    assert line["nodes"] == 1
+
+
+def test_too_few_examples_or_too_little_noise_is_refused_before_anything_is_charged(settings, tmp_path):
+    few = policy(tmp_path, "min-examples = 37\n")
+    noisy = tmp_path / "noisy.toml"
+    noisy.write_text("[privacy]\nmin-noise-multiplier = 50.0\nmax-epsilon = 2.0\n")
+    nodes = {1: {"policy": few}, 2: {"policy": str(noisy)}}
+    run_in_process(settings(**{**PRIVATE, "num-server-rounds": 1}), nodes=3, node_config=nodes)
+    reasons = [failure["reason"] for failure in events(tmp_path, "failure")]
+    assert reasons == [
+        "this node's policy does not allow it:\n  examples: expected 37 or more (min-examples), got fewer",
+        "this node's policy does not allow it:\n"
+        "  the noise multiplier: expected 50 or more (min-noise-multiplier), got less\n"
+        "  the run's epsilon at delta 1e-05: expected at most 2, got more",
+    ]
+    assert len(ledger.read(tmp_path / "state")) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("train", reply(part="A"), "parts in the update: expected B, got 'A'"),
+        ("train", reply(codec="bf16"), "the update's codec: expected fp32, got 'bf16'"),
+        ("train", reply(weight=36.0), "the update's weight: expected a public one in a private run, got another"),
+        ("train", reply(loss=1.5), "figures in a private run: expected none, got 'loss'"),
+        ("train", reply(steps=3), "figures in a private run: expected none, got 'steps'"),
+        ("evaluate", reply(), "records of a reply: expected metrics or sample, got 'update'"),
+        (
+            "query",
+            RecordDict({"node": ConfigRecord({"name": "ward-3", "examples": 36})}),
+            "facts in a private run: expected code or name or rank or where, got 'examples'",
+        ),
+        (
+            "evaluate",
+            RecordDict({"sample": ConfigRecord({"text": "def "})}),
+            "facts in a private run: expected code or name or rank or where, got 'text'",
+        ),
+        (
+            "train",
+            RecordDict({"notes": ConfigRecord({})}),
+            "records of a reply: expected metrics or update, got 'notes'",
+        ),
+    ],
+)
+def test_what_may_not_leave_does_not(kind, content, message, tmp_path):
+    allowed = Policy.read(policy(tmp_path, 'parts = ["B"]\ncodecs = ["fp32"]\n'))
+    config = read_config(PRIVATE)
+    allowed.check_run(config, build(config), 0.0)
+    allowed.check_reply("train", reply(), config, 1.0)
+    allowed.check_reply("train", reply(weight=3.0), config, 3.0)
+    with pytest.raises(RefusalError, match=re.escape(message)):
+        allowed.check_reply(kind, content, config, 1.0)
+
+
+def test_an_update_that_is_too_large_stays_and_is_charged_all_the_same(settings, tmp_path):
+    file = policy(tmp_path, "max-bytes = 1000\n")
+    with pytest.raises(BouquetError, match="no node can take part"):
+        run_in_process(settings(**PRIVATE), nodes=2, node_config={0: {"policy": file}, 1: {"policy": file}})
+    reasons = {failure["reason"] for failure in events(tmp_path, "failure")}
+    (reason,) = reasons
+    assert re.search(r"bytes: expected at most 1,000 \(max-bytes\), got [\d,]+", reason)
+    assert len(ledger.read(tmp_path / "state")) == 2
+
+
+def test_the_audit_log_has_a_line_for_everything_that_left_and_nothing_else_left(settings, tmp_path):
+    grid = run_in_process(
+        settings(**{**PRIVATE, "num-server-rounds": 2}), nodes=2, node_config={1: {"privacy-epsilon": 0.5}}
+    )
+    log = audit.path(tmp_path / "state")
+    assert log.stat().st_mode & 0o777 == 0o600
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == len(grid.returned)
+    rows = ledger.read(tmp_path / "state")
+    for line, (kind, content) in zip(lines, grid.returned, strict=True):
+        assert (line["message"], line["records"]) == (kind, sorted(content))
+        said = {name: dict(record) for name, record in content.metric_records.items()}
+        said |= {name: dict(record) for name, record in content.config_records.items()}
+        sha = hashlib.sha256()
+        if "update" in content.array_records:
+            arrays = content.array_records["update"]
+            assert line["tensors"] == len(wire.read_header(arrays).tensors)
+            assert line["bytes"] == wire.payload_bytes(arrays)
+            for key, array in arrays.items():
+                sha.update(f"update/{key}".encode() + array.data)
+            assert line["epsilon"] in [row.epsilon for row in rows]
+        else:
+            assert (line["tensors"], line["bytes"], line["epsilon"]) == (0, 0, None)
+        assert line["said"] == said
+        sha.update(json.dumps(said, sort_keys=True).encode())
+        assert line["digest"] == sha.hexdigest()
+    (refused,) = [line for line in lines if "failure" in line["said"]]
+    assert (refused["node"], refused["round"]) == ("node-001", "0")
+    assert refused["said"]["failure"]["reason"].startswith("the privacy budget of this node is spent")
+
+
+def test_plain_runs_are_logged_too(settings, tmp_path):
+    grid = run_in_process(settings(**{"num-server-rounds": 1}), nodes=2)
+    lines = [json.loads(line) for line in audit.path(tmp_path / "state").read_text().splitlines()]
+    assert [line["message"] for line in lines] == [kind for kind, _ in grid.returned]
+    assert {line["epsilon"] for line in lines} == {None}
