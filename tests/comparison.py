@@ -10,7 +10,13 @@ ROUNDS = 4
 
 
 def finish(
-    cell: Cell, folder: Path, figures: Mapping[str, float], *, before: float = 0.5, megabytes: float = 1
+    cell: Cell,
+    folder: Path,
+    figures: Mapping[str, float],
+    *,
+    before: float = 0.5,
+    megabytes: float = 1,
+    metric: str = "accuracy",
 ) -> None:
     """A finished run of four rounds, whose nodes rise in equal steps from ``before`` to ``figures``."""
     run = folder / cell.name
@@ -23,10 +29,8 @@ def finish(
         if number:
             size = int(megabytes * 1e6)
             lines.append({"phase": "merge", "round": number, "bytes_up": size, "bytes_down": size, "seconds": 2.0})
-        lines += [
-            {"phase": "evaluate", "round": number, "node": node, "accuracy": figure} for node, figure in now.items()
-        ]
+        lines += [{"phase": "evaluate", "round": number, "node": node, metric: figure} for node, figure in now.items()]
         overall = sum(now.values()) / len(now)
-        lines.append({"phase": "heldout", "round": number, "loss": 0.5, "accuracy": overall})
+        lines.append({"phase": "heldout", "round": number, "loss": 0.5, metric: overall})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "summary.json").write_text(json.dumps({"rounds": ROUNDS, "metric": "accuracy"}))
+    (run / "summary.json").write_text(json.dumps({"rounds": ROUNDS, "metric": metric}))

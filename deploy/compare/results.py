@@ -109,8 +109,10 @@ def rows(results: Sequence[Result], quality: str) -> list[Row]:
     table: list[Row] = []
     for setting, together in settings.items():
         # Before the first round a run has the base model, whatever the rule: one run a seed is enough.
-        scored = sorted(together, key=lambda result: bool(result.central))
-        plain = {result.cell.seed: result for result in scored if result.cell.epsilon is None}
+        plain: dict[int, Result] = {}
+        for result in sorted(together, key=lambda result: not result.central):
+            if result.cell.epsilon is None:
+                plain.setdefault(result.cell.seed, result)
         table += [_row(BASE, setting, list(plain.values()), quality, min)] if plain else []
         lines: dict[tuple[str, str], list[Result]] = {}
         for result in together:
