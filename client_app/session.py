@@ -241,9 +241,10 @@ def _examples(
     dataset = sources.node_dataset(data, node, seed)
     kind.check(dataset.column_names, where=node.data or data.source)
     tokenizer = base.load_tokenizer(model)
+    own, heldout = sources.split(dataset, data.holdout, seed)
     parts = [
         [example for record in part for example in islice(kind.encode(record, tokenizer), most)]
-        for part in sources.split(dataset, data.holdout, seed)
+        for part in (sources.pool(data, node, seed) if data.pooled else own, heldout)
     ]
     for name, part in zip(("train on", "hold out"), parts, strict=True):
         if not part:

@@ -72,7 +72,10 @@ class TaskConfig(Section):
 
 
 class DataConfig(Section):
-    """Where examples come from. ``source`` is ``stdlib``, a file, a folder, or a hub data set."""
+    """Where examples come from. ``source`` is ``stdlib``, a file, a folder, or a hub data set.
+
+    ``pooled`` is for a baseline in a simulation: every node trains on all nodes' training examples, not on its own.
+    """
 
     source: str = "stdlib"
     partition: Literal["natural", "iid", "dirichlet", "none"] = "natural"
@@ -80,6 +83,7 @@ class DataConfig(Section):
     dirichlet_alpha: Positive = 0.5
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     limit: CountOrOff = 0
+    pooled: bool = False
 
 
 class RuleConfig(Section):
@@ -263,6 +267,8 @@ class RunConfig(Section):
             mistakes.append("train.weighting: expected 'uniform' or 'declared' in a private run, got 'examples'")
         if self.privacy.mode == "example" and not self.train.steps:
             mistakes.append("train.steps: expected 1 or more in a private run, got 0, which counts a node's examples")
+        if self.data.pooled:
+            mistakes.append("data.pooled: expected false in a private run, got true, which no node's ledger covers")
         return mistakes
 
     def to_flower(self) -> dict[str, Any]:

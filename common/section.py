@@ -12,6 +12,7 @@ class ConfigError(BouquetError):
     """Every mistake in a config, one a line."""
 
     def __init__(self, mistakes: list[str], where: str, cure: str) -> None:
+        self.mistakes = mistakes
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         super().__init__("\n  ".join([f"{count} in the {where}:", *mistakes]) + f"\n{cure}")
 
@@ -36,7 +37,8 @@ def validate(model: type[S], flat: Mapping[str, Any], mistakes: list[str], where
     try:
         settings = model.model_validate(_unflatten(flat))
     except ValidationError as error:
-        known = list(dict(flatten(model().model_dump(by_alias=True))))
+        default = model().model_dump(by_alias=True)
+        known = [*default, *dict(flatten(default))]
         mistakes = mistakes + [_describe(dict(detail), known) for detail in error.errors()]
         raise ConfigError(mistakes, where, cure) from None
     if mistakes:

@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, NaturalIdPartitioner, Partitioner
 
@@ -56,6 +56,21 @@ def split(dataset: Dataset, holdout: float, seed: int) -> tuple[Dataset, Dataset
     size = min(max(1, round(holdout * len(dataset))), len(dataset) - 1)
     parts = dataset.train_test_split(test_size=size, seed=seed)
     return parts["train"], parts["test"]
+
+
+def pool(data: DataConfig, node: NodeConfig, seed: int) -> Dataset:
+    """The training examples of all nodes of a simulation, none of what any of them holds out.
+
+    Raises :class:`BouquetError` on a node with data of its own, which knows no other node's.
+    """
+    if node.data:
+        raise BouquetError(
+            "a node with its own data cannot train on the others'",
+            where=f"{node.label}, data.pooled = true",
+            cure="data.pooled is a baseline for simulations: leave it false.",
+        )
+    nodes = (node.model_copy(update={"partition_id": number}) for number in range(node.num_partitions))
+    return concatenate_datasets([split(node_dataset(data, each, seed), data.holdout, seed)[0] for each in nodes])
 
 
 @lru_cache(maxsize=2)

@@ -6,6 +6,7 @@ bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2
 bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
 bouquet plan --examples 5000,1200 privacy.mode=example train.weighting=uniform
 bouquet ledger show                                   what this node's data has cost
+bouquet compare sst2 --data /data/sst2/train.jsonl    every rule of a profile, side by side
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 
 from common.error import BouquetError
 from deploy import ledger, plan, simulation
+from deploy.compare import command as compare
 from deploy.doctor import commands as doctor
 from deploy.site import commands as site
 from strategies import RULES
@@ -25,13 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="bouquet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    simulation.add(commands)
+    simulation.add_to(commands)
     rules = commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
     rules.set_defaults(work=_rules)
-    site.add(commands)
-    doctor.add(commands)
+    site.add_to(commands)
+    doctor.add_to(commands)
     plan.add_to(commands)
     ledger.add_to(commands)
+    compare.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         code: int = options.work(options)
@@ -54,6 +57,6 @@ def rules_table() -> str:
     return "\n".join(rows)
 
 
-def _rules(options: argparse.Namespace) -> int:
+def _rules(_: argparse.Namespace) -> int:
     print(rules_table())
     return 0

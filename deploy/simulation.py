@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from deploy import settings
 from deploy.flower import environment, program
@@ -24,8 +25,8 @@ SIMULATION = {
 NOISE = re.compile(r"\x1b\[\d+m(\((ClientAppActor|pid=)|INFO|WARNING)|^\((ClientAppActor|pid=)")
 
 
-def add(commands: Commands) -> None:
-    """The command's arguments."""
+def add_to(commands: Commands) -> None:
+    """Add the subcommand."""
     run = commands.add_parser(
         "run",
         help="run a simulation on this machine and follow it",
@@ -42,18 +43,22 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     flat = settings.read(options.settings)
     read_config(flat)
-    return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), settings.write(flat))
+    return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), flat)
 
 
-def simulate(nodes: int, cpus: int, gpus: float, directory: Path, overrides: Sequence[str]) -> int:
-    """``flwr run`` on the local simulation: its noise goes to a log file, the run's own lines to the terminal.
+def simulate(
+    nodes: int, cpus: int, gpus: float, directory: Path, config: Mapping[str, Any], *, follow: bool = True
+) -> int:
+    """``flwr run`` on the local simulation: its noise goes to a log file, the run's own lines to the terminal too.
+
+    Without ``follow`` they go to the log alone. Whoever interrupts it stops the run, which Flower would go on with.
 
     Returns 0 only if Flower says that the run completed, which the exit code of ``flwr run`` does not tell.
     """
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "flower.log"
     own = environment(SIMULATION | _own_superlink())
-    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *overrides]
+    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *settings.write(config)]
     federation = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
     command = [program("flwr"), "run", str(APP), "local", "--stream", "--federation-config", federation]
     run_id, failed = "", False
@@ -67,13 +72,20 @@ def simulate(nodes: int, cpus: int, gpus: float, directory: Path, overrides: Seq
             text=True,
         ) as process,
     ):
-        print("starting Flower's simulation", flush=True)
-        for line in process.stdout or ():
-            everything.write(line)
-            run_id = run_id or "".join(re.findall(r"started run (\d+)", line))
-            failed = failed or "Traceback (most recent call last)" in line or "ERROR" in line
-            if not run_id or not (failed or NOISE.search(line)):
-                print(line, end="", flush=True)
+        if follow:
+            print("starting Flower's simulation", flush=True)
+        try:
+            for line in process.stdout or ():
+                everything.write(line)
+                run_id = run_id or "".join(re.findall(r"started run (\d+)", line))
+                failed = failed or "Traceback (most recent call last)" in line or "ERROR" in line
+                if follow and (not run_id or not (failed or NOISE.search(line))):
+                    print(line, end="", flush=True)
+        except KeyboardInterrupt:
+            if run_id:
+                stop = [program("flwr"), "stop", run_id, "local"]
+                subprocess.run(stop, env=own, capture_output=True, check=False)
+            raise
     if not run_id or _status(run_id, own) != "finished:completed":
         print(f"bouquet: the run did not complete; everything Flower said is in {log}", file=sys.stderr)
         return 1

@@ -22,6 +22,7 @@ from strategies.flexlora import FlexLora
 from strategies.flora import FLora
 from strategies.florist import FLoRIST
 from strategies.hetlora import HetLora
+from strategies.local import Local
 from strategies.lora_fair import LoraFair
 from strategies.lora_lego import LoraLego
 from strategies.mean import Mean, MultiKrum, TrimmedMean, WeightedMean
@@ -52,6 +53,7 @@ RULES: Mapping[str, type[Rule]] = {
         FedPLora,
         FLASC,
         LoraLego,
+        Local,
     )
 }
 
@@ -160,6 +162,7 @@ __all__ = [
     "FedSVD",
     "FlexLora",
     "HetLora",
+    "Local",
     "LoraFair",
     "LoraLego",
     "MeanRule",

@@ -122,11 +122,12 @@ def test_noise_on_the_mean_is_refused_for_a_rule_that_needs_more():
 
 def test_a_private_run_is_refused_where_a_setting_would_let_a_count_out():
     with pytest.raises(ConfigError) as caught:
-        read_config({"privacy.mode": "example", "train.steps": 0})
+        read_config({"privacy.mode": "example", "train.steps": 0, "data.pooled": True})
     assert str(caught.value).splitlines() == [
-        "2 mistakes in the run config:",
+        "3 mistakes in the run config:",
         "  train.weighting: expected 'uniform' or 'declared' in a private run, got 'examples'",
         "  train.steps: expected 1 or more in a private run, got 0, which counts a node's examples",
+        "  data.pooled: expected false in a private run, got true, which no node's ledger covers",
         "A private run lets no un-noised number leave a node.",
     ]
     read_config({"privacy.mode": "update-local", "train.weighting": "declared", "train.steps": 0})

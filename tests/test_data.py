@@ -198,3 +198,18 @@ def test_padding_is_not_learnt_and_not_counted():
         logits[1:, :2], batch["labels"][1:, :2], "sum"
     )
     assert score.loss == pytest.approx(alone.item(), rel=1e-6)
+
+
+def test_pooled_training_has_all_nodes_examples_and_nothing_held_out(tmp_path):
+    config = data(source=str(write(tmp_path / "x.jsonl", RECORDS)), partition="iid", holdout=0.2, limit=8)
+    nodes = [node(number, of=3) for number in range(3)]
+    parts = [sources.split(sources.node_dataset(config, each, 0), 0.2, 0) for each in nodes]
+    pooled = sources.pool(config, nodes[1], 0)["text"]
+    assert sorted(pooled) == sorted(text for train, _ in parts for text in train["text"])
+    assert not set(pooled) & {text for _, heldout in parts for text in heldout["text"]}
+
+
+def test_a_node_with_its_own_data_cannot_pool(tmp_path):
+    file = str(write(tmp_path / "x.jsonl", RECORDS))
+    with pytest.raises(BouquetError, match=r"cannot train on the others' \(node-000, data.pooled = true\)"):
+        sources.pool(data(source=file), node(data=file), 0)

@@ -13,7 +13,7 @@ from deploy.site.folder import Site
 from strategies import read_config
 
 
-def add(commands: Commands) -> None:
+def add_to(commands: Commands) -> None:
     """The command's arguments."""
     doctor = commands.add_parser(
         "doctor",

@@ -12,7 +12,7 @@ from deploy.site.certificates import read_certificate, read_public_key
 from deploy.site.folder import Site, SiteFacts
 
 
-def add(commands: Commands) -> None:
+def add_to(commands: Commands) -> None:
     """The command's arguments."""
     site = commands.add_parser(
         "site",

@@ -1,0 +1,81 @@
+"""The runs of a comparison: those that are finished are kept, broken ones resumed, the others started."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploy.compare.cells import TRANSIENT, Cell
+from deploy.compare.results import Result, read
+from deploy.simulation import simulate
+
+
+class Runs:
+    """The folder that holds one run directory a cell, as ``bouquet run`` leaves it."""
+
+    def __init__(self, folder: Path, nodes: int, cpus: int, gpus: float) -> None:
+        self._folder = folder
+        self._nodes = nodes
+        self._machine = (cpus, gpus)
+
+    def results(self, cells: Sequence[Cell]) -> list[Result]:
+        """What the finished cells came to."""
+        return [read(cell, self._folder / cell.name) for cell in cells if self.is_finished(cell)]
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether a cell need not be run again: it has a summary, and the config that is asked for."""
+        run = self._folder / cell.name
+        return (run / "summary.json").is_file() and _config(run) == cell.config
+
+    def run(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Run what is not finished, one after another, a line a cell; returns the cells that failed."""
+        runs = {cell.name: cell for cell in cells}
+        due = [cell for cell in runs.values() if not self.is_finished(cell)]
+        if len(due) < len(runs):
+            print(f"{len(runs) - len(due)} of {len(runs)} runs are finished already", flush=True)
+        failed: list[Cell] = []
+        started = time.monotonic()
+        for number, cell in enumerate(due, start=1):
+            before = time.monotonic()
+            done = self._run(cell)
+            now = time.monotonic()
+            outcome = self._outcome(cell) if done else f"failed, see {self._log(cell)}"
+            left = (now - started) / number * (len(due) - number)
+            timing = f"{now - before:.0f} s, {duration(left)} left"
+            print(f"[{number}/{len(due)}] {cell.label}: {outcome}  {timing}", flush=True)
+            failed += [] if done else [cell]
+        return failed
+
+    def _run(self, cell: Cell) -> bool:
+        run = self._folder / cell.name
+        resume = (run / "checkpoints").is_dir() and _config(run) == cell.config
+        if run.exists() and not resume:
+            shutil.rmtree(run)
+        config = dict(cell.config) | {"run-name": cell.name, "resume": resume}
+        code = simulate(self._nodes, *self._machine, self._folder, config, follow=False)
+        if code:
+            shutil.copy(self._folder / "flower.log", self._log(cell))
+        return code == 0 and self.is_finished(cell)
+
+    def _outcome(self, cell: Cell) -> str:
+        result = read(cell, self._folder / cell.name)
+        return f"{result.metric} {result.heldout:.4g}" if result.heldout is not None else "done"
+
+    def _log(self, cell: Cell) -> Path:
+        return self._folder / f"{cell.name}.log"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _config(run: Path) -> Mapping[str, Any] | None:
+    """The config that a run was started with; None where it cannot be read."""
+    try:
+        config = json.loads((run / "config.json").read_text())["config"]
+        return {key: value for key, value in config.items() if key not in TRANSIENT}
+    except (OSError, ValueError, KeyError):
+        return None
