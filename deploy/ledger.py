@@ -8,9 +8,9 @@ from rich.table import Table
 from common import ledger
 from common.config import STATE_DIRECTORY
 from common.ledger import Entry
+from deploy.settings import Commands
 
 SHORT = 12
-from deploy.settings import Commands
 
 
 def add_to(commands: Commands) -> None:
