@@ -8,19 +8,22 @@ export RAY_USAGE_STATS_ENABLED = 0
 
 QUIET = --quiet --disable-pip-version-check
 
-.PHONY: run test unit mutants lint type clean
+.PHONY: run test unit mutants chaos lint type clean
 
 run: .venv/ready
 	$(BIN)/bouquet run
 
 test: lint type
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist loadfile
 
 unit: .venv/ready
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n logical --dist loadfile -m "not slow"
 
 mutants: .venv/ready
 	$(BIN)/python -m tests.mutants
+
+chaos: .venv/ready
+	$(BIN)/python -m tests.chaos
 
 lint: .venv/ready
 	$(BIN)/ruff check .

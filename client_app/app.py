@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app import worker
 from common.config import NodeConfig
 from common.error import BouquetError, RefusalError
 from common.section import ConfigError
@@ -19,6 +20,8 @@ from common.section import ConfigError
 if TYPE_CHECKING:
     from client_app.session import Session
 
+# Of a defect's traceback, the innermost frames travel.
+FRAMES = 6
 WITHHELD = "an error that a private run does not tell, since its text may hold some of the data; the node's log has it"
 
 app = ClientApp()
@@ -48,11 +51,12 @@ def _answer(message: Message, context: Context, work: Callable[["Session"], Reco
     An error is a reply too, so that the coordinator can say why a node failed. From a private run only the reasons go
     that hold none of the data.
     """
-    from client_app import audit
-    from client_app.session import Session
-
     session = None
     try:
+        if (node := NodeConfig.from_flower(context.node_config)).warm and not worker.inside:
+            return worker.hand_over(message, context, node.state, node.warm)
+        from client_app.session import Session
+
         session = Session(context)
         content = work(session)
         session.check(message.metadata.message_type, content)
@@ -61,10 +65,13 @@ def _answer(message: Message, context: Context, work: Callable[["Session"], Reco
         content = _failure(str(error), refused=True)
     except Exception as error:
         known = isinstance(error, BouquetError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        frames = "".join(traceback.format_exception(error, limit=-FRAMES))
+        reason = str(error) if known else f"{type(error).__name__}: {error}\n{frames}"
         print(reason, file=sys.stderr)
         private = context.run_config.get("privacy.mode", "none") != "none"
         content = _failure(WITHHELD if private else reason)
+    from client_app import audit
+
     audit.write(_node(context), message, content, session.epsilon if session else None)
     return Message(content, reply_to=message)
 

@@ -7,12 +7,17 @@ from safetensors.torch import load_file, save_file
 
 from common.adapter import Key, Tensors
 
+# As many rounds as a resumed run can go back: the newest checkpoint, the one before it if that is torn, and one more.
+KEPT = 3
+
 
 class Memory:
     """What one node keeps in one run, in files of mode 0600.
 
     Three sets of tensors: ``personal`` (trained but not sent), ``frames`` (constant parts that are sent once), and
-    ``feedback`` (what a coarse codec has not sent yet); and a rank, where a rule lowers it.
+    ``feedback`` (what a coarse codec has not sent yet); and a rank, where a rule lowers it. Each set has a file a
+    round: a coordinator that is killed before its checkpoint asks for the round again, and the node must start it from
+    what it had then.
     """
 
     def __init__(self, directory: Path, run: str, node: str) -> None:
@@ -35,18 +40,25 @@ class Memory:
         building.write_text(str(rank))
         self._replace(building, "rank")
 
-    def load(self, name: str) -> Tensors:
-        """What was saved last under a name; nothing before that."""
-        file = self._folder / f"{name}.safetensors"
-        if not file.exists():
+    def load(self, name: str, round: int) -> Tensors:
+        """What was saved under a name for ``round``, or last before it; nothing before that."""
+        before = [file for file in self._files(name) if int(file.stem.rpartition("-")[2]) <= round]
+        if not before:
             return {}
-        return {Key(*key.rsplit(":", 1)): tensor for key, tensor in load_file(file).items()}
+        return {Key(*key.rsplit(":", 1)): tensor for key, tensor in load_file(before[-1]).items()}
 
-    def save(self, name: str, tensors: Tensors) -> None:
-        """Replace what was saved, in one step."""
+    def save(self, name: str, tensors: Tensors, round: int) -> None:
+        """Keep ``tensors`` for ``round`` and those after it, in one step and durably."""
         building = self._building(name)
         save_file({str(key): tensor.contiguous() for key, tensor in tensors.items()}, building)
-        self._replace(building, f"{name}.safetensors")
+        with building.open("rb") as written:
+            os.fsync(written.fileno())
+        self._replace(building, f"{name}-{round:04d}.safetensors")
+        for old in self._files(name)[:-KEPT]:
+            old.unlink()
+
+    def _files(self, name: str) -> list[Path]:
+        return sorted(self._folder.glob(f"{name}-*.safetensors"))
 
     def _building(self, name: str) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

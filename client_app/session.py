@@ -108,7 +108,7 @@ class Session:
         training = self._train(model, state.round, examples, release)
         local = model.tensors()
         if kept := {key: tensor for key, tensor in local.items() if rule.keeps(state.round, key)}:
-            self.memory.save("personal", kept)
+            self.memory.save("personal", kept, state.round + 1)
         if (rank := rule.next_rank(state, local)) < state.rank:
             self.memory.rank = rank
         sent = rule.send(state, local)
@@ -180,7 +180,7 @@ class Session:
         received = None if self.rule.relative else state.adapter
         if not CODECS[codec].coarse or self.rule.relative or self.rule.reframes:
             return wire.pack_update(update, name, state.round, self.node.label, codec=codec, received=received)
-        owed = self.memory.load("feedback") if state.round else {}
+        owed = self.memory.load("feedback", state.round) if state.round else {}
         tensors = {
             key: tensor + owed[key] if key in owed and owed[key].shape == tensor.shape else tensor
             for key, tensor in update.tensors.items()
@@ -188,7 +188,8 @@ class Session:
         due = replace(update, tensors=tensors)
         record = wire.pack_update(due, name, state.round, self.node.label, codec=codec, received=received)
         _, arrived = wire.unpack_update(record, rule=name, round=state.round, received=received)
-        self.memory.save("feedback", owed | {key: t - arrived.tensors[key] for key, t in tensors.items()})
+        left = {key: t - arrived.tensors[key] for key, t in tensors.items()}
+        self.memory.save("feedback", owed | left, state.round + 1)
         return record
 
     def _export(self, model: LoraModel, state: State) -> None:
@@ -205,11 +206,11 @@ class Session:
         if header.held:
             state = replace(state, adapter=self._held(model, state, header) | state.adapter)
         if frames := {key: t for key, t in state.adapter.items() if key.part in rule.fixed - rule.drawn}:
-            self.memory.save("frames", frames)
+            self.memory.save("frames", frames, state.round)
         state = rule.view(state, state.rank)
         model.resize(state.rank)
         # Before the first round nothing is kept: what there is, an attempt that did not count has left.
-        kept = self.memory.load("personal") if state.round else {}
+        kept = self.memory.load("personal", state.round) if state.round else {}
         kept = {key: tensor for key, tensor in kept.items() if rule.keeps(state.round, key)}
         model.install(rule.install(state, kept), state.scale, state.offset)
         return model, state
@@ -219,7 +220,7 @@ class Session:
         spec = replace(model.spec, rank=self.config.lora.rank, scale=self.config.lora.scale)
         drawn = self.rule.draw(spec, self.config.seed, state.round)
         held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
-        held |= {key: t for key, t in self.memory.load("frames").items() if key not in state.adapter}
+        held |= {key: t for key, t in self.memory.load("frames", state.round).items() if key not in state.adapter}
         if digest(held) != header.held:
             raise BouquetError(
                 "this node has other frozen tensors than the coordinator",

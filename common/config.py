@@ -173,13 +173,27 @@ class EvaluationConfig(Section):
 
 
 class RoundConfig(Section):
-    """When a round is over, and when the run is. Seconds; ``patience`` = 0 never stops early."""
+    """When a round is over, and when the run is. Seconds; ``patience`` = 0 never stops early.
+
+    A round counts if ``min_replies`` of the nodes it asked have replied, and at least ``fewest_replies``. A node that
+    fails ``max_failures`` times in a row (0: however often) is left out of the next ``sit_out`` rounds. ``max_norm``
+    bounds the norm of what one node changes (0: any); the record shows what is usual.
+    """
 
     deadline: Positive = 3600.0
     wait: Positive = 300.0
     min_replies: Share = 0.5
+    fewest_replies: Count = 1
     retries: CountOrOff = 2
     patience: CountOrOff = 0
+    max_failures: CountOrOff = 2
+    sit_out: CountOrOff = 3
+    max_norm: NonNegative = 0.0
+
+    @property
+    def ttl(self) -> float:
+        """How long a message is valid: past the deadline, so that a late reply is seen and counted."""
+        return 2 * self.deadline
 
 
 class RunConfig(Section):
@@ -269,7 +283,8 @@ class RunConfig(Section):
 class NodeConfig(Section):
     """Facts of one machine, from ``flower-supernode --node-config``; a simulation sets the first two.
 
-    ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device. ``weight``
+    ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device. ``warm`` is
+    how many idle seconds a worker keeps the model in memory between messages (0: no worker). ``weight``
     is the node's public weight in the mean, for ``train.weighting = "declared"``. ``privacy_epsilon`` at
     ``privacy_delta`` is what the data may cost over all runs, 0 for no limit; ``policy`` is a file of
     ``client_app/policy.py``.
@@ -282,6 +297,7 @@ class NodeConfig(Section):
     lora_rank: CountOrOff = 0
     device: str = "auto"
     state_directory: str = ""
+    warm: NonNegative = 0.0
     weight: Positive = 1.0
     privacy_epsilon: NonNegative = 0.0
     privacy_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5

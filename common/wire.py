@@ -141,6 +141,11 @@ def unpack_update(
     return header, Update(tensors, header.weight, header.scale, tuple(header.slots))
 
 
+def most_bytes(state: State) -> int:
+    """What an honest answer to ``state`` can hold at most, in float32 and with room for its header."""
+    return 4 * sum(tensor.numel() for tensor in state.adapter.values()) + MAX_HEADER_BYTES
+
+
 def read_header(record: ArrayRecord) -> Header:
     """What a record says of itself, and nothing of its values. Raises :class:`BouquetError`."""
     if set(record) - {"mask"} != {"header", "values"}:

@@ -2,6 +2,8 @@
 
 bouquet run                                           the main job: four simulated nodes on this machine
 bouquet run --nodes 2 num-server-rounds=1 rule.name=fedex-lora
+bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2
+bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
 bouquet plan --examples 5000,1200 privacy.mode=example train.weighting=uniform
 bouquet ledger show                                   what this node's data has cost
 bouquet compare sst2 --data /data/sst2/train.jsonl    every rule of a profile, side by side
@@ -14,6 +16,8 @@ from collections.abc import Sequence
 from common.error import BouquetError
 from deploy import ledger, plan, simulation
 from deploy.compare import command as compare
+from deploy.doctor import commands as doctor
+from deploy.site import commands as site
 from strategies import RULES
 
 
@@ -26,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulation.add_to(commands)
     rules = commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
     rules.set_defaults(work=_rules)
+    site.add_to(commands)
+    doctor.add_to(commands)
     plan.add_to(commands)
     ledger.add_to(commands)
     compare.add_to(commands)

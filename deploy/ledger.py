@@ -1,8 +1,6 @@
 """``bouquet ledger``: what a node's data has cost, for its operator."""
 
-import argparse
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,11 +8,12 @@ from rich.table import Table
 from common import ledger
 from common.config import STATE_DIRECTORY
 from common.ledger import Entry
+from deploy.settings import Commands
 
 SHORT = 12
 
 
-def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "ledger",

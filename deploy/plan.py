@@ -13,7 +13,6 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +24,7 @@ from common.codec import size_in_bytes
 from common.config import RunConfig
 from common.error import BouquetError
 from deploy import settings
+from deploy.settings import Commands
 from strategies import RULES, Rule, build, read_config
 
 MOSTLY_NOISE = 1.0
@@ -42,7 +42,7 @@ class RulePlan:
     down: int
 
 
-def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "plan",

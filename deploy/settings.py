@@ -1,13 +1,16 @@
 """The run config as it is written on a command line: ``key=value``, and TOML files of such keys."""
 
+import argparse
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from common.error import BouquetError
 from common.section import flatten
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def read(settings: Sequence[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from deploy import settings
 from deploy.flower import environment, program
+from deploy.settings import Commands
 from strategies import read_config
 
 APP = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ SIMULATION = {
 NOISE = re.compile(r"\x1b\[\d+m(\((ClientAppActor|pid=)|INFO|WARNING)|^\((ClientAppActor|pid=)")
 
 
-def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand."""
     run = commands.add_parser(
         "run",

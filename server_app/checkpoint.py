@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from common.adapter import OFFSET, Key, State, Tensors, digest
 from common.error import BouquetError
@@ -19,26 +20,34 @@ MEMORY = "memory/"
 
 
 def save(folder: Path, state: State, rule: str) -> Path:
-    """Write ``state`` durably; return the file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``state`` durably; return the file. Raises :class:`BouquetError` where the disk does not take it."""
     tensors = state.adapter | state.offset
     for name, kept in state.memory.items():
         tensors |= {Key(f"{MEMORY}{name}/{key.layer}", key.part): tensor for key, tensor in kept.items()}
     facts = {"round": state.round, "scale": state.scale, "rule": rule, "digest": digest(tensors)}
     file = folder / f"round-{state.round:04d}.safetensors"
+    try:
+        _write(file, {str(key): tensor.contiguous() for key, tensor in tensors.items()}, json.dumps(facts))
+    except (OSError, SafetensorError) as error:
+        raise BouquetError(
+            "a checkpoint cannot be written",
+            where=str(file),
+            got=str(error),
+            cure="Make room on the disk; finished rounds are kept: start again with resume = true.",
+        ) from error
+    return file
+
+
+def _write(file: Path, tensors: dict[str, Tensor], facts: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     building = file.with_suffix(".building")
-    save_file(
-        {str(key): tensor.contiguous() for key, tensor in tensors.items()},
-        building,
-        metadata={"bouquet": json.dumps(facts)},
-    )
+    save_file(tensors, building, metadata={"bouquet": facts})
     with building.open("rb") as written:
         os.fsync(written.fileno())
     os.replace(building, file)
-    directory = os.open(folder, os.O_RDONLY)
+    directory = os.open(file.parent, os.O_RDONLY)
     os.fsync(directory)
     os.close(directory)
-    return file
 
 
 def load(file: Path, rule: str) -> State:

@@ -1,9 +1,11 @@
 """The nodes of a run: who is connected, who may take part, and what they answer."""
 
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
@@ -15,6 +17,7 @@ from strategies.strategy import choose, raise_failure
 
 POLL_SECONDS = 0.1
 STEADY_SECONDS = 0.5
+PROGRESS_SECONDS = 60.0
 PULLED_TOGETHER = 8
 
 
@@ -36,6 +39,13 @@ class Nodes:
         self.equipped: set[int] = set()
         self._left_out: set[int] = set()
         self._called: dict[str, int] = {}
+        # By name: failures in a row; the round in which a node may take part again; what this exchange has lost.
+        self._streaks: Counter[str] = Counter()
+        self._back: dict[str, int] = {}
+        self._lost: set[str] = set()
+        self._overdue: dict[str, tuple[str, str, int]] = {}
+        self.failures: Counter[str] = Counter()
+        self.late: Counter[str] = Counter()
 
     def summon(self) -> None:
         """Wait until ``min-nodes`` are connected and nobody has come for a moment; send the roll call.
@@ -75,16 +85,7 @@ class Nodes:
                 if message is None:
                     raise BouquetError("no answer to the roll call")
                 raise_failure(message)
-                facts = message.content.config_records["node"]
-                if facts.get("code") != fingerprint():
-                    raise BouquetError(
-                        "a node that runs other code than the coordinator",
-                        where=f"{facts['name']!s}, {facts.get('where')!s}",
-                        expected=f"the code of {ROOT} ({fingerprint()})",
-                        got=str(facts.get("code")),
-                        cure="Stop SuperLinks and SuperNodes of older checkouts; uninstall other copies of Bouquet.",
-                    )
-                self._admit(node, str(facts["name"]), int(str(facts["rank"])))
+                self._admit(node, *_introduction(message))
             except BouquetError as reason:
                 self._left_out.add(node)
                 self._record.failure("roll call", 0, f"node {node:x}", str(reason))
@@ -117,20 +118,49 @@ class Nodes:
         self.admit()
         connected = set(self._grid.get_node_ids())
         by_name = sorted((node for node in self._names if node in connected), key=self._names.__getitem__)
-        return choose(by_name, fraction, self._config.seed, draw) if by_name else []
+        able = [node for node in by_name if self._back.get(self._names[node], 0) <= draw]
+        return choose(able or by_name, fraction, self._config.seed, draw) if by_name else []
 
     def exchange(self, messages: list[Message]) -> Iterator[tuple[str, Message]]:
-        """Send messages and yield each node's reply as it comes; say who missed the deadline."""
+        """Send messages and yield each node's reply as it comes; say who missed the deadline.
+
+        Whoever reads a reply and cannot use it says so with :meth:`failed`.
+        """
+        if not messages:
+            return
+        self._lost.clear()
         waiting: dict[str, str] = {}
         for message in messages:
             waiting[self._push(message)] = self._names[message.metadata.dst_node_id]
+        phase, draw = messages[0].metadata.message_type, int(messages[0].metadata.group_id)
+        missed = set()
         for name, reply in self._collect(waiting):
             if reply is not None:
                 yield name, reply
             else:
-                limit = f"{self._config.round.deadline:g} s (round.deadline)"
-                phase, draw = messages[0].metadata.message_type, int(messages[0].metadata.group_id)
-                self._record.failure(phase, draw, name, f"no reply within {limit}")
+                missed.add(name)
+                self.failed(phase, draw, name, f"no reply within {self._config.round.deadline:g} s (round.deadline)")
+        self._overdue |= {overdue: (name, phase, draw) for overdue, name in waiting.items() if name in missed}
+        self._count(waiting.values(), draw)
+
+    def failed(self, phase: str, round: int, name: str, reason: str) -> None:
+        """Record that a node did not do its part, and why."""
+        self._lost.add(name)
+        self.failures[name] += 1
+        self._record.failure(phase, round, name, reason)
+
+    def _count(self, asked: Iterable[str], draw: int) -> None:
+        """After an exchange: who has failed so often in a row that it sits out for some rounds."""
+        limit, pause = self._config.round.max_failures, self._config.round.sit_out
+        for name in asked:
+            if name not in self._lost:
+                del self._streaks[name]
+                continue
+            self._streaks[name] += 1
+            if limit and pause and self._streaks[name] >= limit:
+                self._back[name] = draw + 1 + pause
+                self._record.event("sit-out", draw, node=name, failures=self._streaks[name], rounds=pause)
+                self._record.say(f"    {name} failed {self._streaks[name]} times in a row: left out for {pause} rounds")
 
     def _call_roll(self) -> None:
         for node in self._grid.get_node_ids():
@@ -168,14 +198,50 @@ class Nodes:
         """Replies as they come, by the name in ``waiting``; None for each that missed the deadline."""
         limit = time.monotonic() + self._config.round.deadline
         waiting = dict(waiting)
+        said = time.monotonic()
         while any(not message_id.startswith("unsent") for message_id in waiting) and time.monotonic() < limit:
             # A few at a time: Flower hands over all that it is asked for at once.
-            asked = list(waiting)
+            asked = [*waiting, *self._overdue]
             for first in range(0, len(asked), PULLED_TOGETHER):
                 for reply in self._grid.pull_messages(asked[first : first + PULLED_TOGETHER]):
-                    if name := waiting.pop(reply.metadata.reply_to_message_id, ""):
+                    message_id = reply.metadata.reply_to_message_id
+                    if name := waiting.pop(message_id, ""):
                         yield name, reply
+                    else:
+                        self._note_late(message_id, reply)
+            if waiting and time.monotonic() - said > PROGRESS_SECONDS:
+                self._record.say(f"    waiting for {', '.join(sorted(waiting.values()))}")
+                said = time.monotonic()
             if waiting:
                 time.sleep(POLL_SECONDS)
         for name in waiting.values():
             yield name, None
+
+    def _note_late(self, message_id: str, reply: Message) -> None:
+        """Count a reply that came after its deadline; nothing else is done with it."""
+        name, phase, draw = self._overdue.pop(message_id, ("", "", 0))
+        if name and not reply.has_error():
+            self.late[name] += 1
+            self._record.event("late", draw, node=name, during=phase)
+            self._record.say(f"    {name} replied to {phase} of round {draw} after its deadline: not used")
+
+
+def _introduction(message: Message) -> tuple[str, int]:
+    """The name and rank in an answer to the roll call. Raises :class:`BouquetError`."""
+    facts = message.content.config_records.get("node", ConfigRecord())
+    name, rank = facts.get("name"), facts.get("rank")
+    if not (isinstance(name, str) and re.fullmatch(r"[\w.-]{1,64}", name) and isinstance(rank, int) and rank > 0):
+        raise BouquetError(
+            "an answer to the roll call of unknown form",
+            expected="a name of letters, digits, dots and hyphens, and a rank",
+            got=f"{str(name)[:80]!r}, {rank!r}",
+        )
+    if facts.get("code") != fingerprint():
+        raise BouquetError(
+            "a node that runs other code than the coordinator",
+            where=f"{name}, {facts.get('where')!s}",
+            expected=f"the code of {ROOT} ({fingerprint()})",
+            got=str(facts.get("code")),
+            cure="Stop SuperLinks and SuperNodes of older checkouts; uninstall other copies of Bouquet.",
+        )
+    return name, rank

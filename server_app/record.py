@@ -43,7 +43,7 @@ class Record:
         settings = {"config": config.to_flower(), "versions": {package: version(package) for package in VERSIONS}}
         (self.folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
         self._started = time.monotonic()
-        self._metrics: TextIOWrapper = (self.folder / "metrics.jsonl").open("a")
+        self._metrics: TextIOWrapper = _appended(self.folder / "metrics.jsonl")
         self._console = Console(width=110, highlight=False, soft_wrap=True)
 
     @property
@@ -89,6 +89,15 @@ class Record:
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
+
+
+def _appended(file: Path) -> TextIOWrapper:
+    """A file of lines, open at its end; a line that a kill has torn is ended first."""
+    torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size > 0
+    opened = file.open("a")
+    if torn:
+        opened.write("\n")
+    return opened
 
 
 def round_seconds(seconds: float) -> float:

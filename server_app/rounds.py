@@ -16,6 +16,7 @@ from common.tasks import Score, Task
 from server_app import checkpoint
 from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
+from server_app.scrutiny import Scrutiny
 from server_app.spool import Spool
 from strategies import RULES
 from strategies.meter import aggregation_error
@@ -118,7 +119,7 @@ class Rounds:
             replies = self._replies(state, messages, spool)
             outcome.bytes_up += (up := sum(reply.bytes_up for reply in replies))
             staying = sum(self._nodes.takes_part(node) for node in nodes)
-            needed = max(1, math.ceil(config.round.min_replies * staying))
+            needed = max(config.round.fewest_replies, math.ceil(config.round.min_replies * staying))
             if len(replies) < needed:
                 self._record.event("void", state.round + 1, replies=len(replies), needed=needed)
                 self._record.say(
@@ -155,6 +156,9 @@ class Rounds:
     def _replies(self, state: State, messages: list[Message], spool: Spool) -> list[Receipt]:
         """Put the updates that can be merged into ``spool``; the receipts are in the order of the nodes' names."""
         replies: list[Receipt] = []
+        # Where the coordinator noises the mean, no single node's figure is kept.
+        central = self._config.privacy.mode == "update-central"
+        scrutiny = Scrutiny(self._strategy.rule, state, self._config.round.max_norm)
         down = {self._nodes.names[message.metadata.dst_node_id]: _bytes_down([message]) for message in messages}
         for name, message in self._nodes.exchange(messages):
             node_id = message.metadata.src_node_id
@@ -162,10 +166,12 @@ class Rounds:
                 reply = self._strategy.accept(state, message)
                 if reply.node != name:
                     raise BouquetError("an update signed by another node", expected=name, got=reply.node)
+                norm = scrutiny.examine(name, reply.update)
+                size = {} if central else {"norm": norm}
             except BouquetError as reason:
                 # It may have lost what it was sent once.
                 self._nodes.equipped.discard(node_id)
-                self._record.failure("train", state.round + 1, name, str(reason))
+                self._nodes.failed("train", state.round + 1, name, str(reason))
                 if isinstance(reason, RefusalError):
                     self._nodes.dismiss(name)
                 continue
@@ -177,11 +183,22 @@ class Rounds:
             replies.append(Receipt(name, reply.update.weight, reply.metrics, reply.bytes_up))
             facts = reply.metrics
             self._record.event(
-                "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], **facts
+                "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], **size, **facts
             )
-            figures = f"{facts['tokens']:,.0f} tokens  {facts['seconds']:.1f} s" if "tokens" in facts else "private"
+            told = {"tokens", "seconds"} <= facts.keys()
+            figures = f"{facts['tokens']:,.0f} tokens  {facts['seconds']:.1f} s" if told else "private"
             self._record.say(f"    {name}  {_said(facts)}{figures}")
+        if not central:
+            self._tell(scrutiny.against(), state.round + 1)
         return sorted(replies)
+
+    def _tell(self, against: Mapping[str, float], round: int) -> None:
+        """Say which nodes' changes point against the others', with the cosine."""
+        for name, cosine in against.items():
+            self._record.event("against", round, node=name, cosine=cosine)
+            self._record.say(
+                f"    {name} went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
+            )
 
     def _messages(self, message_type: str, state: State, nodes: list[int]) -> list[Message]:
         roll = self._nodes
@@ -192,7 +209,7 @@ class Rounds:
             ranks=roll.ranks,
             names=roll.names,
             equipped=roll.equipped,
-            ttl=self._config.round.deadline,
+            ttl=self._config.round.ttl,
         )
 
     def _evaluate(self, outcome: Outcome) -> Evaluation | None:
@@ -217,16 +234,18 @@ class Rounds:
                 raise_failure(message)
                 if private:
                     continue
-                metrics = read_metrics(message)
+                metrics = read_metrics(message, "loss", "correct", "count")
                 score = Score(metrics["loss"] * metrics["count"], int(metrics["correct"]), int(metrics["count"]))
-            except (BouquetError, KeyError) as reason:
-                self._record.failure("evaluate", state.round, name, str(reason))
+                if score.count < 1:
+                    raise BouquetError("a score of nothing", expected="a count of 1 or more", got=str(score.count))
+            except BouquetError as reason:
+                self._nodes.failed("evaluate", state.round, name, str(reason))
                 continue
             total += score
             figures[name] = self._task.figure(score)
             self._record.event("evaluate", state.round, node=name, **metrics)
             if "sample" in message.content.config_records:
-                sample = str(message.content.config_records["sample"]["text"])
+                sample = str(message.content.config_records["sample"].get("text", ""))
         if not figures:
             return None
         evaluation = Evaluation(

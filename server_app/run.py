@@ -61,7 +61,7 @@ def conduct(grid: Grid, context: Context) -> None:
         else:
             final = rule.view(outcome.state, outcome.state.rank)
             export(final, config, record.adapter, with_head=config.task.head != "local")
-        _report(outcome, task, record)
+        _report(outcome, task, nodes, record)
 
 
 def _private_mean(config: RunConfig, rule: Rule) -> PrivateMean | None:
@@ -80,13 +80,15 @@ def _central(config: RunConfig) -> Central | None:
     return central(config)
 
 
-def _report(outcome: Outcome, task: Task, record: Record) -> None:
+def _report(outcome: Outcome, task: Task, nodes: Nodes, record: Record) -> None:
     """The closing table, and the same figures in ``summary.json``."""
     before, after = outcome.before, outcome.after
     summary: dict[str, object] = {
         "rounds": outcome.state.round,
         "bytes_up": outcome.bytes_up,
         "bytes_down": outcome.bytes_down,
+        "failures": dict(sorted(nodes.failures.items())),
+        "late": dict(sorted(nodes.late.items())),
         "adapter": str(record.adapter),
         "adapter_digest": digest(outcome.state.adapter | outcome.state.offset),
     }

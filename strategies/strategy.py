@@ -8,6 +8,7 @@ A Flower user meets the usual grammar::
 Bouquet's own round loop uses the same messages and the same checks, with a deadline and a quorum around them.
 """
 
+import math
 import random
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,6 +27,9 @@ from common.codec import CodecName, StateCodecName
 from common.error import BouquetError, RefusalError
 from strategies.private_mean import PrivateMean
 from strategies.rule import Rule
+
+# Characters of a node's own explanation; a traceback's last frames fit.
+MAX_REASON = 4000
 
 Metrics = dict[str, float]
 
@@ -123,10 +127,13 @@ class LoraStrategy(Strategy):
                 "a reply without an update", expected="one record 'update'", got=", ".join(content) or "nothing"
             )
         record = content.array_records["update"]
+        size, most = wire.payload_bytes(record), wire.most_bytes(state)
+        if size > most:
+            raise BouquetError("an oversized update", expected=f"at most {most:,} bytes", got=f"{size:,} bytes")
         received = self._received.get(message.metadata.src_node_id)
         header, update = wire.unpack_update(record, rule=self.rule.name, round=state.round, received=received)
         self.rule.check(state, update)
-        return Reply(header.node, update, read_metrics(message), wire.payload_bytes(record))
+        return Reply(header.node, update, read_metrics(message), size)
 
     def merge(self, state: State, updates: Iterable[Update], asked: int) -> State:
         """The state of the next round, from the checked ``updates`` of some of the ``asked`` nodes."""
@@ -217,19 +224,24 @@ def raise_failure(message: Message) -> None:
         )
     failure = message.content.config_records.get("failure")
     if failure is not None:
-        raise (RefusalError if failure.get("refused") else BouquetError)(str(failure["reason"]))
+        reason = str(failure.get("reason", "no reason given"))[:MAX_REASON]
+        raise (RefusalError if failure.get("refused") else BouquetError)(reason)
 
 
-def read_metrics(message: Message) -> Metrics:
-    """The metrics of a reply. Raises :class:`BouquetError` if there are none, or one is not a number."""
+def read_metrics(message: Message, *needed: str) -> Metrics:
+    """The metrics of a reply. Raises :class:`BouquetError` if one that is needed is missing or is not a number."""
     record = message.content.metric_records.get("metrics")
     if record is None:
         raise BouquetError("a reply without metrics", expected="a record 'metrics'", got=", ".join(message.content))
     metrics: Metrics = {}
     for name, value in record.items():
-        if isinstance(value, list):
-            raise BouquetError("a metric is not a number", where=name, expected="one number", got="a list")
+        if isinstance(value, list) or not math.isfinite(value):
+            raise BouquetError(
+                "a metric is not a number", where=name, expected="one finite number", got=str(value)[:80]
+            )
         metrics[name] = value
+    if missing := [name for name in needed if name not in metrics]:
+        raise BouquetError("a reply lacks metrics", expected=", ".join(needed), got=f"none named {', '.join(missing)}")
     return metrics
 
 

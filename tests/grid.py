@@ -1,5 +1,6 @@
 """Flower's messaging in one process: a grid whose nodes are ClientApp contexts, every message serialised both ways."""
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,7 +27,10 @@ def travelled(content: RecordDict) -> RecordDict:
 
 
 class InProcessGrid(Grid):
-    """``tamper`` maps a partition id to a change of that node's train replies; None stands for a reply that is lost."""
+    """``tamper`` maps a partition id to a change of that node's replies to ``tampered`` messages.
+
+    None stands for a reply that is lost; ``late`` keeps it for that many seconds.
+    """
 
     def __init__(
         self,
@@ -36,9 +40,12 @@ class InProcessGrid(Grid):
         tamper: dict[int, Tamper] | None = None,
         node_config: dict[int, dict[str, Any]] | None = None,
         first_id: int = 1000,
+        tampered: str = "train",
+        late: dict[int, float] | None = None,
     ) -> None:
         pose_as_an_app()
         self.tamper = tamper or {}
+        self.tampered, self.late = tampered, late or {}
         self.run_config = run_config
         self.contexts = {
             first_id + partition: Context(
@@ -55,6 +62,7 @@ class InProcessGrid(Grid):
             for partition in range(nodes)
         }
         self.replies: dict[str, Message] = {}
+        self.ready: dict[str, float] = {}
         self.sent: list[Message] = []
         self.returned: list[tuple[str, RecordDict]] = []
 
@@ -82,17 +90,22 @@ class InProcessGrid(Grid):
             reply = client_app(message, context)
             content: RecordDict | None = travelled(reply.content)
             self.returned.append((message.metadata.message_type, travelled(reply.content)))
-            change = self.tamper.get(int(context.node_config["partition-id"]))
-            if change is not None and message.metadata.message_type == "train":
+            partition = int(context.node_config["partition-id"])
+            change = self.tamper.get(partition)
+            tampered = message.metadata.message_type == self.tampered
+            if change is not None and tampered:
                 content = change(content)
             if content is not None:
                 reply.content = content
                 self.replies[message_id] = reply
+                self.ready[message_id] = time.monotonic() + (self.late.get(partition, 0.0) if tampered else 0.0)
             ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self.replies.pop(message_id) for message_id in list(message_ids) if message_id in self.replies]
+        now = time.monotonic()
+        ready = [name for name in message_ids if name in self.replies and self.ready[name] <= now]
+        return [self.replies.pop(message_id) for message_id in ready]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         return self.pull_messages(self.push_messages(messages))

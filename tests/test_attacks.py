@@ -64,6 +64,7 @@ def advantage(scores_in, scores_out):
     return max(float((scores_in <= t).float().mean() - (scores_out <= t).float().mean()) for t in scores_in)
 
 
+@pytest.mark.slow
 def test_membership_shows_without_privacy_and_within_the_bound_with_it(tmp_path):
     """A classifier that learns 64 random labels by heart; an attacker who knows the losses.
 

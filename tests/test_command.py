@@ -28,11 +28,17 @@ def test_mistakes_are_told_before_anything_is_started(settings, message, capsys,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["run", "rules", "plan", "ledger", "compare"])
+SITE = [f"site {part}" for part in ("create", "add", "kit", "register", "revoke", "rotate", "list")]
+
+
+DOCTOR = ["doctor", "doctor node", "doctor coordinator"]
+
+
+@pytest.mark.parametrize("command", ["run", "rules", "plan", "ledger", "compare", "site", *SITE, *DOCTOR])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit):
-        main([command, "--help"])
-    assert f"bouquet {command}" in capsys.readouterr().out.split("Example:")[1]
+        main([*command.split(), "--help"])
+    assert f"bouquet {command}" in " ".join(capsys.readouterr().out.split("Example:")[1].split())
 
 
 @pytest.fixture

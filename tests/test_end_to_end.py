@@ -1,130 +1,114 @@
-"""Real Flower processes on this machine: a deployment over gRPC gives the adapter that the simulation gives."""
+"""Real Flower processes on this machine: a federation with TLS and node keys gives the adapter of the simulation."""
 
 import json
-import os
-import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-APP = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-SETTINGS = "num-server-rounds=1 data.limit=40 train.steps=3 train.batch-size=4 evaluation.limit=8 round.deadline=240.0"
+from deploy.site.folder import Site
+from deploy.site.superlink import statuses
+from tests.processes import Federation, Process, bouquet, federation, free_port, simulate, wait_for
+
+NODES = 3
+SETTINGS = (
+    "num-server-rounds=1 data.limit=40 lora.rank=32 train.steps=2 train.batch-size=4 evaluation.limit=8 "
+    f'evaluation.prompt="" round.deadline=240.0 min-nodes={NODES}'
+)
 
 pytestmark = pytest.mark.slow
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture(scope="module")
+def wards(tmp_path_factory) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("federation")
+    with federation(folder, NODES, lambda node: [f"partition-id={node}", f"num-partitions={NODES}"]) as running:
+        yield running
 
 
-# The SuperLink that `flwr run` starts for a simulation: not the user's own, where one is running.
-LOCAL_PORTS = {name: str(free_port()) for name in ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")}
-
-
-def environment(home: Path) -> dict[str, str]:
-    return LOCAL_PORTS | {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-@contextmanager
-def started(command: list[str], home: Path) -> Iterator[subprocess.Popen]:
-    """A Flower process with its children in a group of its own, stopped at the end."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment(home), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def flwr_run(home: Path, *arguments: str, directory: Path, name: str) -> dict:
-    overrides = f'{SETTINGS} run-directory="{directory}" run-name="{name}" min-nodes=2'
-    command = [str(BIN / "flwr"), "run", str(APP), *arguments, "--stream", "--run-config", overrides]
-    finished = subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=280)
-    summary = directory / name / "summary.json"
-    assert summary.exists(), finished.stdout[-4000:] + finished.stderr[-2000:]
-    return json.loads(summary.read_text())
-
-
-def stop_local_superlink(home: Path) -> None:
-    """The SuperLink that `flwr run` starts for a simulation outlives it."""
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            ours = f"FLWR_HOME={home}".encode() in environ.read_bytes().split(b"\0")
-        except (OSError, PermissionError):
-            continue
-        if ours:
-            os.kill(int(environ.parent.name), signal.SIGTERM)
-
-
-def test_a_deployment_over_grpc_gives_the_simulations_adapter(tmp_path):
-    fleet, control, runs = free_port(), free_port(), tmp_path / "runs"
-    home = tmp_path / "user"
-    home.mkdir()
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "deployed"\n[superlink.deployed]\naddress = "127.0.0.1:{control}"\ninsecure = true\n'
-        '[superlink.local]\naddress = ":local:"\n'
-    )
-    with ExitStack() as processes:
-        link = [str(BIN / "flower-superlink"), "--insecure", "--port", str(control)]
-        processes.enter_context(started([*link, "--fleet-api-address", f"127.0.0.1:{fleet}"], tmp_path / "superlink"))
-        wait_for_port(fleet)
-        for node in range(2):
-            processes.enter_context(
-                started(
-                    [
-                        str(BIN / "flower-supernode"),
-                        "--insecure",
-                        "--superlink",
-                        f"127.0.0.1:{fleet}",
-                        "--port",
-                        str(free_port()),
-                        "--node-config",
-                        f"partition-id={node} num-partitions=2",
-                    ],
-                    tmp_path / f"node{node}",
-                )
-            )
-        deployed = flwr_run(home, "deployed", directory=runs, name="deployed")
-    try:
-        simulated = flwr_run(home, "local", "--federation-config", "num-supernodes=2", directory=runs, name="simulated")
-    finally:
-        stop_local_superlink(home)
+def test_a_federation_over_grpc_gives_the_simulations_adapter(wards, tmp_path):
+    runs = tmp_path / "runs"
+    run = wards.submit("deployed", SETTINGS, runs)
+    assert wards.wait(run) == "finished:completed", (wards.folder / "superexec.log").read_text()[-4000:]
+    deployed = json.loads((runs / "deployed/summary.json").read_text())
+    simulated = simulate(tmp_path / "user", NODES, SETTINGS, runs, "simulated")
     assert deployed["adapter_digest"] == simulated["adapter_digest"]
     assert deployed["after"]["all"] < deployed["before"]["all"]
-    assert deployed["bytes_up"] == pytest.approx(simulated["bytes_up"], abs=100)
+    assert (deployed["bytes_up"], deployed["bytes_down"]) == (simulated["bytes_up"], simulated["bytes_down"])
+    assert wards.wire.up == pytest.approx(deployed["bytes_up"], rel=0.05)
+    assert wards.wire.down - NODES * wards.bundle_bytes() == pytest.approx(deployed["bytes_down"], rel=0.05)
 
 
-def wait_for_port(port: int, limit: float = 60.0) -> None:
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"nothing listens on port {port}")
+def test_only_a_registered_node_with_the_right_root_gets_in(wards, tmp_path):
+    """No key, another site's root, another site's key, and a key that is in use already."""
+    wait_for(lambda: _statuses(wards, "node-000") == "online", "the node that has the key", pause=1.0)
+    other = tmp_path / "other"
+    bouquet("site", "create", str(other), "--address", "127.0.0.1", "--nodes", "stranger")
+    root, key = wards.site / "ca/ca.crt", wards.site / "kits/node-000/node.key"
+    attempts = {
+        "no key": (root, None),
+        "wrong root": (other / "ca/ca.crt", key),
+        "unknown key": (root, other / "kits/stranger/node.key"),
+        "key in use": (root, key),
+    }
+    running = {name: _supernode(wards, tmp_path / f"{name}.log", *attempt) for name, attempt in attempts.items()}
+    try:
+        for name, process in running.items():
+            wait_for(lambda process=process: process.popen.poll() is not None, f"{name} to be refused")
+            assert process.popen.returncode != 0, process.log.read_text()
+    finally:
+        for process in running.values():
+            process.stop()
+    assert "CERTIFICATE_VERIFY_FAILED" in running["wrong root"].log.read_text()
+
+
+def test_a_revoked_node_is_shut_out_and_a_rotated_key_comes_back(wards):
+    first, second = wards.nodes["node-001"], wards.nodes["node-002"]
+    bouquet("site", "revoke", str(wards.site), "node-002")
+    wait_for(lambda: second.popen.poll() is not None, "the revoked node to be shut out", 90)
+    second.start()
+    wait_for(lambda: second.popen.poll() is not None, "the revoked node to be refused")
+    assert second.popen.returncode != 0
+
+    first.stop()
+    bouquet("site", "rotate", str(wards.site), "node-001")
+    bouquet("site", "register", str(wards.site))
+    first.start()
+    wait_for(lambda: "online" in _statuses(wards, "node-001"), "the node with the new key", pause=2.0)
+
+
+def _supernode(wards: Federation, log: Path, root: Path, key: Path | None) -> Process:
+    authentication = ["--auth-supernode-private-key", str(key)] if key else []
+    command = ["flower-supernode", "--superlink", f"127.0.0.1:{wards.fleet}", "--root-certificates", str(root)]
+    return Process([*command, *authentication, "--port", str(free_port()), "--max-retries", "1"], log)
+
+
+def _statuses(wards: Federation, name: str) -> str:
+    site = Site.open(wards.site)
+    return statuses(site).get(site.facts.nodes[name].id, "")
+
+
+def test_trusted_entities_refuse_an_unsigned_bundle(wards, tmp_path):
+    """Flower 1.39 knows signatures from its hub only: with trusted entities, a node refuses every bundle of ours."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "author"], check=True)
+    (tmp_path / "keys.yaml").write_text(f"fpk_author: '{(tmp_path / 'author.pub').read_text().strip()}'\n")
+    bouquet("site", "add", str(wards.site), "careful")
+    bouquet("site", "kit", str(wards.site), "careful", "--port", str(free_port()), f"state-directory={tmp_path}")
+    bouquet("site", "register", str(wards.site))
+    start = wards.site / "kits/careful/start.sh"
+    start.write_text(
+        start.read_text().replace(
+            "exec flower-supernode", f"exec flower-supernode --trusted-entities {tmp_path}/keys.yaml"
+        )
+    )
+    node = Process([str(start)], tmp_path / "careful.log")
+    try:
+        wait_for(lambda: "online" in _statuses(wards, "careful"), "the careful node", pause=1.0)
+        run = wards.submit("untrusted", SETTINGS, tmp_path / "runs")
+        wait_for(lambda: "could not be verified" in node.log.read_text(), "the bundle to be refused", 120)
+        assert wards.wait(run).startswith("finished")
+        record = (tmp_path / "runs/untrusted/metrics.jsonl").read_text()
+        assert '"during": "roll call"' in record
+    finally:
+        node.stop()

@@ -199,6 +199,7 @@ def overspent_after(kills: int, folder: Path, releases: int, charge_first: bool 
     return False
 
 
+@pytest.mark.slow
 def test_killed_at_200_random_instants_it_never_overspends_and_the_chain_holds(tmp_path):
     assert not overspent_after(200, tmp_path, releases=40)
 

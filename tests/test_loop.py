@@ -97,7 +97,7 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(settings, tmp_path):
 def test_personal_factors_survive_a_resume(settings, tmp_path):
     config = settings(**{"rule.name": "fedsa-lora", "num-server-rounds": 1})
     run_in_process(config, nodes=2)
-    (first, _) = [load_file(file) for file in sorted((tmp_path / "state").rglob("personal.safetensors"))]
+    (first, _) = [load_file(file) for file in sorted((tmp_path / "state").rglob("personal-*.safetensors"))]
     grid = run_in_process({**config, "resume": True}, nodes=2)
     assert [message.metadata.message_type for message in grid.sent] == ["query"] * 2 + ["evaluate"] * 2
     (file, _) = sorted((tmp_path / "state").rglob("adapter_model.safetensors"))
@@ -215,7 +215,7 @@ def test_a_personal_b_stays_on_its_node_and_is_exported_there(settings, tmp_path
     for message in grid.sent:
         for record in message.content.array_records.values():
             assert {part for _, part, _ in wire.unpack_state(record, rule="fedsa-lora")[0].tensors} == {"A"}
-    personal = [load_file(file) for file in sorted((tmp_path / "state").rglob("personal.safetensors"))]
+    personal = [load_file(file) for file in sorted((tmp_path / "state").rglob("personal-0002.safetensors"))]
     exported = [load_file(file) for file in sorted((tmp_path / "state").rglob("adapter_model.safetensors"))]
     layer = "model.layers.0.mlp.up_proj"
     name = f"base_model.model.{layer}"
@@ -320,7 +320,7 @@ def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
     )
     down, _ = wire.unpack_state(grid.sent[4].content.array_records["state"], rule="fedit")
     assert ("W" in {part for _, part, _ in down.tensors}) == (head == "shared")
-    kept = sorted((tmp_path / "state").rglob("personal.safetensors"))
+    kept = sorted((tmp_path / "state").rglob("personal-0002.safetensors"))
     assert len(kept) == (2 if head == "local" else 0)
     if head == "local":
         one, two = map(load_file, kept)

@@ -18,6 +18,7 @@ PROFILE = str(Path(__file__).parents[1] / "profiles/private.toml")
 SPEC = Spec({"up": LayerShape(48, 16), "down": LayerShape(16, 48)}, {Key("head", "W"): (2, 16)}, rank=4, scale=2.0)
 
 
+@pytest.mark.slow
 def test_the_plan_is_what_the_run_does(settings, tmp_path, capsys):
     flat = settings(**PRIVATE)
     run_in_process(flat, nodes=2)
@@ -35,6 +36,7 @@ def test_the_plan_is_what_the_run_does(settings, tmp_path, capsys):
     assert float(planned) * 1e6 == pytest.approx(up, rel=0.02)
 
 
+@pytest.mark.slow
 def test_every_node_gets_its_own_noise():
     config = read_config({**PRIVATE, "privacy.accountant": "prv", "privacy.expected-batch": 64})
     large, small = plan.releases(config, [5000, 500])

@@ -3,7 +3,6 @@
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from common.error import BouquetError
 from deploy import settings
@@ -11,6 +10,7 @@ from deploy.compare.cells import cells
 from deploy.compare.profile import find, read
 from deploy.compare.report import write
 from deploy.compare.runs import Runs
+from deploy.settings import Commands
 
 EXAMPLE = """Example: bouquet compare sst2 --data /data/sst2/train.jsonl.gz --model /models/all-MiniLM-L6-v2
          bouquet compare stdlib train.steps=16 num-server-rounds=3 --output /tmp/steps
@@ -18,7 +18,7 @@ A profile says what is compared; profiles/ has some, and docs/comparing.md says 
 command goes on where it was: finished runs are kept."""
 
 
-def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+def add_to(commands: Commands) -> None:
     """Add the subcommand."""
     compare = commands.add_parser(
         "compare",

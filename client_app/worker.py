@@ -1,0 +1,238 @@
+"""A process that keeps the model warm between messages.
+
+Flower starts a fresh process for every message, which imports everything and loads the base again. With ``warm`` in the
+node config, that process hands its message to a worker and only carries the answer back. The worker listens on a Unix
+socket in the node's state directory that its owner alone can open, is started when it is missed, and ends after
+``warm`` idle seconds, or when told to:
+
+    python -m client_app.worker stop STATE_DIRECTORY
+
+What crosses the socket are Flower's own protocol buffers, each after its length; nothing is unpickled.
+"""
+
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+from flwr.common.serde import (
+    context_from_proto,
+    context_to_proto,
+    message_from_proto,
+    message_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
+)
+from flwr.proto.message_pb2 import Context as ContextProto
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+
+from common.error import BouquetError
+from common.version import ROOT, fingerprint
+
+START_SECONDS = 60.0
+AGAIN_SECONDS = 15.0
+STOP, OTHER_CODE = b"stop", b"other code"
+LENGTH = struct.Struct(">Q")
+
+inside = False
+
+
+def hand_over(message: Message, context: Context, state: Path, idle: float) -> Message:
+    """The worker's answer to a message; the worker is started if there is none. Raises :class:`BouquetError`."""
+    if not state.is_absolute():
+        raise BouquetError(
+            "a worker needs a state directory",
+            where="warm, state-directory",
+            expected="an absolute path",
+            got=repr(str(state)),
+            cure="Set state-directory in --node-config, or warm = 0.0.",
+        )
+    frames = (
+        fingerprint().encode(),
+        context_to_proto(context).SerializeToString(),
+        message_to_proto(message).SerializeToString(),
+    )
+    again, limit = 0.0, time.monotonic() + START_SECONDS
+    while (answer := _ask(state, frames)) in (None, OTHER_CODE):
+        if (now := time.monotonic()) > limit:
+            raise BouquetError("the worker does not start", where=str(state / "worker.log"), cure="Read its log.")
+        if now > again and not _running(state):
+            _start(state, idle)
+            again = now + AGAIN_SECONDS
+        time.sleep(0.05)
+    content = RecordDictProto()
+    content.ParseFromString(answer)
+    return Message(recorddict_from_proto(content), reply_to=message)
+
+
+def stop(state: Path) -> None:
+    """End the worker, if there is one, and free what it holds."""
+    _ask(state, (STOP,))
+
+
+def serve(state: Path, idle: float) -> None:
+    """Answer one message after the other until none has come for ``idle`` seconds. Returns at once if one serves."""
+    global inside
+    inside = True
+    with (state / "worker.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        with _listening(state / "worker.sock") as server:
+            server.settimeout(idle)
+            with suppress(TimeoutError):
+                while _serve_one(server):
+                    pass
+
+
+def _serve_one(server: socket.socket) -> bool:
+    """Answer one message; False where the worker is to end."""
+    link, _ = server.accept()
+    with link, suppress(ConnectionError):
+        link.settimeout(None)
+        first = _receive(link)
+        if first == STOP:
+            return False
+        context, message = _receive(link), _receive(link)
+        if first != fingerprint().encode():
+            _send(link, OTHER_CODE)
+            return False
+        _send(link, _work(context, message))
+    return True
+
+
+def _work(context: bytes, message: bytes) -> bytes:
+    from flwr.supercore.task_identity import TaskIdentity
+
+    from client_app.app import app
+
+    context_proto, message_proto = ContextProto(), MessageProto()
+    context_proto.ParseFromString(context)
+    message_proto.ParseFromString(message)
+    told = context_from_proto(context_proto)
+    # Flower sets these in the process that it starts for a message; a reply cannot be made without.
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, told.run_id, told.node_id
+    reply = app(message_from_proto(message_proto), told)
+    answer: bytes = recorddict_to_proto(reply.content or RecordDict()).SerializeToString()
+    return answer
+
+
+def _ask(state: Path, frames: tuple[bytes, ...]) -> bytes | None:
+    """Send ``frames`` to the worker; its answer, or None where there is none to ask."""
+    with socket.socket(socket.AF_UNIX) as link:
+        try:
+            link.connect(_address(state / "worker.sock"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        try:
+            for frame in frames:
+                _send(link, frame)
+            return _receive(link)
+        except ConnectionError as error:
+            if frames[0] == STOP:
+                return None
+            log = state / "worker.log"
+            said = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
+            raise BouquetError(
+                "the worker ended before it had answered",
+                where=str(log),
+                got="; ".join(said) or "nothing in its log",
+                cure="Out of memory? bouquet doctor node estimates what a run takes.",
+            ) from error
+
+
+def _start(state: Path, idle: float) -> None:
+    """Start a worker that outlives its starter; of two that are started at once, one ends itself."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (state / "worker.log").open("ab") as log:
+        subprocess.run(
+            ["sh", "-c", '"$0" "$@" &', sys.executable, "-m", "client_app.worker", "serve", str(state), str(idle)],
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _running(state: Path) -> bool:
+    """Whether a worker holds the lock, or is about to."""
+    lock = state / "worker.lock"
+    if not lock.exists():
+        return False
+    with lock.open("a") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A socket of mode 0600, gone when the block ends."""
+    path.unlink(missing_ok=True)
+    before = os.umask(0o177)
+    try:
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(_address(path))
+    finally:
+        os.umask(before)
+    with server:
+        server.listen()
+        try:
+            yield server
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _address(path: Path) -> str:
+    if len(os.fsencode(path)) > 107:
+        raise BouquetError(
+            "a path too long for a socket",
+            where=str(path),
+            expected="at most 107 bytes",
+            cure="Choose a shorter state-directory, or warm = 0.0.",
+        )
+    return str(path)
+
+
+def _send(link: socket.socket, frame: bytes) -> None:
+    link.sendall(LENGTH.pack(len(frame)))
+    link.sendall(frame)
+
+
+def _receive(link: socket.socket) -> bytes:
+    """One frame. Raises :class:`ConnectionError` where the other side has gone."""
+    (size,) = LENGTH.unpack(_exactly(link, LENGTH.size))
+    return _exactly(link, size)
+
+
+def _exactly(link: socket.socket, size: int) -> bytes:
+    frame = bytearray()
+    while len(frame) < size:
+        if not (chunk := link.recv(min(size - len(frame), 2**20))):
+            raise ConnectionResetError
+        frame += chunk
+    return bytes(frame)
+
+
+if __name__ == "__main__":
+    # The app that a message reaches must see this module under its own name, not as ``__main__``.
+    from client_app import worker
+
+    if sys.argv[1] == "serve":
+        worker.serve(Path(sys.argv[2]), float(sys.argv[3]))
+    else:
+        worker.stop(Path(sys.argv[2]))

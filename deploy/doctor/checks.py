@@ -1,0 +1,42 @@
+"""What is checked on which machine, the quick things first."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.config import NodeConfig, RunConfig
+from deploy.doctor import job, machine, network
+from deploy.doctor.check import Check
+from deploy.site.folder import Site
+
+
+def node(kit: Path, address: str, port: int, facts: NodeConfig, config: RunConfig) -> Iterator[Check]:
+    """Everything that can be known of a node before a run."""
+    yield Check("versions", machine.versions)
+    yield Check("clock", machine.clock)
+    yield Check("disk", lambda: machine.disk(Path(facts.state_directory)))
+    yield Check("key", lambda: network.node_key(kit / "node.key"))
+    yield Check("root", lambda: network.certificate(kit / "ca.crt"))
+    yield Check("port", lambda: network.port_is_free(port, "Is this node running already? Or bouquet site kit --port."))
+    yield Check("superlink", lambda: network.superlink(address, kit / "ca.crt"))
+    yield Check("quantisation", lambda: machine.quantisation(facts.device))
+    yield Check("model", lambda: job.model(config))
+    yield Check("data", lambda: job.data(config, facts))
+    yield Check("memory", lambda: job.memory(config, facts))
+    yield Check("traffic", lambda: job.traffic(config))
+
+
+def coordinator(site: Site, config: RunConfig) -> Iterator[Check]:
+    """Everything that can be known of a coordinator before a run; its SuperLink may be running or not."""
+    folder, facts = site.coordinator, site.facts
+    yield Check("versions", machine.versions)
+    yield Check("clock", machine.clock)
+    yield Check("disk", lambda: machine.disk(Path(config.run_directory or site.folder)))
+    yield Check("root key", lambda: network.secret(site.authority / "ca.key"))
+    yield Check("server key", lambda: network.secret(folder / "server.key"))
+    yield Check("secret", lambda: network.secret(folder / "superexec.secret"))
+    yield Check("root", lambda: network.certificate(site.authority / "ca.crt"))
+    server, root = folder / "server.crt", site.authority / "ca.crt"
+    yield Check("certificate", lambda: network.certificate(server, root, facts.addresses))
+    yield Check("fleet port", lambda: network.ours_or_free(facts.fleet_port, root))
+    yield Check("flwr port", lambda: network.ours_or_free(facts.control_port, root))
+    yield Check("traffic", lambda: job.traffic(config))

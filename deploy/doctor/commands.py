@@ -1,0 +1,59 @@
+"""`bouquet doctor`: one line a check; the exit code is 1 if one failed."""
+
+import argparse
+import tomllib
+from pathlib import Path
+
+from common.config import NodeConfig
+from common.error import BouquetError
+from deploy import settings
+from deploy.doctor.check import examine
+from deploy.settings import Commands
+from deploy.site.folder import Site
+from strategies import read_config
+
+
+def add_to(commands: Commands) -> None:
+    """The command's arguments."""
+    doctor = commands.add_parser(
+        "doctor",
+        help="check a machine before its GPU is busy",
+        description="Example: bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b",
+    )
+    places = doctor.add_subparsers(dest="place", required=True)
+    for name, folder, work, example in (
+        ("node", "the node's kit", _node, "/etc/bouquet/ward-1 model.name=/models/llama-3.2-1b task.max-length=1024"),
+        ("coordinator", "the site's folder", _coordinator, "hospitals num-server-rounds=20"),
+    ):
+        place = places.add_parser(
+            name, help=f"check a {name}'s machine", description=f"Example: bouquet doctor {name} {example}"
+        )
+        place.add_argument("folder", type=Path, help=folder)
+        place.add_argument("settings", nargs="*", metavar="key=value", help="the run config of the run to come")
+        place.set_defaults(work=work)
+
+
+def _node(options: argparse.Namespace) -> int:
+    from deploy.doctor import checks  # what knows models takes seconds to import
+
+    config = read_config(settings.read(options.settings))
+    kit = _read(options.folder / "kit.toml")
+    node = NodeConfig.from_flower(_read(options.folder / "node.toml"))
+    found = checks.node(options.folder, str(kit["superlink"]), int(str(kit["port"])), node, config)
+    return 0 if examine(found) else 1
+
+
+def _coordinator(options: argparse.Namespace) -> int:
+    from deploy.doctor import checks
+
+    config = read_config(settings.read(options.settings))
+    return 0 if examine(checks.coordinator(Site.open(options.folder), config)) else 1
+
+
+def _read(file: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise BouquetError(
+            "a kit cannot be read", where=str(file), got=str(error), cure="Name the folder of an unpacked kit."
+        ) from error

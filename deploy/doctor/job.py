@@ -1,0 +1,162 @@
+"""What a run needs of a machine: its model, its data, its memory, and the bytes of a round."""
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from common import base, models, sources, tasks
+from common.adapter import Spec
+from common.codec import CODECS, CodecName
+from common.config import NodeConfig, RunConfig
+from common.error import BouquetError
+from common.tasks import TASKS, Task
+from strategies import build
+
+SHOWN = 3
+# Weights in four bits with double quantisation: 4.127 bits (Dettmers et al., arXiv:2305.14314, section 3).
+BYTES_A_WEIGHT = {"nf4": 4.127 / 8, "int8": 1.0}
+# A weight of the adapter, its gradient and AdamW's two moments, in float32.
+BYTES_A_TRAINED_WEIGHT = 16
+# Python, its libraries and, on a GPU, the CUDA context.
+PROCESS = 1.2e9
+
+
+def model(config: RunConfig) -> str:
+    """The base model: embedded, a folder, or whole in the hub cache."""
+    where = base.location(config.model.name)
+    if not Path(where).is_dir():
+        try:
+            where = snapshot_download(where, revision=config.model.revision, local_files_only=True)
+        except (LocalEntryNotFoundError, ValueError) as error:
+            raise BouquetError(
+                "the model is not on this machine",
+                where="model.name",
+                got=config.model.name,
+                cure=f"hf download {config.model.name} --revision {config.model.revision}",
+            ) from error
+    weights = [file for file in Path(where).iterdir() if file.suffix in {".safetensors", ".bin"}]
+    if not weights:
+        raise BouquetError("a model without weights", where=where, expected="*.safetensors", cure="Download it again.")
+    base.load_tokenizer(config.model)
+    return f"{config.model.name}, {sum(file.stat().st_size for file in weights) / 1e9:.2f} GB of weights"
+
+
+def data(config: RunConfig, node: NodeConfig) -> str:
+    """Every record of the node against the task's schema. Raises :class:`BouquetError` with the lines that fail."""
+    source = node.data or config.data.source
+    task, tokenizer = tasks.build(config.task), base.load_tokenizer(config.model)
+    wrong, records, examples = [], 0, 0
+    for where, record in _records(source):
+        records += 1
+        try:
+            examples += _examples(task, record, tokenizer, source)
+        except BouquetError as error:
+            wrong.append(f"{where}: {error}")
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise BouquetError(
+            f"{len(wrong)} of {records} records cannot be used",
+            where=source,
+            got="; ".join(wrong[:SHOWN]) + more,
+            cure="Correct them, or name other fields with the task.* keys of the run.",
+        )
+    own = len(sources.node_dataset(config.data, node, config.seed))
+    return f"{source}: {records:,} records, {examples:,} examples; this node trains on {own:,} records"
+
+
+def memory(config: RunConfig, node: NodeConfig) -> str:
+    """An estimate of what training takes, against what is free."""
+    device = base.find_device(node.device)
+    need = estimate(config, node.lora_rank or config.lora.rank, device.type == "cuda")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if need > free:
+        raise BouquetError(
+            "too little memory for this run",
+            where=f"{device}, batch {config.train.batch_size}, sequence {config.task.max_length}",
+            expected=f"about {need / 1e9:.1f} GB",
+            got=f"{free / 1e9:.1f} GB free",
+            cure="Lower train.batch-size (and raise train.accumulation) or task.max-length, "
+            "or set model.gradient-checkpointing=true.",
+        )
+    return f"about {need / 1e9:.1f} GB of {free / 1e9:.1f} GB free on {device}"
+
+
+def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
+    """Bytes that training takes: weights, adapter, optimizer, activations and logits.
+
+    Activations of a layer are ``T B (34 H + 5 a T)`` bytes in 16 bits (Korthikanti et al., arXiv:2205.05198, eq. 1),
+    for batch B, sequence T, width H and a heads; with checkpointing, one layer's and every layer's input.
+    """
+    classes = config.task.labels if TASKS[config.task.name].sequence_classification else 0
+    skeleton = base.skeleton(config.model, classes)
+    wide = 2.0 if gpu else 4.0
+    linear = sum(module.weight.numel() for module in skeleton.modules() if isinstance(module, nn.Linear))
+    whole = sum(parameter.numel() for parameter in skeleton.parameters())
+    weights = linear * BYTES_A_WEIGHT.get(config.model.quantization, wide) + (whole - linear) * wide
+    shape: Any = skeleton.config
+    tokens = config.train.batch_size * config.task.max_length
+    heads, layers = shape.num_attention_heads, shape.num_hidden_layers
+    one = tokens * (34 * shape.hidden_size + 5 * heads * config.task.max_length) * wide / 2
+    inputs = tokens * shape.hidden_size * wide * layers
+    activations = inputs + one if config.model.gradient_checkpointing else one * layers
+    logits = 0.0 if classes else 3 * 4.0 * tokens * shape.vocab_size
+    spec = models.describe(config.model, config.lora.model_copy(update={"rank": rank}), config.task)
+    return float(weights + BYTES_A_TRAINED_WEIGHT * _numel(spec, None) + activations + logits + PROCESS)
+
+
+def traffic(config: RunConfig) -> str:
+    """The bytes that a node sends and receives in a round."""
+    rule = build(config)
+    spec = models.describe(config.model, config.lora, config.task)
+    up = _bytes(config.wire.up, _numel(spec, rule.plan(0).sent))
+    down = _bytes(config.wire.down, _numel(spec, None) - _numel(spec, rule.drawn))
+    return f"{up / 1e6:.2f} MB up, about {down / 1e6:.2f} MB down, a node and round ({rule.name}, {config.wire.up})"
+
+
+def _records(source: str) -> Iterator[tuple[str, Any]]:
+    """Every record and where it stands: by line in a file of JSON lines, which is read as it is, else by number."""
+    file = Path(source).expanduser()
+    if not file.is_file() or ".jsonl" not in file.suffixes:
+        for number, record in enumerate(sources.read(source), start=1):
+            yield f"record {number}", record
+        return
+    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError:
+                yield f"line {number}", None
+
+
+def _examples(task: Task, record: Any, tokenizer: PreTrainedTokenizerBase, source: str) -> int:
+    """How many examples a record holds. Raises :class:`BouquetError` if it is not what the task reads."""
+    if not isinstance(record, dict):
+        raise BouquetError("not a JSON object")
+    task.check(list(record), where=source)
+    for field in task.fields():
+        if record[field] is None:
+            raise BouquetError(f"the field '{field}' is empty")
+    try:
+        return sum(1 for _ in task.encode(record, tokenizer))
+    except (TypeError, ValueError) as error:
+        kinds = ", ".join(f"{field}: {type(record[field]).__name__}" for field in task.fields())
+        raise BouquetError("a field of the wrong type", expected="text", got=kinds) from error
+
+
+def _bytes(codec: CodecName, count: int) -> int:
+    return CODECS[codec].size(count) * np.dtype(CODECS[codec].dtype).itemsize
+
+
+def _numel(spec: Spec, parts: frozenset[str] | None) -> int:
+    shapes: Mapping[Any, tuple[int, ...]] = spec.factor_shapes() | dict(spec.head)
+    return sum(torch.Size(shape).numel() for key, shape in shapes.items() if parts is None or key.part in parts)

@@ -1,0 +1,155 @@
+"""What stands between the machines: keys, certificates, ports, and the SuperLink itself."""
+
+import socket
+import ssl
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+from common.error import BouquetError
+from deploy.doctor.check import WarningError
+from deploy.site.certificates import addresses_of, read_certificate
+
+SOON = timedelta(days=30)
+TIMEOUT = 5.0
+
+
+def secret(file: Path) -> str:
+    """A secret that exists and that only its owner can read."""
+    try:
+        file.read_bytes()
+        mode = file.stat().st_mode & 0o777
+    except OSError as error:
+        raise BouquetError(
+            "a key cannot be read",
+            where=str(file),
+            got=str(error.strerror),
+            cure="Unpack the kit again, as the user that runs Flower.",
+        ) from error
+    if mode & 0o077:
+        raise BouquetError(
+            "a key that others can read",
+            where=str(file),
+            expected="mode 600",
+            got=f"{mode:o}",
+            cure=f"chmod 600 {file}.",
+        )
+    return f"{file.name}, mode 600"
+
+
+def node_key(file: Path) -> str:
+    """The node's private key, in the form that Flower takes."""
+    found = secret(file)
+    try:
+        key = load_ssh_private_key(file.read_bytes(), None)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise BouquetError(
+            "a key that Flower cannot use", where=str(file), got=str(error), cure="Unpack the kit again."
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise BouquetError(
+            "a key of another kind",
+            where=str(file),
+            expected="an elliptic-curve key",
+            got=type(key).__name__,
+            cure="Make one with ssh-keygen -t ecdsa -b 384.",
+        )
+    return f"{found}, {key.curve.name}"
+
+
+def certificate(file: Path, issuer: Path | None = None, addresses: Sequence[str] = ()) -> str:
+    """A certificate: valid today and for a while, signed by ``issuer``, and for all of ``addresses``."""
+    found = read_certificate(file)
+    now = datetime.now(UTC)
+    ends, starts = found.not_valid_after_utc, found.not_valid_before_utc
+    renew = "bouquet site rotate <site>" if issuer else "bouquet site create: a new site, and new kits"
+    if now < starts:
+        raise BouquetError(
+            "a certificate from the future", where=str(file), expected=f"after {starts:%Y-%m-%d}", cure="Set the clock."
+        )
+    if now > ends:
+        raise BouquetError(
+            "an expired certificate", where=str(file), expected=f"before {ends:%Y-%m-%d}", cure=f"Renew it: {renew}."
+        )
+    if issuer:
+        try:
+            found.verify_directly_issued_by(read_certificate(issuer))
+        except (InvalidSignature, ValueError, TypeError) as error:
+            raise BouquetError(
+                "a certificate of another root",
+                where=str(file),
+                expected=f"signed by {issuer}",
+                cure=f"Renew it: {renew}.",
+            ) from error
+    if missing := [address for address in addresses if address not in addresses_of(found)]:
+        raise BouquetError(
+            "a certificate for other addresses",
+            where=str(file),
+            expected=", ".join(missing),
+            got=", ".join(addresses_of(found)),
+            cure=f"Renew it: {renew}.",
+        )
+    left = f"{(ends - now).days} days left"
+    if ends - now < SOON:
+        raise WarningError("a certificate ends soon", where=str(file), got=left, cure=f"Renew it: {renew}.")
+    return f"{file.name}, {left}"
+
+
+def port_is_free(port: int, cure: str) -> str:
+    """A port that this machine's own process will listen on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise BouquetError("a port in use", where=f"port {port}", got=str(error.strerror), cure=cure) from error
+    return f"port {port} is free"
+
+
+def ours_or_free(port: int, root: Path) -> str:
+    """A port of the SuperLink: free before it is started, and its own afterwards."""
+    try:
+        return port_is_free(port, "")
+    except BouquetError as taken:
+        try:
+            return superlink(f"127.0.0.1:{port}", root)
+        except BouquetError as foreign:
+            raise BouquetError(
+                "a port in use by another program",
+                where=f"port {port}",
+                got=str(foreign),
+                cure="Stop it, or make the site with another --fleet-port or --control-port.",
+            ) from taken
+
+
+def superlink(address: str, root: Path) -> str:
+    """Reach the SuperLink's port for nodes, and check its certificate against the root."""
+    host, port = address.rsplit(":", 1)
+    host = host.strip("[]")
+    read_certificate(root)
+    context = ssl.create_default_context(cafile=str(root))
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout=TIMEOUT) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            return f"{address} answers, {secured.version()}"
+    except ssl.SSLError as error:
+        raise BouquetError(
+            "the SuperLink's certificate is refused",
+            where=address,
+            got=error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else str(error.reason),
+            cure="Ask the coordinator for a new kit (or a new certificate: bouquet site rotate).",
+        ) from error
+    except OSError as error:
+        raise BouquetError(
+            "the SuperLink cannot be reached",
+            where=address,
+            got=str(error),
+            cure="Is it started (superlink.sh)? Is the port open from here? Is the address right (kit.toml)?",
+        ) from error

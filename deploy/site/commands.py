@@ -1,0 +1,151 @@
+"""`bouquet site`: certificates, keys and kits of a federation, and who is let in."""
+
+import argparse
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deploy import settings
+from deploy.settings import Commands
+from deploy.site import kit, superlink
+from deploy.site.certificates import read_certificate, read_public_key
+from deploy.site.folder import Site, SiteFacts
+
+
+def add_to(commands: Commands) -> None:
+    """The command's arguments."""
+    site = commands.add_parser(
+        "site",
+        help="make certificates, keys and node kits, and let nodes in or shut them out",
+        description="Example: bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2",
+    )
+    parts = site.add_subparsers(dest="part", required=True)
+    _add_create(parts)
+    _add_kit(parts)
+    add = _part(parts, "add", _add, "add a node to a site", "hospitals ward-3")
+    add.add_argument("node")
+    add.add_argument("--public-key", type=Path, help="the node's own public key; without it the site makes the pair")
+    _part(parts, "register", _register, "make the running SuperLink accept exactly the site's nodes", "hospitals")
+    revoke = _part(parts, "revoke", _revoke, "shut a node out, now and for good", "hospitals ward-3")
+    revoke.add_argument("node")
+    rotate = _part(
+        parts, "rotate", _rotate, "replace a node's key, or the coordinator's certificate", "hospitals ward-1"
+    )
+    rotate.add_argument("node", nargs="?", help="without it: the coordinator's certificate")
+    rotate.add_argument("--public-key", type=Path, help="the node's own new public key")
+    rotate.add_argument("--days", type=int, default=825, help="how long a certificate lasts (default 825)")
+    _part(parts, "list", _list, "list the nodes, their state at the SuperLink, and when certificates end", "hospitals")
+
+
+def _part(
+    parts: Commands, name: str, work: Callable[[argparse.Namespace], int], help: str, example: str
+) -> argparse.ArgumentParser:
+    parser = parts.add_parser(
+        name, help=help, description=f"{help.capitalize()}. Example: bouquet site {name} {example}"
+    )
+    parser.add_argument("site", type=Path, help="the site's folder")
+    parser.set_defaults(work=work)
+    return parser
+
+
+def _add_create(parts: Commands) -> None:
+    example = "hospitals --address fl.example.org --nodes ward-1 ward-2"
+    create = _part(parts, "create", _create, "make a site: its root, the coordinator's certificate, node keys", example)
+    create.add_argument("--name", default="", help="the federation's name for flwr run (default: the folder's name)")
+    create.add_argument(
+        "--address", nargs="+", required=True, help="where nodes reach the coordinator, the first in kits"
+    )
+    create.add_argument("--nodes", nargs="*", default=[], help="names of nodes to make keys for")
+    create.add_argument("--fleet-port", type=int, default=9092, help="the port for nodes (default 9092)")
+    create.add_argument("--control-port", type=int, default=8000, help="the port for flwr, local only (default 8000)")
+    create.add_argument("--state", default="/var/lib/bouquet", help="the coordinator's state directory")
+    create.add_argument(
+        "--days", type=int, default=825, help="how long the coordinator's certificate lasts (default 825)"
+    )
+    create.add_argument("--root-days", type=int, default=3650, help="how long the root lasts (default 3650)")
+    _add_place(create, "/etc/bouquet/coordinator")
+
+
+def _add_kit(parts: Commands) -> None:
+    example = "hospitals ward-1 data=/data/notes.jsonl lora-rank=8"
+    make = _part(parts, "kit", _kit, "complete a node's kit and pack it", example)
+    make.add_argument("node")
+    make.add_argument("--port", type=int, default=9094, help="SuperNode's port on its own machine (default 9094)")
+    _add_place(make, "/etc/bouquet/<node>")
+    make.add_argument(
+        "settings", nargs="+", metavar="key=value", help="node config; data= and state-directory= are paths"
+    )
+
+
+def _add_place(parser: argparse.ArgumentParser, installed: str) -> None:
+    parser.add_argument("--installed", default=installed, help=f"where the kit will lie (default {installed})")
+    parser.add_argument("--programs", default="/opt/bouquet/.venv/bin", help="where flower-supernode will lie")
+    parser.add_argument("--user", default="bouquet", help="the user of the systemd unit (default bouquet)")
+
+
+def _create(options: argparse.Namespace) -> int:
+    facts = SiteFacts(
+        name=options.name or options.site.resolve().name,
+        addresses=options.address,
+        fleet_port=options.fleet_port,
+        control_port=options.control_port,
+    )
+    site = Site.create(options.site, facts, root_days=options.root_days, server_days=options.days)
+    site.add(options.nodes)
+    place = kit.Place(installed=options.installed, programs=options.programs, user=options.user)
+    folder = kit.write_coordinator(site, place, options.state)
+    print(f"coordinator: {folder}\nnodes: {', '.join(options.nodes) or 'none yet'} (bouquet site kit packs each one's)")
+    return 0
+
+
+def _add(options: argparse.Namespace) -> int:
+    Site.open(options.site).add([options.node], read_public_key(options.public_key) if options.public_key else "")
+    print(f"{options.node} is added: bouquet site kit, then bouquet site register")
+    return 0
+
+
+def _kit(options: argparse.Namespace) -> int:
+    place = kit.Place(
+        installed=options.installed.replace("<node>", options.node),
+        programs=options.programs,
+        user=options.user,
+        port=options.port,
+    )
+    folder = kit.write_node(Site.open(options.site), options.node, place, settings.read(options.settings))
+    print(f"kit: {kit.pack(folder)}")
+    return 0
+
+
+def _register(options: argparse.Namespace) -> int:
+    done = superlink.synchronise(Site.open(options.site))
+    print("\n".join(done) or "nothing to do")
+    return 0
+
+
+def _revoke(options: argparse.Namespace) -> int:
+    site = Site.open(options.site)
+    site.revoke(options.node)
+    print(f"{options.node} is revoked", *superlink.synchronise(site), sep="\n")
+    return 0
+
+
+def _rotate(options: argparse.Namespace) -> int:
+    site = Site.open(options.site)
+    if options.node:
+        site.rotate(options.node, read_public_key(options.public_key) if options.public_key else "")
+        print(f"{options.node} has a new key: bouquet site kit, then bouquet site register")
+    else:
+        site.certify(options.days)
+        print(f"{site.coordinator / 'server.crt'} is new: start the SuperLink again")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    site = Site.open(options.site)
+    for file in (site.authority / "ca.crt", site.coordinator / "server.crt"):
+        left = read_certificate(file).not_valid_after_utc - datetime.now(UTC)
+        print(f"{file.name:12} ends in {left.days} days")
+    statuses = superlink.statuses(site)
+    for name, node in site.facts.nodes.items():
+        print(f"{name:12} {statuses.get(node.id, 'not registered')}")
+    return 0

@@ -1,0 +1,10 @@
+#!/bin/sh
+# The SuperExec of @site: starts a process for every run. It outlives a SuperLink that is started again.
+set -eu
+umask 077
+cd "$(dirname "$0")"
+export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
+export FLWR_HOME="@state/flower"
+mkdir -p "$FLWR_HOME"
+exec flower-superexec --root-certificates ca.crt --runtime-api-address 127.0.0.1:@control_port \
+    --superexec-auth-secret-file superexec.secret

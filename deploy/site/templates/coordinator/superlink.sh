@@ -1,0 +1,13 @@
+#!/bin/sh
+# The SuperLink of @site. Nodes come in by port @fleet_port; port @control_port is for this machine only, because
+# whoever reaches it can start runs.
+set -eu
+umask 077
+cd "$(dirname "$0")"
+export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
+export FLWR_HOME="@state/flower"
+mkdir -p "$FLWR_HOME"
+exec flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \
+    --enable-supernode-auth --fleet-api-address "${BOUQUET_LISTEN:-[::]:@fleet_port}" \
+    --host 127.0.0.1 --port @control_port --database "@state/superlink.db" \
+    --isolation process --superexec-auth-secret-file superexec.secret --disable-runtime-dependency-installation

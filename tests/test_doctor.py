@@ -1,0 +1,293 @@
+"""`bouquet doctor`: every check passes where all is well, and says what to do where it is not."""
+
+import json
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from common.config import NodeConfig
+from common.error import BouquetError
+from deploy.command import main
+from deploy.doctor import job, machine, network
+from deploy.doctor.check import Check, WarningError, examine
+from deploy.site import certificates
+from deploy.site.folder import Site
+from strategies import read_config
+from tests.processes import free_port
+
+
+@pytest.fixture
+def site(tmp_path) -> Path:
+    folder = tmp_path / "hospitals"
+    ports = ["--fleet-port", str(free_port()), "--control-port", str(free_port())]
+    assert main(["site", "create", str(folder), "--address", "localhost", "--nodes", "ward-1", *ports]) == 0
+    data = tmp_path / "notes.jsonl"
+    data.write_text("".join(json.dumps({"text": f"def f{i}(self):\n    return {i}\n"}) + "\n" for i in range(20)))
+    own = [f"data={data}", f"state-directory={tmp_path / 'state'}", "--port", str(free_port())]
+    assert main(["site", "kit", str(folder), "ward-1", *own]) == 0
+    return folder
+
+
+@pytest.fixture
+def kit(site) -> Path:
+    return site / "kits/ward-1"
+
+
+@pytest.fixture
+def superlink(site) -> Iterator[str]:
+    """What answers with the site's certificate at the port for nodes."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(site / "coordinator/server.crt", site / "coordinator/server.key")
+    port = Site.open(site).facts.fleet_port
+    with socket.create_server(("127.0.0.1", port)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    plain, _ = server.accept()
+                except OSError:
+                    return
+                with plain:
+                    try:
+                        context.wrap_socket(plain, server_side=True).close()
+                    except OSError:
+                        continue
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"localhost:{port}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+def test_a_sound_node_passes_every_check(kit, superlink, capsys):
+    assert main(["doctor", "node", str(kit)]) == 0, capsys.readouterr().out
+    said = capsys.readouterr().out
+    checks = [line.split()[1] for line in said.splitlines() if not line.startswith(("kit:", "coordinator:", "nodes:"))]
+    assert checks == [
+        "versions",
+        "clock",
+        "disk",
+        "key",
+        "root",
+        "port",
+        "superlink",
+        "quantisation",
+        "model",
+        "data",
+        "memory",
+        "traffic",
+    ]
+    assert "20 records, 20 examples" in said
+    assert "0.49 MB up" in said
+
+
+def test_a_sound_coordinator_passes_every_check_started_or_not(site, capsys, request):
+    assert main(["doctor", "coordinator", str(site)]) == 0
+    assert f"port {Site.open(site).facts.fleet_port} is free" in capsys.readouterr().out
+    request.getfixturevalue("superlink")
+    assert main(["doctor", "coordinator", str(site)]) == 0
+    assert "answers, TLSv1.3" in capsys.readouterr().out
+
+
+def test_a_failed_check_does_not_hide_the_others_and_sets_the_exit_code(kit, capsys):
+    (kit / "node.key").chmod(0o644)
+    assert main(["doctor", "node", str(kit)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    (key,) = [line for line in said if line.split()[1] == "key"]
+    assert key.startswith("FAIL")
+    assert "a key that others can read" in key
+    assert f"expected mode 600, got 644. chmod 600 {kit / 'node.key'}." in key
+    assert [line for line in said if line.startswith("ok    traffic")]
+
+
+def test_a_warning_is_not_a_failure(capsys):
+    def soon() -> str:
+        raise WarningError("a thing ends soon", cure="Renew it.")
+
+    assert examine([Check("thing", soon)])
+    assert capsys.readouterr().out == "warn  thing         a thing ends soon. Renew it.\n"
+
+
+def test_other_versions_are_named(tmp_path):
+    tested = tmp_path / "constraints.txt"
+    tested.write_text("flwr==1.38.0\ntorch==2.13.0\n")
+    with pytest.raises(BouquetError, match=r"got flwr 1.39.0 \(tested: 1.38.0\). pip install -c constraints.txt"):
+        machine.versions(tested)
+
+
+def test_a_quantisation_that_does_not_work_is_named():
+    with pytest.raises(BouquetError, match=r"bitsandbytes does not work here \(cuda:7\).*See python -m bitsandbytes"):
+        machine.quantisation("cuda:7")
+
+
+def test_a_full_or_closed_disk_is_named(tmp_path):
+    with pytest.raises(BouquetError, match=r"the disk is nearly full .*Make room, or choose another state-directory"):
+        machine.disk(tmp_path / "state", least=10**18)
+    with pytest.raises(BouquetError, match=r"a state directory that cannot be written \(/proc/x\)"):
+        machine.disk(Path("/proc/x"))
+
+
+def test_a_missing_or_foreign_key_is_named(kit):
+    (kit / "node.key").write_text("nothing")
+    with pytest.raises(BouquetError, match=r"a key that Flower cannot use .*Unpack the kit again"):
+        network.node_key(kit / "node.key")
+    (kit / "node.key").unlink()
+    with pytest.raises(BouquetError, match=r"a key cannot be read .*got No such file"):
+        network.node_key(kit / "node.key")
+
+
+def signed(folder: Path, days: int, addresses: list[str], ca: Path) -> Path:
+    root = certificates.Signed((ca / "ca.crt").read_bytes(), (ca / "ca.key").read_bytes())
+    file = folder / f"server-{days}.crt"
+    file.write_bytes(certificates.issue(root, addresses, days).certificate)
+    return file
+
+
+def test_certificates_that_will_not_do_are_named(site, tmp_path):
+    ca = site / "ca"
+    with pytest.raises(BouquetError, match=r"an expired certificate .*Renew it: bouquet site rotate"):
+        network.certificate(signed(tmp_path, 0, ["a"], ca), ca / "ca.crt")
+    with pytest.raises(WarningError, match=r"a certificate ends soon .*got 9 days left. Renew it"):
+        network.certificate(signed(tmp_path, 10, ["a"], ca), ca / "ca.crt")
+    with pytest.raises(BouquetError, match=r"a certificate for other addresses .*expected b, got a, localhost"):
+        network.certificate(signed(tmp_path, 100, ["a"], ca), ca / "ca.crt", ["a", "b"])
+    other = certificates.make_authority("other", 100)
+    (tmp_path / "other.crt").write_bytes(other.certificate)
+    with pytest.raises(BouquetError, match=r"a certificate of another root .*signed by .*other.crt"):
+        network.certificate(signed(tmp_path, 100, ["a"], ca), tmp_path / "other.crt")
+    (tmp_path / "bad.crt").write_text("nothing")
+    with pytest.raises(BouquetError, match=r"a certificate cannot be read .*Copy it again from the kit"):
+        network.certificate(tmp_path / "bad.crt")
+
+
+def test_a_clock_that_is_behind_is_named(site, monkeypatch):
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(UTC) - timedelta(days=2)
+
+    monkeypatch.setattr(network, "datetime", Yesterday)
+    with pytest.raises(BouquetError, match=r"a certificate from the future .*Set the clock"):
+        network.certificate(site / "ca/ca.crt")
+
+
+@pytest.mark.parametrize(
+    ("answer", "raised", "message"),
+    [
+        ("#!/bin/sh\necho yes\n", None, "synchronised"),
+        ("#!/bin/sh\necho no\n", WarningError, "the clock is not synchronised. timedatectl set-ntp true"),
+        (None, WarningError, "nobody here knows whether the clock is right"),
+    ],
+)
+def test_the_clock_is_asked_of_systemd(answer, raised, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path) + (os.pathsep + "/bin" if answer else ""))
+    if answer:
+        (tmp_path / "timedatectl").write_text(answer)
+        (tmp_path / "timedatectl").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.defpath}")
+    if raised is None:
+        assert machine.clock() == message
+    else:
+        with pytest.raises(raised, match=message):
+            machine.clock()
+
+
+def test_a_superlink_that_is_away_or_someone_elses_is_named(site, superlink, tmp_path):
+    assert "TLSv1.3" in network.superlink(superlink, site / "ca/ca.crt")
+    other = tmp_path / "other.crt"
+    other.write_bytes(certificates.make_authority("other", 100).certificate)
+    with pytest.raises(BouquetError, match=r"the SuperLink's certificate is refused .*unable to get local issuer"):
+        network.superlink(superlink, other)
+    with pytest.raises(BouquetError, match=r"the SuperLink cannot be reached .*refused. Is it started"):
+        network.superlink(f"localhost:{free_port()}", site / "ca/ca.crt")
+
+
+def test_a_port_in_use_is_named(site):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BouquetError, match=rf"a port in use \(port {port}\).*Stop it"):
+            network.port_is_free(port, "Stop it.")
+
+
+def test_a_port_of_another_program_is_named(site):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        threading.Thread(target=lambda: taken.accept()[0].close(), daemon=True).start()
+        with pytest.raises(BouquetError, match=r"a port in use by another program .*with another --fleet-port"):
+            network.ours_or_free(taken.getsockname()[1], site / "ca/ca.crt")
+
+
+BAD = [
+    ('{"text": "fine"}\n{"text": \n', "line 2: not a JSON object"),
+    ('{"text": "fine"}\n\n{"text": null}\n', "line 2: not a JSON object; line 3: the field 'text' is empty"),
+    ('{"text": "fine"}\n{"text": 5}\n', "line 2: a field of the wrong type: expected text, got text: int"),
+    ('{"txet": "fine"}\n', "needs a field that the data lacks .*Did you mean 'txet'?"),
+    ('{"text": null}\n' * 5, "5 of 5 records cannot be used .*line 3: the field 'text' is empty; and 2 more"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_bad_data_is_named_by_line(text, message, tmp_path):
+    file = tmp_path / "notes.jsonl"
+    file.write_text(text)
+    with pytest.raises(BouquetError, match=message):
+        job.data(read_config({}), NodeConfig(data=str(file)))
+
+
+def test_a_bad_label_is_named_by_line(tmp_path):
+    file = tmp_path / "labels.jsonl"
+    file.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 7}\n')
+    config = read_config({"task.name": "classify"})
+    with pytest.raises(BouquetError, match=r"line 2: a label is out of range .*from 0 to 1, got 7"):
+        job.data(config, NodeConfig(data=str(file)))
+
+
+def test_a_missing_model_is_named_with_the_command_that_gets_it():
+    with pytest.raises(BouquetError, match=r"not on this machine .*hf download some/model --revision main"):
+        job.model(read_config({"model.name": "some/model"}))
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    with pytest.raises(BouquetError, match=r"a model without weights .*expected \*.safetensors. Download it again"):
+        job.model(read_config({"model.name": str(tmp_path)}))
+
+
+def test_too_little_memory_is_named():
+    config = read_config({"train.batch-size": 4096, "task.max-length": 4096})
+    with pytest.raises(BouquetError, match=r"too little memory .*batch 4096, sequence 4096.*Lower train.batch-size"):
+        job.memory(config, NodeConfig())
+
+
+def test_the_estimate_grows_with_batch_sequence_and_precision():
+    def bytes_for(**changes: object) -> float:
+        return job.estimate(read_config({key.replace("_", "."): value for key, value in changes.items()}), 8, gpu=True)
+
+    small = bytes_for()
+    assert bytes_for(**{"train.batch-size": 16}) > small
+    assert bytes_for(**{"task.max-length": 256}) > small
+    assert bytes_for(**{"model.quantization": "none"}) > bytes_for(**{"model.quantization": "int8"}) > small
+    assert bytes_for(**{"model.gradient-checkpointing": True}) < small
+
+
+def test_the_bytes_of_a_round_are_those_that_a_run_counts(settings):
+    from tests.grid import run_in_process
+
+    config = settings(**{"rule.name": "ffa-lora", "wire.up": "bf16", "wire.down": "bf16", "num-server-rounds": 2})
+    run_in_process(config, nodes=2)
+    record = Path(config["run-directory"]) / "run/metrics.jsonl"
+    # Before the first round B is zero, and zeros do not travel.
+    (_, merge) = [line for line in map(json.loads, record.read_text().splitlines()) if line["phase"] == "merge"]
+    said = job.traffic(read_config(config))
+    assert float(said.split()[0]) == pytest.approx(merge["bytes_up"] / 2 / 1e6, rel=0.05)
+    assert float(said.split()[4]) == pytest.approx(merge["bytes_down"] / 2 / 1e6, rel=0.05)
+
+
+def test_a_folder_that_is_no_kit_is_named(tmp_path, capsys):
+    assert main(["doctor", "node", str(tmp_path)]) == 2
+    assert "a kit cannot be read" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""The warm worker: the same answers as without it, from one process, which only its owner reaches."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from client_app import worker
+from tests.grid import run_in_process
+from tests.processes import wait_for
+from tests.test_loop import failures
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def state(tmp_path):
+    folder = tmp_path / "warm"
+    yield folder
+    worker.stop(folder)
+
+
+def holder(state: Path) -> list[int]:
+    """The processes that hold the lock of the worker."""
+    inode = (state / "worker.lock").stat().st_ino
+    lines = Path("/proc/locks").read_text().splitlines()
+    return [int(line.split()[4]) for line in lines if line.split()[5].endswith(f":{inode}")]
+
+
+def test_a_warm_node_gives_the_same_adapter_and_keeps_one_process(settings, tmp_path, state):
+    warm = {"state-directory": str(state), "warm": 60.0}
+    run_in_process(settings(**{"run-name": "cold"}), nodes=2)
+    run_in_process(settings(**{"run-name": "warm"}), nodes=2, node_config={0: warm})
+    cold, kept = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("cold", "warm"))
+    assert cold["adapter_digest"] == kept["adapter_digest"]
+    (first,) = holder(state)
+    assert first != os.getpid()
+    assert (state / "worker.sock").stat().st_mode & 0o777 == 0o600
+    log = (state / "worker.log").read_text()
+    assert "Traceback" not in log
+
+    worker.serve(state, 60.0)  # a second one ends itself
+    worker.inside = False
+    assert holder(state) == [first]
+
+    # Killed, it is started anew; told to stop, it is gone with its memory.
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: holder(state) == [], "the worker to die")
+    run_in_process(settings(**{"run-name": "anew", "num-server-rounds": 1}), nodes=2, node_config={0: warm})
+    assert failures(tmp_path / "anew") == []
+    assert holder(state) != [first]
+    worker.stop(state)
+    wait_for(lambda: holder(state) == [], "the worker to end")
+    assert not (state / "worker.sock").exists()
+
+
+def test_an_idle_worker_ends(tmp_path):
+    started = time.monotonic()
+    worker.serve(tmp_path, 0.2)
+    worker.inside = False
+    assert 0.2 <= time.monotonic() - started < 5
+    assert not (tmp_path / "worker.sock").exists()
+
+
+def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path):
+    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: {"warm": 9.0}})
+    (reason,) = failures(tmp_path / "run")
+    assert "a worker needs a state directory (warm, state-directory): expected an absolute path" in reason
+    deep = tmp_path / ("x" * 120)
+    run_in_process(
+        settings(**{"num-server-rounds": 1, "run-name": "deep"}),
+        nodes=2,
+        node_config={1: {"warm": 9.0, "state-directory": str(deep)}},
+    )
+    assert "a path too long for a socket" in failures(tmp_path / "deep")[0]
