@@ -66,7 +66,8 @@ def test_an_idle_worker_ends(tmp_path):
 
 
 def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path):
-    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: {"warm": 9.0}})
+    somewhere = {"warm": 9.0, "state-directory": "here"}
+    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: somewhere})
     (reason,) = failures(tmp_path / "run")
     assert "a worker needs a state directory (warm, state-directory): expected an absolute path" in reason
     deep = tmp_path / ("x" * 120)
