@@ -47,14 +47,6 @@ inside = False
 
 def hand_over(message: Message, context: Context, state: Path, idle: float) -> Message:
     """The worker's answer to a message; the worker is started if there is none. Raises :class:`BouquetError`."""
-    if not state.is_absolute():
-        raise BouquetError(
-            "a worker needs a state directory",
-            where="warm, state-directory",
-            expected="an absolute path",
-            got=repr(str(state)),
-            cure="Set state-directory in --node-config, or warm = 0.0.",
-        )
     frames = (
         fingerprint().encode(),
         context_to_proto(context).SerializeToString(),

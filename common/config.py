@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from common.codec import CodecName, StateCodecName
 from common.error import did_you_mean
@@ -280,6 +281,12 @@ class RunConfig(Section):
         }
 
 
+def _absolute(path: str) -> str:
+    if path and not Path(path).expanduser().is_absolute():
+        raise PydanticCustomError("relative_path", "an absolute path, since an app does not run where it was started")
+    return path
+
+
 class NodeConfig(Section):
     """Facts of one machine, from ``flower-supernode --node-config``; a simulation sets the first two.
 
@@ -296,7 +303,7 @@ class NodeConfig(Section):
     data: str = ""
     lora_rank: CountOrOff = 0
     device: str = "auto"
-    state_directory: str = ""
+    state_directory: Annotated[str, AfterValidator(_absolute)] = ""
     warm: NonNegative = 0.0
     weight: Positive = 1.0
     privacy_epsilon: NonNegative = 0.0
