@@ -4,25 +4,11 @@ Flower imports this module wherever it only has to know that the app exists, so 
 imported by the first message.
 """
 
-import sys
-import traceback
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client_app import worker
-from common.config import NodeConfig
-from common.error import BouquetError, RefusalError
-from common.section import ConfigError
-
-if TYPE_CHECKING:
-    from client_app.session import Session
-
-# Of a defect's traceback, the innermost frames travel.
-FRAMES = 6
-WITHHELD = "an error that a private run does not tell, since its text may hold some of the data; the node's log has it"
+from client_app.answer import answer
 
 app = ClientApp()
 
@@ -30,60 +16,21 @@ app = ClientApp()
 @app.query()
 def roll_call(message: Message, context: Context) -> Message:
     """Who is here."""
-    return _answer(message, context, lambda session: session.answer_roll_call())
+    return _answer(message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round of local training."""
-    return _answer(message, context, lambda session: session.train(message))
+    return _answer(message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the received state on this node's held-out examples."""
-    return _answer(message, context, lambda session: session.evaluate(message))
+    return _answer(message, context)
 
 
-def _answer(message: Message, context: Context, work: Callable[["Session"], RecordDict]) -> Message:
-    """The reply to a message: checked against the node's policy, and in its audit log, before it leaves.
-
-    An error is a reply too, so that the coordinator can say why a node failed. From a private run only the reasons go
-    that hold none of the data.
-    """
-    session = None
-    try:
-        if (node := NodeConfig.from_flower(context.node_config)).warm and not worker.inside:
-            return worker.hand_over(message, context, node.state, node.warm)
-        from client_app.session import Session
-
-        session = Session(context)
-        content = work(session)
-        session.check(message.metadata.message_type, content)
-    except (RefusalError, ConfigError) as error:
-        print(error, file=sys.stderr)
-        content = _failure(str(error), refused=True)
-    except Exception as error:
-        known = isinstance(error, BouquetError)
-        frames = "".join(traceback.format_exception(error, limit=-FRAMES))
-        reason = str(error) if known else f"{type(error).__name__}: {error}\n{frames}"
-        print(reason, file=sys.stderr)
-        private = context.run_config.get("privacy.mode", "none") != "none"
-        content = _failure(WITHHELD if private else reason)
-    from client_app import audit
-
-    audit.write(_node(context), message, content, session.epsilon if session else None)
-    return Message(content, reply_to=message)
-
-
-def _node(context: Context) -> NodeConfig:
-    """The node's config; the defaults where it has mistakes, which the reply will tell."""
-    try:
-        return NodeConfig.from_flower(context.node_config)
-    except ConfigError:
-        return NodeConfig()
-
-
-def _failure(reason: str, refused: bool = False) -> RecordDict:
-    """A reply that says why there is no other; ``refused`` where asking again will not help."""
-    return RecordDict({"failure": ConfigRecord({"reason": reason, "refused": refused})})
+def _answer(message: Message, context: Context) -> Message:
+    """Here, or by the worker that keeps the node's model warm."""
+    return answer(message, context, lambda node: worker.hand_over(message, context, node.state, node.warm))

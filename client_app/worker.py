@@ -42,8 +42,6 @@ AGAIN_SECONDS = 15.0
 STOP, OTHER_CODE = b"stop", b"other code"
 LENGTH = struct.Struct(">Q")
 
-inside = False
-
 
 def hand_over(message: Message, context: Context, state: Path, idle: float) -> Message:
     """The worker's answer to a message; the worker is started if there is none. Raises :class:`BouquetError`."""
@@ -72,8 +70,6 @@ def stop(state: Path) -> None:
 
 def serve(state: Path, idle: float) -> None:
     """Answer one message after the other until none has come for ``idle`` seconds. Returns at once if one serves."""
-    global inside
-    inside = True
     with (state / "worker.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +101,7 @@ def _serve_one(server: socket.socket) -> bool:
 def _work(context: bytes, message: bytes) -> bytes:
     from flwr.supercore.task_identity import TaskIdentity
 
-    from client_app.app import app
+    from client_app.answer import answer
 
     context_proto, message_proto = ContextProto(), MessageProto()
     context_proto.ParseFromString(context)
@@ -113,9 +109,9 @@ def _work(context: bytes, message: bytes) -> bytes:
     told = context_from_proto(context_proto)
     # Flower sets these in the process that it starts for a message; a reply cannot be made without.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, told.run_id, told.node_id
-    reply = app(message_from_proto(message_proto), told)
-    answer: bytes = recorddict_to_proto(reply.content or RecordDict()).SerializeToString()
-    return answer
+    reply = answer(message_from_proto(message_proto), told)
+    content: bytes = recorddict_to_proto(reply.content or RecordDict()).SerializeToString()
+    return content
 
 
 def _ask(state: Path, frames: tuple[bytes, ...]) -> bytes | None:

@@ -43,7 +43,6 @@ def test_a_warm_node_gives_the_same_adapter_and_keeps_one_process(settings, tmp_
     assert "Traceback" not in log
 
     worker.serve(state, 60.0)  # a second one ends itself
-    worker.inside = False
     assert holder(state) == [first]
 
     # Killed, it is started anew; told to stop, it is gone with its memory.
@@ -60,7 +59,6 @@ def test_a_warm_node_gives_the_same_adapter_and_keeps_one_process(settings, tmp_
 def test_an_idle_worker_ends(tmp_path):
     started = time.monotonic()
     worker.serve(tmp_path, 0.2)
-    worker.inside = False
     assert 0.2 <= time.monotonic() - started < 5
     assert not (tmp_path / "worker.sock").exists()
 

@@ -94,7 +94,7 @@ BUDGET = (
     ),
     Mutant(
         "an error message tells the data",
-        "client_app/app.py",
+        "client_app/answer.py",
         "WITHHELD if private else reason",
         "reason",
         RUN,
@@ -122,7 +122,7 @@ BUDGET = (
     ),
     Mutant(
         "what leaves is not looked at",
-        "client_app/app.py",
+        "client_app/answer.py",
         "        session.check(message.metadata.message_type, content)\n",
         "",
         POLICY,
