@@ -1,0 +1,126 @@
+"""Adapter folders: which one a path means, and the base model with it."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from common import base
+from common.config import NodeConfig, RunConfig
+from common.error import BouquetError
+from common.export import ABOUT, read
+from common.models import classes
+from common.tasks import TASKS
+from strategies import RULES, read_config
+
+
+class Run(NamedTuple):
+    """A run directory: its config, and the name by which its nodes know it."""
+
+    folder: Path
+    config: RunConfig
+    name: str
+
+    @property
+    def personal(self) -> bool:
+        """Whether each node has a model of its own, and the run has none."""
+        own_head = self.config.task.head == "local" and TASKS[self.config.task.name].sequence_classification
+        return RULES[self.config.rule.name].personal or own_head
+
+
+def open_run(folder: Path) -> Run:
+    """Read a run directory. Raises :class:`BouquetError` where ``folder`` is none."""
+    try:
+        facts = json.loads((folder / "config.json").read_text())
+        config: dict[str, Any] = facts["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BouquetError(
+            "there is neither a run nor an adapter",
+            where=str(folder),
+            expected=f"a run directory with config.json, or an adapter folder with {ABOUT}",
+            got=f"{type(error).__name__}: {error}",
+            cure="bouquet run leaves its runs in runs/, plain flwr run in ~/.bouquet/runs.",
+        ) from error
+    return Run(folder, read_config(config), str(facts.get("run", folder.name)))
+
+
+def find(path: Path, node: str = "", state_directory: Path | None = None) -> Path:
+    """The adapter folder that is meant: ``path`` itself, the run's, or the one of a node of the run.
+
+    Raises :class:`BouquetError` where there is none, and says where there may be one.
+    """
+    if (path / ABOUT).is_file():
+        return path
+    run = open_run(path)
+    if node:
+        return of_node(run, node, state_directory)
+    demand_global(run, state_directory)
+    if not (path / "adapter" / ABOUT).is_file():
+        raise BouquetError(
+            "the run has left no adapter",
+            where=str(path / "adapter"),
+            cure=f"It is not finished: bouquet export {path} --to ... takes its newest checkpoint.",
+        )
+    return path / "adapter"
+
+
+def of_node(run: Run, node: str, state_directory: Path | None) -> Path:
+    """The folder of a node's own adapter, in the state directory on the node's machine."""
+    state = state_directory or NodeConfig().state
+    folder = state / run.name / node / "adapter"
+    if not (folder / ABOUT).is_file():
+        raise BouquetError(
+            f"the node '{node}' has no adapter of its own here",
+            where=str(folder),
+            expected=_nodes(state / run.name),
+            cure="Nodes have one where the rule or the head is personal, each on its own machine.",
+        )
+    return folder
+
+
+def demand_global(run: Run, state_directory: Path | None) -> None:
+    """Raise :class:`BouquetError` where a run has no model but its nodes' own."""
+    if run.personal:
+        state = state_directory or NodeConfig().state
+        raise BouquetError(
+            "the run has no global model: every node has its own",
+            where=f"rule.name = '{run.config.rule.name}', task.head = '{run.config.task.head}'",
+            expected=f"--node, {_nodes(state / run.name)}",
+            cure="On a node's own machine its adapter is in <state-directory>/<run>/<node>/adapter; name that folder.",
+        )
+
+
+def _nodes(folder: Path) -> str:
+    names = sorted(own.parent.name for own in folder.glob("*/adapter"))
+    return f"one of {', '.join(names)}" if names else f"a node, but none has an adapter in {folder}"
+
+
+def settings(folder: Path, model: str = "") -> RunConfig:
+    """The settings that an adapter was trained with; ``model`` is where its base is now, if it has moved."""
+    return moved(read_config(read(folder).settings), model)
+
+
+def moved(config: RunConfig, model: str) -> RunConfig:
+    """The same settings with the base model in another place; none says that it has not moved."""
+    if not model:
+        return config
+    place = str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": place})})
+
+
+def load(folder: Path, config: RunConfig, device: str = "auto") -> nn.Module:
+    """The base model with the adapter in ``folder``, to be evaluated: token ids and a mask in, logits out."""
+    transformers_logging.disable_progress_bar()
+    network: Any = base.load(config.model, classes(config.task), base.find_device(device))
+    if config.model.pooling == "mean":
+        network.encoder = PeftModel.from_pretrained(network.encoder, str(folder))
+        head = load_file(folder / "head.safetensors")
+        network.classifier.load_state_dict({name.removeprefix("classifier."): head[name] for name in head})
+    else:
+        network = PeftModel.from_pretrained(network, str(folder))
+    loaded: nn.Module = network.eval()
+    return loaded
