@@ -105,22 +105,31 @@ def settings(folder: Path, model: str = "") -> RunConfig:
 
 
 def moved(config: RunConfig, model: str) -> RunConfig:
-    """The same settings with the base model in another place; none says that it has not moved."""
-    if not model:
-        return config
-    place = str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
-    return config.model_copy(update={"model": config.model.model_copy(update={"name": place})})
+    """The same settings with the base model in another place; none says that it has not moved.
+
+    Raises :class:`BouquetError` where it has.
+    """
+    name = model or config.model.name
+    if Path(name).expanduser().exists():
+        name = str(Path(name).expanduser().resolve())
+    try:
+        base.location(name)
+    except BouquetError as error:
+        raise BouquetError(
+            "the base model is not there", where="model.name", got=name, cure="Say where it is now: --model PLACE."
+        ) from error
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": name})})
 
 
-def load(folder: Path, config: RunConfig, device: str = "auto") -> nn.Module:
+def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "default") -> nn.Module:
     """The base model with the adapter in ``folder``, to be evaluated: token ids and a mask in, logits out."""
     transformers_logging.disable_progress_bar()
     network: Any = base.load(config.model, classes(config.task), base.find_device(device))
     if config.model.pooling == "mean":
-        network.encoder = PeftModel.from_pretrained(network.encoder, str(folder))
+        network.encoder = PeftModel.from_pretrained(network.encoder, str(folder), name)
         head = load_file(folder / "head.safetensors")
-        network.classifier.load_state_dict({name.removeprefix("classifier."): head[name] for name in head})
+        network.classifier.load_state_dict({key.removeprefix("classifier."): head[key] for key in head})
     else:
-        network = PeftModel.from_pretrained(network, str(folder))
+        network = PeftModel.from_pretrained(network, str(folder), name)
     loaded: nn.Module = network.eval()
     return loaded

@@ -8,6 +8,7 @@ bouquet plan --examples 5000,1200 privacy.mode=example train.weighting=uniform
 bouquet ledger show                                   what this node's data has cost
 bouquet compare sst2 --data /data/sst2/train.jsonl    every rule of a profile, side by side
 bouquet export runs/flu --to exports/flu              the adapter as others load it, checked
+bouquet chat runs/flu                                 try it in the terminal
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 
 from common.error import BouquetError
 from deploy import ledger, plan, simulation
+from deploy.chat import command as chat
 from deploy.compare import command as compare
 from deploy.doctor import commands as doctor
 from deploy.export import command as export
@@ -38,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ledger.add_to(commands)
     compare.add_to(commands)
     export.add_to(commands)
+    chat.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         code: int = options.work(options)

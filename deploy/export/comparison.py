@@ -43,8 +43,9 @@ class Comparison:
         return self.difference / self.effect
 
     def __str__(self) -> str:
+        noun = "text" if self.texts == 1 else "texts"
         return (
-            f"largest logit difference {self.difference:.2g} on {self.texts} texts, "
+            f"largest logit difference {self.difference:.2g} on {self.texts} {noun}, "
             f"{self.share:.2g} of what the adapter changes ({self.effect:.2g})"
         )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from transformers.utils import logging as transformers_logging
+
 from common import base
 from common.error import BouquetError
 from common.export import one_lora
@@ -20,6 +22,7 @@ def export(options: argparse.Namespace) -> int:
     """Do what the command line says. Raises :class:`BouquetError` on what a user can mend."""
     target: Path = options.to
     _check(options)
+    transformers_logging.disable_progress_bar()
     source = find(options.source, options.node, options.state_directory, options.model)
     texts = source.tokens(options.prompt)
     target.parent.mkdir(parents=True, exist_ok=True)
