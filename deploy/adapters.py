@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from common import base
@@ -121,7 +120,7 @@ def moved(config: RunConfig, model: str) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"name": name})})
 
 
-def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "default") -> nn.Module:
+def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "default") -> Any:
     """The base model with the adapter in ``folder``, to be evaluated: token ids and a mask in, logits out."""
     transformers_logging.disable_progress_bar()
     network: Any = base.load(config.model, classes(config.task), base.find_device(device))
@@ -131,5 +130,16 @@ def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "def
         network.classifier.load_state_dict({key.removeprefix("classifier."): head[key] for key in head})
     else:
         network = PeftModel.from_pretrained(network, str(folder), name)
-    loaded: nn.Module = network.eval()
-    return loaded
+    return network.eval()
+
+
+def demand_language(name: str, config: RunConfig) -> None:
+    """Raise :class:`BouquetError` for an adapter of a classifier."""
+    if TASKS[config.task.name].sequence_classification:
+        raise BouquetError(
+            "a classifier continues no text",
+            where=name,
+            expected="an adapter of a language model",
+            got=f"task.name = '{config.task.name}'",
+            cure="Try it with bouquet chat; the README.md of an export has the lines that load it.",
+        )

@@ -9,6 +9,7 @@ bouquet ledger show                                   what this node's data has 
 bouquet compare sst2 --data /data/sst2/train.jsonl    every rule of a profile, side by side
 bouquet export runs/flu --to exports/flu              the adapter as others load it, checked
 bouquet chat runs/flu                                 try it in the terminal
+bouquet serve exports/flu exports/colds               several adapters on one OpenAI-compatible address
 """
 
 import argparse
@@ -21,6 +22,7 @@ from deploy.chat import command as chat
 from deploy.compare import command as compare
 from deploy.doctor import commands as doctor
 from deploy.export import command as export
+from deploy.serve import command as serve
 from deploy.site import commands as site
 from strategies import RULES
 
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compare.add_to(commands)
     export.add_to(commands)
     chat.add_to(commands)
+    serve.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         code: int = options.work(options)
