@@ -3,7 +3,10 @@
 import http.client
 import json
 import os
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -19,13 +22,17 @@ from tests.conftest import tiny_bert
 
 
 @pytest.fixture(scope="module")
-def batches(tmp_path_factory):
+def folders(tmp_path_factory):
     """Two adapters of different rules and ranks over the embedded model."""
     folder = tmp_path_factory.mktemp("runs")
     run_directory(folder / "flu", **{"rule.name": "fedex-lora", "seed": 1})
     run_directory(folder / "v1.5", **{"lora.rank": 4, "seed": 2})
-    folders = {name: folder / name / "adapter" for name in ("flu", "v1.5")}
-    with Batches(folders, adapters.settings(folders["flu"]), "cpu", most=4, waiting=2) as running:
+    return {name: folder / name / "adapter" for name in ("flu", "v1.5")}
+
+
+@pytest.fixture(scope="module")
+def batches(folders):
+    with Batches(folders, adapters.settings(folders["flu"]), "cpu", most=4) as running:
         yield running
 
 
@@ -74,14 +81,18 @@ def test_what_the_model_has_no_room_for_together_is_answered_apart(batches):
     assert grouped == [[long], [wide], [warm]]
 
 
-def test_too_many_requests_are_refused_at_once(batches):
-    """Where the thread that answers is busy, two may wait and the third is told."""
-    idle = object.__new__(Batches)
-    idle._waiting = type(batches._waiting)(2)
-    for _ in range(2):
-        idle._waiting.put(None)
-    with pytest.raises(BusyError, match=r"too many requests are waiting: got 2\. Try later"):
-        idle.complete(request(batches, "flu", "a"))
+def test_too_many_requests_are_refused_at_once_and_the_others_answered(folders):
+    batches = Batches({"flu": folders["flu"]}, adapters.settings(folders["flu"]), "cpu", waiting=1)
+    answers: list[Completion] = []
+    first = threading.Thread(target=lambda: answers.append(batches.complete(request(batches, "flu", "a", 3))))
+    first.start()
+    while not batches._waiting.full():
+        time.sleep(0.01)
+    with pytest.raises(BusyError, match=r"too many requests are waiting: got 1\. Try later"):
+        batches.complete(request(batches, "flu", "b"))
+    with batches:
+        first.join(60)
+    assert [len(answer.tokens) for answer in answers] == [3]
 
 
 @pytest.fixture
@@ -168,20 +179,21 @@ def test_vllm_is_given_a_rank_that_it_takes(rank, allowed, tmp_path):
         vllm.command("base", {"flu": tmp_path}, 513)
 
 
-def test_vllm_is_started_where_it_is_there(tmp_path, monkeypatch, capfd):
+@pytest.mark.slow
+def test_vllm_is_started_where_it_is_there(tmp_path):
     """The real program is not: a script of its name shows what it would have been given."""
     run_directory(tmp_path / "flu", **{"rule.name": "fedex-lora"})
     program = tmp_path / "vllm"
     program.write_text('#!/bin/sh\necho started "$@"\n')
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    if (child := os.fork()) == 0:
-        main(["serve", str(tmp_path / "flu"), "--port", "9"])
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-    said = capfd.readouterr().out.splitlines()
-    assert said[-1].startswith("started serve ")
-    assert said[-1].endswith(f"--max-lora-rank 64 --lora-modules flu={tmp_path}/flu/adapter --host 127.0.0.1 --port 9")
+    place = f"{tmp_path}:{os.environ['PATH']}"
+    code = f"from deploy.command import main; main(['serve', '{tmp_path}/flu', '--port', '9'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PATH": place}, capture_output=True, text=True, check=True
+    )
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("started serve ")
+    assert last.endswith(f"--max-lora-rank 64 --lora-modules flu={tmp_path}/flu/adapter --host 127.0.0.1 --port 9")
 
 
 def test_what_cannot_be_served_together_is_refused(tmp_path, capsys):
