@@ -143,7 +143,8 @@ class Rounds:
     def _measure(self, state: State, updates: Iterable[Update], merged: State) -> None:
         """Record what a rule that is not exact has lost in this round; say it once where an exact one would pay."""
         rule = self._strategy.rule
-        if rule.is_exact or rule.personal or self._strategy.private_mean is not None:
+        scattered = rule.scattered and any(rank != state.rank for rank in self._nodes.ranks.values())
+        if (rule.is_exact and not scattered) or rule.personal or self._strategy.private_mean is not None:
             return
         errors = aggregation_error(rule, state, updates, merged)
         overall = errors.pop("")
