@@ -17,9 +17,9 @@ def test_the_commands_of_your_data_work_one_after_the_other(tmp_path):
     assert len(blocks) == 3
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = "set -e\n" + "".join(blocks)
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
-    )
+    variables = os.environ | {"PATH": path}
+    command = ["bash", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "held-out accuracy" in done.stdout
     assert (tmp_path / "runs/tickets/adapter/adapter_model.safetensors").is_file()
