@@ -4,9 +4,11 @@ import io
 
 import pytest
 import torch
+from rich.console import Console
 
 from common import base, tasks
 from common.models import LoraModel
+from deploy.chat.command import _show
 from deploy.command import main
 from tests.adapters import run_directory
 from tests.conftest import tiny_bert
@@ -52,10 +54,6 @@ def test_a_classifier_gives_every_class_its_probability(tmp_path, capsys):
 
 
 def test_what_steers_a_terminal_is_not_shown(capsys):
-    from rich.console import Console
-
-    from deploy.chat.command import _show
-
     _show(Console(), "a\x1b[31m\x07b\n[bold]c")
     assert capsys.readouterr().out == "a[31mb\n[bold]c"
 
