@@ -24,11 +24,11 @@ class Run(NamedTuple):
     config: RunConfig
     name: str
 
-    @property
-    def personal(self) -> bool:
-        """Whether each node has a model of its own, and the run has none."""
-        own_head = self.config.task.head == "local" and TASKS[self.config.task.name].sequence_classification
-        return RULES[self.config.rule.name].personal or own_head
+
+def is_personal(config: RunConfig) -> bool:
+    """Whether each node of such a run has a model of its own, and the run has none."""
+    own_head = config.task.head == "local" and TASKS[config.task.name].sequence_classification
+    return RULES[config.rule.name].personal or own_head
 
 
 def open_run(folder: Path) -> Run:
@@ -53,6 +53,7 @@ def find(path: Path, node: str = "", state_directory: Path | None = None) -> Pat
     Raises :class:`BouquetError` where there is none, and says where there may be one.
     """
     if (path / ABOUT).is_file():
+        demand_run(path, node)
         return path
     run = open_run(path)
     if node:
@@ -65,6 +66,18 @@ def find(path: Path, node: str = "", state_directory: Path | None = None) -> Pat
             cure=f"It is not finished: bouquet export {path} --to ... takes its newest checkpoint.",
         )
     return path / "adapter"
+
+
+def demand_run(folder: Path, node: str) -> None:
+    """Raise :class:`BouquetError` where a node is asked for in a folder that holds one adapter."""
+    if node:
+        raise BouquetError(
+            "this is an adapter already",
+            where=f"--node {node}",
+            expected="a run directory",
+            got=str(folder),
+            cure="Leave --node out, or name the run.",
+        )
 
 
 def of_node(run: Run, node: str, state_directory: Path | None) -> Path:
@@ -83,7 +96,7 @@ def of_node(run: Run, node: str, state_directory: Path | None) -> Path:
 
 def demand_global(run: Run, state_directory: Path | None) -> None:
     """Raise :class:`BouquetError` where a run has no model but its nodes' own."""
-    if run.personal:
+    if is_personal(run.config):
         state = state_directory or NodeConfig().state
         raise BouquetError(
             "the run has no global model: every node has its own",

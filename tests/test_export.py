@@ -228,6 +228,9 @@ def test_personal_adapters_are_found_with_their_node_and_by_their_folder(setting
     assert "It is the own model of one node" in (tmp_path / "out/README.md").read_text()
     assert make(tmp_path, source=own.relative_to(tmp_path)) == 2
     assert make(tmp_path, *TEXT, source=own.relative_to(tmp_path), to="again") == 0
+    assert "It is the own model of one node" in (tmp_path / "again/README.md").read_text()
+    assert make(tmp_path, *TEXT, "--node", "node-001", source=own.relative_to(tmp_path), to="third") == 2
+    assert "this is an adapter already (--node node-001): expected a run directory" in capsys.readouterr().err
 
 
 def _weights(folder):

@@ -59,7 +59,11 @@ def find(path: Path, node: str = "", state_directory: Path | None = None, model:
     Raises :class:`BouquetError` where the run has none, or none of its own.
     """
     if (path / ABOUT).is_file():
-        return Source(read(path).state, adapters.settings(path, model))
+        adapters.demand_run(path, node)
+        config = adapters.settings(path, model)
+        # <state-directory>/<run>/<node>/adapter
+        whose = path.resolve().parent.name if adapters.is_personal(config) else ""
+        return Source(read(path).state, config, node=whose)
     run = adapters.open_run(path)
     config = adapters.moved(run.config, model)
     if node:
