@@ -55,8 +55,8 @@ class Run:
         settings, summary = _json(folder / CONFIG), _json(folder / SUMMARY)
         events, torn = _events(folder / METRICS)
         config, versions = (mapping(settings.get(part)) for part in ("config", "versions"))
-        running = _locked(folder / METRICS)
-        return cls(folder, config, versions, str(settings.get("code", "")), summary, events, torn, running)
+        code = str(settings.get("code", ""))
+        return cls(folder, config, versions, code, summary, events, torn, is_running(folder))
 
     @property
     def name(self) -> str:
@@ -160,22 +160,37 @@ class Run:
             total, before = total + (now - before if now >= before else now), now
         return total
 
-    def seconds_left(self) -> float | None:
-        """What the rounds still to come should take, at the mean of this session's; None where none is finished."""
-        marks: list[float] = []
-        for event in self.events:
-            if event["phase"] == "start":
-                marks = []
-            if event["phase"] in {"start", "merge"}:
-                marks.append(number(event, "elapsed") or 0.0)
-        if len(marks) < 2:
-            return None
-        return (marks[-1] - marks[0]) / (len(marks) - 1) * max(0, self.rounds - self.done)
+    @property
+    def session(self) -> tuple[Event, ...]:
+        """The events since the run was last started or gone on with."""
+        first = max((index for index, event in enumerate(self.events) if event["phase"] == "opened"), default=0)
+        return self.events[first:]
+
+    @property
+    def marks(self) -> list[float]:
+        """Seconds into this session at which it began its rounds, and at which each was finished."""
+        return [number(event, "elapsed") or 0.0 for event in self.session if event["phase"] in {"start", "merge"}]
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds from one finished round to the next, a mean of this session's; None before there is one."""
+        marks = self.marks
+        return (marks[-1] - marks[0]) / (len(marks) - 1) if len(marks) > 1 else None
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run directory."""
     return (folder / CONFIG).is_file() and (folder / METRICS).is_file()
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process writes a run directory: its metrics are locked by another opening of the file."""
+    with (folder / METRICS).open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def find(folder: Path) -> list[Path]:
@@ -233,13 +248,3 @@ def _json(file: Path) -> Mapping[str, Any]:
 def mapping(value: object) -> Mapping[str, Any]:
     """A JSON object; empty where it is something else."""
     return value if isinstance(value, dict) else {}
-
-
-def _locked(file: Path) -> bool:
-    """Whether another opening of the file holds its lock."""
-    with file.open("rb") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -17,16 +17,16 @@ STYLE = """
                font-variant-numeric: tabular-nums; }
 .headline small { display: block; color: var(--soft); font-size: .8rem; letter-spacing: 0; white-space: normal; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 1rem 2.5rem; }
-.charts figure { margin: .5rem 0 0; max-width: 34rem; } .charts figcaption { color: var(--ink); font-weight: 600; }
+.charts figure { margin: .5rem 0 0; max-width: 31rem; } .charts figcaption { color: var(--ink); font-weight: 600; }
 .overall td { font-weight: 600; }
 .words td { text-align: left; vertical-align: top; } .words th { text-align: left; }
 .words table { white-space: normal; } .facts td:first-child { color: var(--soft); white-space: nowrap; }
 .facts td:last-child, .reason { overflow-wrap: anywhere; unicode-bidi: isolate; min-width: 12rem; }
 .reason { white-space: pre-wrap; } .reason pre { font: .8rem/1.4 ui-monospace, monospace; white-space: pre-wrap; }
 .share { display: block; height: .5rem; min-width: 1px; border-radius: 2px; background: var(--accent); }
-.share-of { width: 40%; min-width: 5rem; } .shares table { width: 100%; max-width: 40rem; }
+.shares table { width: 100%; max-width: 40rem; } .shares td:last-child { width: 40%; min-width: 4rem; }
 code { font: .85em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-summary { cursor: pointer; color: var(--soft); } details[open] > summary { margin-bottom: .5rem; }
+details { margin-top: .75rem; } td details { margin: 0; } summary { cursor: pointer; }
 @media print { details > * { display: block; } }
 """
 

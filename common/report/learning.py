@@ -70,7 +70,7 @@ def curves(run: Run) -> Html:
 
 def nodes(run: Run) -> Html:
     """A line a node."""
-    head = ["node", f"{run.metric or 'score'} by round", "before", "after", "loss", "rounds", "tokens", "training"]
+    head = ["node", "by round", "before", "after", "loss", "rounds", "tokens", "training"]
     head += ["up", "down", "peak memory", "epsilon", "failures"]
     trained, evaluated = run.by_node("train"), run.by_node("evaluate")
     bounds, failed = spending.epsilon_bounds(run), run.all("failure")
@@ -99,7 +99,10 @@ def rounds(run: Run) -> Html:
         row = [str(turn), f"{event.get('nodes', NOTHING)} of {event.get('asked', NOTHING)}"]
         row += [NOTHING if value is None else units.figure(value) for value in measured]
         row += [units.size(number(event, f"bytes_{way}") or 0) for way in ("up", "down")]
-        row += [units.duration(number(event, "seconds") or 0), f"{error[turn]:.1%}" if turn in error else NOTHING]
+        row += [
+            units.duration(number(event, "seconds") or 0),
+            f"{100 * error[turn]:.2g}%" if turn in error else NOTHING,
+        ]
         rows.append(row)
     return section("Rounds", table(*_telling(head, rows)))
 
@@ -118,7 +121,7 @@ def lost(run: Run) -> Html:
     percent = {turn: 100 * error for turn, error in errors.items()}
     picture = element("figure", element("figcaption", "All layers, %"), chart("Aggregation error, %", percent))
     head = ["layers that lost most, last round", "error"]
-    listed = table(head, [[name, f"{error:.1%}"] for name, error in worst])
+    listed = table(head, [[name, f"{100 * error:.2g}%"] for name, error in worst])
     return section("Aggregation error", element("p", about), element("div", picture, listed, class_="charts"))
 
 

@@ -9,6 +9,7 @@ from common.record import Event, Run, mapping, number, numbers, printable
 
 MOST_REASONS = 100
 PHASES = {
+    "start": "waiting for nodes, roll call, the first state",
     "training": "nodes train, updates travel",
     "merging": "merging",
     "measuring": "measuring the aggregation error",
@@ -153,6 +154,7 @@ def _turns(turns: list[int]) -> str:
 def _phases(run: Run) -> dict[str, float]:
     """The coordinator's seconds by phase, over the rounds that count."""
     total = dict.fromkeys(PHASES, 0.0)
+    total["start"] = sum(number(event, "elapsed") or 0.0 for event in run.all("start"))
     for event in run.by_round("merge").values():
         # An older run has the whole round alone.
         spent = numbers(event.get("phases")) or {"training": number(event, "seconds") or 0.0}
