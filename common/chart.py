@@ -104,10 +104,10 @@ def _grid(frame: Frame, marks: list[float]) -> Html:
 
 
 def _rounds(frame: Frame) -> list[Html]:
-    """The numbers of the rounds along the foot; at most seven."""
+    """The numbers of the rounds along the foot, the last among them; at most seven."""
     first, last = int(frame.first), int(frame.last)
     step = max(1, math.ceil((last - first) / 6))
     return [
         element("text", str(turn), x=f"{frame.place(turn, frame.low)[0]:.1f}", y=HEIGHT - 5, text_anchor="middle")
-        for turn in range(first, last + 1, step)
+        for turn in range(last, first - 1, -step)
     ]

@@ -11,7 +11,7 @@ STYLE = """
         --more: #0003; --accent: #0072b2; --warn: #b54708; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6edf3; --soft: #9198a1; --paper: #0d1117; --line: #2f363d; --shade: #161b22;
-          --more: #fff4; --accent: #56b4e9; --warn: #f0a35e; }
+          --more: #fff2; --accent: #56b4e9; --warn: #f0a35e; }
 }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; color: var(--ink);
@@ -22,7 +22,7 @@ h2 { font-size: 1.1rem; margin: 3rem 0 .5rem; padding-top: 1rem; border-top: 1px
 h3 { font-size: .95rem; margin: 1.25rem 0 .25rem; }
 p, figcaption { color: var(--soft); max-width: 46rem; margin: .25rem 0 .75rem; }
 .wide { overflow-x: auto; background: linear-gradient(to left, var(--paper) 40%, transparent) right / 2.5rem 100%
-        no-repeat local, linear-gradient(to left, var(--more), transparent) right / .75rem 100% no-repeat scroll; }
+        no-repeat local, linear-gradient(to left, var(--more), transparent) right / .5rem 100% no-repeat scroll; }
 .wide + .wide { margin-top: 1.25rem; } .wide + p { margin-top: .75rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; }

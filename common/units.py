@@ -2,11 +2,12 @@
 
 
 def size(count: float) -> str:
-    """Bytes, in powers of 1000."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+    """Bytes, in powers of 1000, to three digits."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
-            return f"{count / factor:.2f} {unit}"
-    return f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count:.0f} B"
+            value = count / factor
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+    return f"{count:.0f} B"
 
 
 def duration(seconds: float) -> str:
@@ -17,5 +18,5 @@ def duration(seconds: float) -> str:
 
 
 def figure(value: float) -> str:
-    """A measured figure to four digits."""
-    return f"{value:.4g}"
+    """A measured figure, to four digits where it is not large."""
+    return f"{value:,.0f}" if abs(value) >= 9999.5 else f"{value:#.4g}"

@@ -10,6 +10,7 @@ from strategies import read_config
 from tests.grid import run_in_process
 
 HOSTILE = "</table><script>document.title = 'taken'</script> CUDA out of memory\nRuntimeError: <b>\x1b[31mno</b>"
+HOSTILE += f"\n{'unbroken' * 40}"
 NODES = ("ward-1", "ward-2", "ward-3")
 
 

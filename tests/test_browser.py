@@ -83,7 +83,7 @@ def test_the_report_fits_reads_and_fetches_nothing(width, scheme, run, tmp_path)
         assert len(seen["pictures"]) == 3
         assert seen["smallest"] > 10
         summary = json.loads((run / "summary.json").read_text())
-        assert seen["figures"][1] == f"{summary['after']['all']:.4g}"
+        assert seen["figures"][1] == f"{summary['after']['all']:#.4g}"
 
 
 def test_the_page_itself_loads_from_disk_without_a_word(run, tmp_path):

@@ -54,7 +54,7 @@ def test_a_run_ends_with_a_report_of_everything(plain):
     summary = json.loads((plain / "summary.json").read_text())
     assert run.state == "finished"
     assert "Rounds 3 of 3" in said
-    assert f"Perplexity {summary['after']['all']:.4g} held out; {summary['before']['all']:.4g} before" in said
+    assert f"Perplexity {summary['after']['all']:#.4g} held out; {summary['before']['all']:#.4g} before" in said
     for node in recorded.NODES:
         row = re.search(rf"{node} ([\d.]+) ([\d.]+) ([\d.]+) (\d)", said)
         assert [float(row[1]), float(row[2])] == pytest.approx(
@@ -260,7 +260,7 @@ def test_runs_are_listed(plain, private, tmp_path, capsys):
         cells[1]: cells for line in capsys.readouterr().out.splitlines() if len(cells := re.split(r"\s*│\s*", line)) > 3
     }
     score = json.loads((plain / "summary.json").read_text())["after"]["all"]
-    assert rows["plain"][2:5] == ["fedit", "3/3", f"perplexity {score:.4g}"]
+    assert rows["plain"][2:5] == ["fedit", "3/3", f"perplexity {score:#.4g}"]
     assert rows["private"][2:5] == ["fedsa-lora", "3/3", "-"]
     assert (rows["plain"][7:9], rows["private"][7:9]) == (["-", "finished"], ["≤ 8", "finished"])
     (tmp_path / "empty").mkdir()

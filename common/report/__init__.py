@@ -10,7 +10,7 @@ from common.report import learning, operation
 REPORT = "report.html"
 STYLE = """
 .about { margin-top: .35rem; } .state { font-weight: 600; color: var(--ink); } .state.warn { color: var(--warn); }
-.headline { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1.25rem 1.5rem;
+.headline { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.75rem, 1fr)); gap: 1.25rem 1rem;
             margin: 2rem 0 0; padding: 0; }
 .headline dt { color: var(--soft); font-size: .85rem; }
 .headline dd { margin: 0; font-size: 1.75rem; line-height: 1.3; letter-spacing: -.02em; white-space: nowrap;
@@ -24,7 +24,7 @@ STYLE = """
 .facts td:last-child, .reason { overflow-wrap: anywhere; unicode-bidi: isolate; min-width: 12rem; }
 .reason { white-space: pre-wrap; } .reason pre { font: .8rem/1.4 ui-monospace, monospace; white-space: pre-wrap; }
 .share { display: block; height: .5rem; min-width: 1px; border-radius: 2px; background: var(--accent); }
-.shares table { width: 100%; max-width: 40rem; } .shares td:last-child { width: 40%; min-width: 4rem; }
+.shares table { width: 100%; max-width: 40rem; white-space: normal; } .shares td:last-child { width: 30%; }
 code { font: .85em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 details { margin-top: .75rem; } td details { margin: 0; } summary { cursor: pointer; }
 @media print { details > * { display: block; } }

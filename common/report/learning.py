@@ -33,7 +33,7 @@ def headline(run: Run) -> Html:
         tiles.append(_tile(run.metric.capitalize(), last, f"held out; {first} before"))
     if losses := run.history("merge", "loss"):
         first, last = _ends(losses)
-        tiles.append(_tile("Training loss", last, f"{first} in the first round"))
+        tiles.append(_tile("Training loss", last, f"{first} at first"))
     if run.private:
         bounds = spending.epsilon_bounds(run)
         known = [bound for bound in bounds.values() if bound is not None]
@@ -99,11 +99,8 @@ def rounds(run: Run) -> Html:
         row = [str(turn), f"{event.get('nodes', NOTHING)} of {event.get('asked', NOTHING)}"]
         row += [NOTHING if value is None else units.figure(value) for value in measured]
         row += [units.size(number(event, f"bytes_{way}") or 0) for way in ("up", "down")]
-        row += [
-            units.duration(number(event, "seconds") or 0),
-            f"{100 * error[turn]:.2g}%" if turn in error else NOTHING,
-        ]
-        rows.append(row)
+        row.append(units.duration(number(event, "seconds") or 0))
+        rows.append([*row, f"{100 * error[turn]:.2g}%" if turn in error else NOTHING])
     return section("Rounds", table(*_telling(head, rows)))
 
 

@@ -9,7 +9,7 @@ from common.record import Event, Run, mapping, number, numbers, printable
 
 MOST_REASONS = 100
 PHASES = {
-    "start": "waiting for nodes, roll call, the first state",
+    "start": "nodes gather, first state",
     "training": "nodes train, updates travel",
     "merging": "merging",
     "measuring": "measuring the aggregation error",
@@ -62,7 +62,7 @@ def time(run: Run) -> Html:
     seconds = _phases(run)
     whole = sum(seconds.values())
     rows = [
-        [PHASES.get(phase, phase), units.duration(spent), f"{spent / whole:.0%}", _bar(spent / whole)]
+        [PHASES.get(phase, phase), units.duration(spent), _percent(spent / whole), _bar(spent / whole)]
         for phase, spent in seconds.items()
     ]
     trained = (event for events in run.by_node("train").values() for event in events.values())
@@ -162,6 +162,10 @@ def _phases(run: Run) -> dict[str, float]:
     for phase in ("evaluation", "central"):
         total[phase] += sum(run.history(phase, "seconds").values())
     return {phase: seconds for phase, seconds in total.items() if seconds}
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "<1%"
 
 
 def _bar(share: float) -> Html:
