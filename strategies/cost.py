@@ -27,18 +27,19 @@ class RoundBytes(NamedTuple):
 def formula_bytes(rule: Rule, formula: str, state: State, *, rank: int, nodes: int, codec: CodecName) -> float:
     """The bytes of one node's message in the round after ``state``: every layer's by ``formula``, and a shared head.
 
+    A node of a smaller ``rank`` has its share of them: of the factors, or of the heads of a core.
     It leaves out what the formula does: the message's header, zeros that do not travel, and that an offset stops
     growing at the break-even rank.
     """
     each = size_in_bytes(codec, MANY) / MANY
-    names = {"b": each, "r": rank, "K": nodes, "t": state.round, "h": max(1, rule.blocks)}
+    names = {"b": each, "r": state.rank, "K": nodes, "t": state.round, "h": max(1, rule.blocks)}
     names |= {share: getattr(rule, share) for share in ("up", "down") if hasattr(rule, share)}
     compiled = compile(formula, f"<bytes of {rule.name}>", "eval")
     total = 0.0
     for (d_out, d_in, kept), layers in _layers(state).items():
         sizes = {"d_out": d_out, "d_in": d_in, "f": d_out + d_in, "p": kept / max(1, state.round)}
         # The formulas are constants of our own rules.
-        total += layers * eval(compiled, {"__builtins__": {}}, names | sizes)  # noqa: S307
+        total += layers * eval(compiled, {"__builtins__": {}}, names | sizes) * rank / state.rank  # noqa: S307
     if rule.head == "shared":
         total += each * sum(tensor.numel() for key, tensor in state.adapter.items() if key.part in HEAD)
     return total
