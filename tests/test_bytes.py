@@ -50,6 +50,20 @@ def test_flower_sends_what_the_formula_says(rule):
     assert up == pytest.approx(published(rule.bytes_up), rel=0.02, abs=slack)
 
 
+@pytest.mark.parametrize("name", ["hetlora", "flexlora", "fed-plora", "ravan"])
+def test_a_node_of_half_the_rank_sends_half_of_what_the_formula_says(name):
+    rule = RULES[name]()
+    state = after_a_round(rule)
+    view = rule.view(state, RANK // 2)
+    update = wire.pack_update(trained(rule, view, 5, 1.0), rule.name, state.round, "node-000")
+    half, whole = (
+        formula_bytes(rule, rule.bytes_up, state, rank=rank, nodes=NODES, codec="fp32") for rank in (RANK // 2, RANK)
+    )
+    assert half == whole / 2
+    slack = 1200 if rule.blocks else 0
+    assert flowers_bytes(RecordDict({"update": update})) == pytest.approx(half, rel=0.02, abs=slack)
+
+
 @pytest.mark.parametrize(("name", "bits"), [("fp32", 32), ("bf16", 16), ("int8", 8 + 32 / 256), ("nf4", 4 + 32 / 64)])
 def test_flower_sends_what_the_codec_says(name, bits):
     rule = RULES["fedit"]()
