@@ -7,6 +7,9 @@ bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
 bouquet plan --examples 5000,1200 privacy.mode=example train.weighting=uniform
 bouquet ledger show                                   what this node's data has cost
 bouquet compare sst2 --data /data/sst2/train.jsonl    every rule of a profile, side by side
+bouquet runs                                          the runs so far
+bouquet watch                                         the newest run, while it runs
+bouquet report runs/flu                               remake a run's report.html
 bouquet export runs/flu --to exports/flu              the adapter as others load it, checked
 bouquet chat runs/flu                                 try it in the terminal
 bouquet serve exports/flu exports/colds               several adapters on one OpenAI-compatible address
@@ -17,7 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from common.error import BouquetError
-from deploy import ledger, plan, simulation
+from deploy import ledger, plan, runs, simulation, watch
 from deploy.chat import command as chat
 from deploy.compare import command as compare
 from deploy.doctor import commands as doctor
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.add_to(commands)
     ledger.add_to(commands)
     compare.add_to(commands)
+    runs.add_to(commands)
+    watch.add_to(commands)
     export.add_to(commands)
     chat.add_to(commands)
     serve.add_to(commands)

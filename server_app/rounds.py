@@ -1,7 +1,6 @@
 """The round loop: when a round counts, and when the run is over."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,16 +12,19 @@ from common.adapter import State
 from common.config import RunConfig
 from common.error import BouquetError, RefusalError
 from common.tasks import Score, Task
+from common.units import size
 from server_app.nodes import Nodes
-from server_app.record import Record, megabytes
+from server_app.record import Record, Stopwatch, peak_memory
 from server_app.scrutiny import Scrutiny
 from server_app.spool import Spool
 from strategies import RULES
+from strategies.cost import round_bytes
 from strategies.meter import aggregation_error
 from strategies.strategy import LoraStrategy, Metrics, mean_metrics, raise_failure, read_metrics
 
 # The share of the ideal update that a rule may lose before it is worth a line.
 WORTH_SAYING = 0.1
+FIGURES = {"loss", "steps", "tokens", "examples", "seconds", "peak-memory", "correct", "count"}
 
 Central = Callable[[State], Score]
 
@@ -110,13 +112,16 @@ class Rounds:
 
     def _train(self, outcome: Outcome) -> bool:
         """One round; True if enough nodes replied to count it."""
-        state, config, started = outcome.state, self._config, time.monotonic()
+        state, config, watch = outcome.state, self._config, Stopwatch()
         nodes = self._nodes.sample(config.fraction_train, state.round)
+        ranks = {self._nodes.names[node]: self._nodes.ranks[node] for node in nodes}
+        self._record.event("asked", state.round + 1, nodes=list(ranks))
         messages = self._messages(MessageType.TRAIN, state, nodes)
         outcome.bytes_down += (down := _bytes_down(messages))
         with Spool(self._record.folder / "spool") as spool:
             replies = self._replies(state, messages, spool)
             outcome.bytes_up += (up := sum(reply.bytes_up for reply in replies))
+            watch.lap("training")
             staying = sum(self._nodes.takes_part(node) for node in nodes)
             needed = max(config.round.fewest_replies, math.ceil(config.round.min_replies * staying))
             if len(replies) < needed:
@@ -127,15 +132,20 @@ class Rounds:
                 return False
 
             outcome.state = self._strategy.merge(state, spool, len(nodes))
+            watch.lap("merging")
             self._measure(state, spool, outcome.state)
+            watch.lap("measuring")
         checkpoint.save(self._record.checkpoints, outcome.state, self._strategy.rule.name)
+        watch.lap("saving")
         means = mean_metrics([(reply.weight, reply.metrics) for reply in replies])
         loss = {"loss": means["loss"]} if "loss" in means else {}
-        facts = {**loss, "bytes_up": up, "bytes_down": down, "seconds": time.monotonic() - started}
+        facts = {**loss, "bytes_up": up, "bytes_down": down, "seconds": watch.total, "phases": watch.seconds}
+        by_formula = round_bytes(self._strategy.rule, state, ranks, [reply.node for reply in replies], config.wire)
+        facts |= {"formula_up": by_formula.up, "formula_down": by_formula.down, "peak_memory": peak_memory()}
         self._record.event("merge", outcome.state.round, nodes=len(replies), asked=len(nodes), **facts)
         self._record.say(
             f"round {outcome.state.round}/{config.num_server_rounds}  {_said(means)}"
-            f"{len(replies)}/{len(nodes)} nodes  up {megabytes(up)}  down {megabytes(down)}  {facts['seconds']:.1f} s"
+            f"{len(replies)}/{len(nodes)} nodes  up {size(up)}  down {size(down)}  {watch.total:.1f} s"
         )
         return True
 
@@ -167,7 +177,7 @@ class Rounds:
                 if reply.node != name:
                     raise BouquetError("an update signed by another node", expected=name, got=reply.node)
                 norm = scrutiny.examine(name, reply.update)
-                size = {} if central else {"norm": norm}
+                own = {} if central else {"norm": norm}
             except BouquetError as reason:
                 # It may have lost what it was sent once.
                 self._nodes.equipped.discard(node_id)
@@ -181,9 +191,9 @@ class Rounds:
                 self._nodes.ranks[node_id] = reply.update.rank
             spool.put(name, reply.update)
             replies.append(Receipt(name, reply.update.weight, reply.metrics, reply.bytes_up))
-            facts = reply.metrics
+            facts = _known(reply.metrics)
             self._record.event(
-                "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], **size, **facts
+                "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], **own, **facts
             )
             told = {"tokens", "seconds"} <= facts.keys()
             figures = f"{facts['tokens']:,.0f} tokens  {facts['seconds']:.1f} s" if told else "private"
@@ -223,11 +233,12 @@ class Rounds:
             self._score_centrally(state, self._central)
         if private and not (self._strategy.rule.personal or config.task.head == "local"):
             return None
+        watch = Stopwatch()
         nodes = self._nodes.sample(config.fraction_evaluate, state.round)
         messages = self._messages(MessageType.EVALUATE, state, nodes)
         if messages and config.evaluation.prompt and not self._task.sequence_classification:
             messages[0].content["config"] = ConfigRecord({"prompt": config.evaluation.prompt})
-        outcome.bytes_down += _bytes_down(messages)
+        outcome.bytes_down += (down := _bytes_down(messages))
         total, figures, sample = Score(), dict[str, float](), ""
         for name, message in self._nodes.exchange(messages):
             try:
@@ -243,9 +254,11 @@ class Rounds:
                 continue
             total += score
             figures[name] = self._task.figure(score)
-            self._record.event("evaluate", state.round, node=name, **metrics)
+            self._record.event("evaluate", state.round, node=name, **{metric: figures[name]}, **_known(metrics))
             if "sample" in message.content.config_records:
                 sample = str(message.content.config_records["sample"].get("text", ""))
+        watch.lap("evaluation")
+        self._record.event("evaluation", state.round, asked=len(nodes), bytes_down=down, seconds=watch.total)
         if not figures:
             return None
         evaluation = Evaluation(
@@ -257,10 +270,18 @@ class Rounds:
 
     def _score_centrally(self, state: State, central: Central) -> None:
         """Score the state on the coordinator's own held-out examples."""
+        watch = Stopwatch()
         metric, score = self._task.metric, central(state)
         figure = self._task.figure(score)
-        self._record.event("central", state.round, loss=score.loss / score.count, **{metric: figure})
+        watch.lap("central")
+        facts = {metric: figure, "seconds": watch.total}
+        self._record.event("central", state.round, loss=score.loss / score.count, **facts)
         self._record.say(f"    central {metric} {figure:.4g}")
+
+
+def _known(metrics: Metrics) -> Metrics:
+    """The figures of a node that the record has a place for: others could take the place of its own facts."""
+    return {name: value for name, value in metrics.items() if name in FIGURES}
 
 
 def _said(metrics: Mapping[str, float]) -> str:

@@ -8,8 +8,9 @@ from common.accounting import plan
 from common.adapter import digest
 from common.config import RunConfig
 from common.tasks import Task
+from common.units import size
 from server_app.nodes import Nodes
-from server_app.record import Record, megabytes
+from server_app.record import Record, peak_memory
 from server_app.rounds import Central, Outcome, Rounds
 from strategies import FedSB, Rule, build, read_config
 from strategies.private_mean import PrivateMean
@@ -54,6 +55,7 @@ def conduct(grid: Grid, context: Context) -> None:
             seed=config.seed,
             private_mean=_private_mean(config, rule),
         )
+        record.event("start", state.round, **_told(rule, nodes, len(spec.layers)))
         outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
         if rule.personal:
             record.say("no global model: each node has its own adapter in its state directory")
@@ -79,6 +81,13 @@ def _central(config: RunConfig) -> Central | None:
     return central(config)
 
 
+def _told(rule: Rule, nodes: Nodes, layers: int) -> dict[str, object]:
+    """What a report has to know of a run, and finds nowhere else."""
+    formulas = {"up": rule.bytes_up, "down": rule.bytes_down}
+    facts = {"paper": rule.paper, "exact": rule.is_exact, "personal": rule.personal, "formulas": formulas}
+    return {"rule": facts, "layers": layers, "nodes": sorted(nodes.names.values())}
+
+
 def _report(outcome: Outcome, task: Task, nodes: Nodes, record: Record) -> None:
     """The closing table, and the same figures in ``summary.json``."""
     before, after = outcome.before, outcome.after
@@ -88,6 +97,7 @@ def _report(outcome: Outcome, task: Task, nodes: Nodes, record: Record) -> None:
         "bytes_down": outcome.bytes_down,
         "failures": dict(sorted(nodes.failures.items())),
         "late": dict(sorted(nodes.late.items())),
+        "peak_memory": peak_memory(),
         "adapter": str(record.adapter),
         "adapter_digest": digest(outcome.state.adapter | outcome.state.offset),
     }
@@ -105,7 +115,7 @@ def _report(outcome: Outcome, task: Task, nodes: Nodes, record: Record) -> None:
         }
         if before.sample:
             record.say(f"before:\n{_indent(before.sample)}\nafter:\n{_indent(after.sample)}")
-    record.say(f"bytes that crossed: {megabytes(outcome.bytes_up)} up, {megabytes(outcome.bytes_down)} down")
+    record.say(f"bytes that crossed: {size(outcome.bytes_up)} up, {size(outcome.bytes_down)} down")
     if record.adapter.exists():
         record.say(f"adapter: {record.adapter}")
     record.summarise(summary)

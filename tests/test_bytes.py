@@ -10,6 +10,7 @@ from flwr.common.serde import recorddict_to_proto
 from common import codec, wire
 from common.adapter import LayerShape, Spec
 from strategies import RULES, FedSB, Ravan
+from strategies.cost import formula_bytes
 from strategies.strategy import LoraStrategy
 from tests.factors import trained
 from tests.grid import pose_as_an_app
@@ -28,15 +29,6 @@ def after_a_round(rule):
     return rule.aggregate(state, [trained(rule, state, seed, 1.0) for seed in range(NODES)])
 
 
-def formula(rule, expression: str, state) -> float:
-    """All layers' bytes by a rule's own formula."""
-    kept = max([tensor.shape[1] for key, tensor in state.offset.items() if key.part == "Q"], default=0)
-    names = {"b": 4, "r": RANK, "K": NODES, "t": 1, "h": max(1, rule.blocks), "p": kept}
-    names |= {name: getattr(rule, name) for name in ("up", "down") if hasattr(rule, name)}
-    sizes = ({"d_out": shape.d_out, "d_in": shape.d_in, "f": sum(shape)} for shape in LAYERS.values())
-    return sum(eval(expression, {}, names | size) for size in sizes)
-
-
 @pytest.fixture(autouse=True)
 def _in_an_app() -> None:
     pose_as_an_app()
@@ -50,9 +42,26 @@ def test_flower_sends_what_the_formula_says(rule):
     # A core, or nothing at all, is so small that the names of the layers count.
     slack = 1200 if rule.blocks or not rule.plan(0).sent else 0
     down, up = flowers_bytes(message.content), flowers_bytes(RecordDict({"update": update}))
-    if rule.name != "florist":  # its p differs from layer to layer
-        assert down == pytest.approx(formula(rule, rule.bytes_down, state), rel=0.02, abs=slack)
-    assert up == pytest.approx(formula(rule, rule.bytes_up, state), rel=0.02, abs=slack)
+
+    def published(formula: str) -> float:
+        return formula_bytes(rule, formula, state, rank=RANK, nodes=NODES, codec="fp32")
+
+    assert down == pytest.approx(published(rule.bytes_down), rel=0.02, abs=slack)
+    assert up == pytest.approx(published(rule.bytes_up), rel=0.02, abs=slack)
+
+
+@pytest.mark.parametrize("name", ["hetlora", "flexlora", "fed-plora", "ravan"])
+def test_a_node_of_half_the_rank_sends_half_of_what_the_formula_says(name):
+    rule = RULES[name]()
+    state = after_a_round(rule)
+    view = rule.view(state, RANK // 2)
+    update = wire.pack_update(trained(rule, view, 5, 1.0), rule.name, state.round, "node-000")
+    half, whole = (
+        formula_bytes(rule, rule.bytes_up, state, rank=rank, nodes=NODES, codec="fp32") for rank in (RANK // 2, RANK)
+    )
+    assert half == whole / 2
+    slack = 1200 if rule.blocks else 0
+    assert flowers_bytes(RecordDict({"update": update})) == pytest.approx(half, rel=0.02, abs=slack)
 
 
 @pytest.mark.parametrize(("name", "bits"), [("fp32", 32), ("bf16", 16), ("int8", 8 + 32 / 256), ("nf4", 4 + 32 / 64)])

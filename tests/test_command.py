@@ -29,14 +29,11 @@ def test_mistakes_are_told_before_anything_is_started(settings, message, capsys,
 
 
 SITE = [f"site {part}" for part in ("create", "add", "kit", "register", "revoke", "rotate", "list")]
-
-
+COMMANDS = ["run", "rules", "plan", "ledger", "compare", "runs", "watch", "report", "export", "chat", "serve", "site"]
 DOCTOR = ["doctor", "doctor node", "doctor coordinator"]
 
 
-@pytest.mark.parametrize(
-    "command", ["run", "rules", "plan", "ledger", "compare", "export", "chat", "serve", "site", *SITE, *DOCTOR]
-)
+@pytest.mark.parametrize("command", [*COMMANDS, *SITE, *DOCTOR])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])

@@ -42,7 +42,7 @@ def test_a_run_lowers_every_nodes_heldout_loss_and_leaves_its_record(rule, setti
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert all(summary["after"][node] < 0.9 * summary["before"][node] for node in ("node-000", "node-001", "all"))
     left = {path.name for path in (tmp_path / "run").iterdir()} | ({"adapter"} if RULES[rule].personal else set())
-    assert left == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "summary.json"}
+    assert left == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "report.html", "summary.json"}
     train = [line for line in lines(tmp_path / "run") if line["phase"] == "train"]
     assert [(line["round"], line["node"]) for line in train] == [
         (1, "node-000"),

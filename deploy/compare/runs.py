@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.units import duration
 from deploy.compare.cells import TRANSIENT, Cell
 from deploy.compare.results import Result, read
 from deploy.simulation import simulate
@@ -65,11 +66,6 @@ class Runs:
 
     def _log(self, cell: Cell) -> Path:
         return self._folder / f"{cell.name}.log"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _config(run: Path) -> Mapping[str, Any] | None:

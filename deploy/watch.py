@@ -1,0 +1,190 @@
+"""``bouquet watch``: a run as it goes, from its directory alone, so that it outlives restarts of either."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from common import units
+from common.error import BouquetError
+from common.page import NOTHING
+from common.record import METRICS, Event, Run, is_running, names, number, printable
+from deploy import runs
+from deploy.runs import COLOURS
+from deploy.settings import Commands
+
+PAUSE_SECONDS = 1.0
+MOST_NODES, MOST_FAILURES = 24, 3
+BARS = "▁▂▃▄▅▆▇█"
+SPARK = 24
+
+
+def add_to(commands: Commands) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "watch",
+        help="follow a run in the terminal",
+        description="Example: bouquet watch; bouquet watch runs/flu. It reads the run directory alone, waits where a "
+        "run was broken off until it goes on, and ends with the run, or with Ctrl-C.",
+    )
+    parser.add_argument("run", nargs="?", type=Path, help="a run directory (default: the newest run)")
+    parser.add_argument("--once", action="store_true", help="print one frame, as is done where there is no terminal")
+    parser.set_defaults(work=_watch)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    folder, console = options.run or _newest(), runs.console_of_width()
+    if options.once or not console.is_terminal:
+        console.print(frame(Run.read(folder), time.time()))
+        return 0
+    try:
+        follow(folder, console)
+    except KeyboardInterrupt:
+        console.print(f"bouquet watch {folder} goes on watching; the run is not touched", markup=False)
+    return 0
+
+
+def follow(folder: Path, console: Console) -> None:
+    """Show the run until it is finished."""
+    run, read_at = Run.read(folder), -1.0
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            # A long record is read again only when there is more of it, or when its writer has come or gone.
+            written = (folder / METRICS).stat().st_mtime
+            if written != read_at or not run.running:
+                run, read_at = Run.read(folder), written
+            elif not is_running(folder):
+                run = Run.read(folder)
+            live.update(frame(run, time.time()), refresh=True)
+            if run.state == "finished":
+                return
+            time.sleep(PAUSE_SECONDS)
+
+
+def frame(run: Run, now: float) -> RenderableType:
+    """One picture of a run, at the time ``now`` (seconds since the epoch)."""
+    parts: list[RenderableType] = [_heading(run), _progress(run, now), _figures(run)]
+    if run.nodes:
+        parts.append(_nodes(run))
+    failures = run.all("failure")
+    parts += [_failure(event) for event in failures[-MOST_FAILURES:]]
+    if len(failures) > MOST_FAILURES:
+        parts.append(Text(f"  and {len(failures) - MOST_FAILURES} failures before", style="dim"))
+    return Group(*parts)
+
+
+def _newest() -> Path:
+    folder = runs.default_folder()
+    if found := runs.find(folder):
+        return found[-1]
+    raise BouquetError("there is no run to watch", where=str(folder), cure="Start one with bouquet run, or name one.")
+
+
+def _heading(run: Run) -> Text:
+    config = run.config
+    text = Text(printable(run.name), style="bold")
+    text.append(f"  {run.state}", style=COLOURS[run.state])
+    text.append(printable(f"  {config.get('rule.name', NOTHING)}, {config.get('model.name', NOTHING)}"), style="dim")
+    if run.state == "broken off":
+        text.append(printable(f"\n{run.reason or 'No reason could be written down.'}"), style="yellow")
+        text.append("\nresume=true with the same run-name goes on from the last round.", style="dim")
+    return text
+
+
+def _progress(run: Run, now: float) -> Table:
+    """Rounds done, and the time left."""
+    line = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=max(1, run.rounds), completed=min(run.done, run.rounds), width=40)
+    line.add_row(f"round {run.done}/{run.rounds}", bar, _left(run, now))
+    return line
+
+
+def _left(run: Run, now: float) -> str:
+    if not run.running:
+        return f"{units.duration(run.seconds)} in all"
+    if not run.marks:
+        return "waiting for nodes"
+    if run.pace is None:
+        return "the first round says how long one takes"
+    idle = now - (run.folder / METRICS).stat().st_mtime
+    since = (number(run.events[-1], "elapsed") or 0.0) - run.marks[-1] + max(0.0, idle)
+    left = max(0.0, run.pace * (run.rounds - run.done) - since)
+    return f"{units.duration(run.pace)} a round, about {units.duration(left)} left"
+
+
+def _figures(run: Run) -> Table:
+    """Loss and score with their course, and bytes."""
+    line = Table.grid(padding=(0, 3))
+    cells = []
+    for name, history in (("loss", run.history("merge", "loss")), (run.metric, run.scores)):
+        if history:
+            cells.append(f"{name} {units.figure(history[max(history)])} {spark(history)}")
+    if run.private and not cells:
+        cells.append("private: no figure leaves a node")
+    crossed = [f"{way} {units.size(run.crossed(way))}" for way in ("up", "down")]
+    line.add_row(*cells, *crossed)
+    return line
+
+
+def _nodes(run: Run) -> Table:
+    """A line a node: what it is doing, and its last figures."""
+    table = Table("node", "now")
+    for title in ("round", "loss", run.metric or "score", "training", "up", "failures"):
+        table.add_column(title, justify="right")
+    doing, failed = dict(_doing(run)), run.all("failure")
+    trained, evaluated = run.by_node("train"), run.by_node("evaluate")
+    for node in run.nodes[:MOST_NODES]:
+        last, scored = _last(trained.get(node, {})), _last(evaluated.get(node, {}))
+        table.add_row(
+            *(Text(printable(node)), doing.get(node, NOTHING), str(last.get("round", NOTHING))),
+            *(_told(last, "loss", units.figure), _told(scored, run.metric, units.figure)),
+            *(_told(last, "seconds", units.duration), _told(last, "bytes_up", units.size)),
+            str(sum(event.get("node") == node for event in failed)),
+        )
+    if len(run.nodes) > MOST_NODES:
+        table.add_row(f"and {len(run.nodes) - MOST_NODES} more", *[""] * 7)
+    return table
+
+
+def _doing(run: Run) -> Iterator[tuple[str, str]]:
+    """What each node of the last round does: all that was asked after it, in order."""
+    asked = max((index for index, event in enumerate(run.events) if event["phase"] == "asked"), default=None)
+    if asked is None or not run.running:
+        return
+    for node in names(run.events[asked]):
+        yield node, "training"
+    for event in run.events[asked + 1 :]:
+        if event["phase"] == "train":
+            yield str(event.get("node")), "sent"
+        elif event["phase"] == "failure":
+            yield str(event.get("node")), "failed"
+
+
+def _failure(event: Event) -> Text:
+    """A failure in one line."""
+    reason = printable(str(event.get("reason", NOTHING))).strip().split("\n")[0]
+    text = Text("  failed: ", style="yellow", no_wrap=True, overflow="ellipsis")
+    text.append(printable(f"{event.get('node', NOTHING)}, {event.get('during', NOTHING)} {event['round']}: {reason}"))
+    return text
+
+
+def _last(events: Mapping[int, Event]) -> Event:
+    return events[max(events)] if events else {}
+
+
+def _told(event: Event, key: str, write: Callable[[float], str]) -> str:
+    value = number(event, key)
+    return NOTHING if value is None else write(value)
+
+
+def spark(history: Mapping[int, float]) -> str:
+    """The course of a figure in a few blocks: the last ``SPARK`` rounds."""
+    values = [value for _, value in sorted(history.items())][-SPARK:]
+    low, span = min(values), max(values) - min(values)
+    return "".join(BARS[round((value - low) / span * (len(BARS) - 1)) if span else 0] for value in values)
