@@ -2,11 +2,12 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.table import Table
@@ -16,10 +17,26 @@ from common.error import BouquetError
 
 DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "runs"
 VERSIONS = ("flwr", "torch", "transformers", "peft", "bitsandbytes")
+# Lines about single nodes, of one kind in one round, that a person still reads.
+FEW = 3
+
+
+class Listener(Protocol):
+    """Who is told every event of the record as it is written."""
+
+    name: str
+
+    def hear(self, event: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Record:
-    """One run directory: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``adapter/``."""
+    """One run directory: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``adapter/``.
+
+    All figures of a run pass through :meth:`event`; trackers and the exporter listen to it and have no other source.
+    Raises :class:`BouquetError` where the directory will not do, or a listener does not start.
+    """
 
     def __init__(self, config: RunConfig, run_id: int) -> None:
         parent = Path(config.run_directory or DEFAULT_DIRECTORY).expanduser()
@@ -45,6 +62,9 @@ class Record:
         self._started = time.monotonic()
         self._metrics: TextIOWrapper = _appended(self.folder / "metrics.jsonl")
         self._console = Console(width=110, highlight=False, soft_wrap=True)
+        self._told: Counter[tuple[str, int]] = Counter()
+        self._reasons: set[str] = set()
+        self._listeners = _listeners(config, self.folder)
 
     @property
     def checkpoints(self) -> Path:
@@ -61,11 +81,28 @@ class Record:
         line = {"phase": phase, "round": round, "elapsed": round_seconds(time.monotonic() - self._started), **facts}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
+        for listener in list(self._listeners):
+            try:
+                listener.hear(line)
+            except Exception as error:  # a run is worth more than its charts, whatever their service raises
+                self._listeners.remove(listener)
+                self.say(f"    {listener.name} takes no more figures of this run: {error}")
+
+    def note(self, phase: str, round: int, node: str, said: str, **facts: Any) -> None:
+        """Something about one node: an event always, and a line for the first few of its kind in a round."""
+        self.event(phase, round, node=node, **facts)
+        kind = str(facts.get("during", phase)), round
+        self._told[kind] += 1
+        if self._told[kind] <= FEW:
+            self.say(f"    {node} {said}")
+        elif self._told[kind] == FEW + 1:
+            self.say("    and others; metrics.jsonl has them all")
 
     def failure(self, phase: str, round: int, node: str, reason: str) -> None:
-        """A node that could not do its part, and why."""
-        self.event("failure", round, node=node, during=phase, reason=reason)
-        self.say(f"    {node} left out of {phase}: {reason}")
+        """A node that could not do its part, and why: in full the first time, later by its first line."""
+        told = reason.splitlines()[0] if reason in self._reasons else reason
+        self._reasons.add(reason)
+        self.note("failure", round, node, f"left out of {phase}: {told}", during=phase, reason=reason)
 
     def say(self, text: str) -> None:
         """One line for whoever follows the run."""
@@ -88,7 +125,29 @@ class Record:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for listener in self._listeners:
+            listener.close()
         self._metrics.close()
+
+
+def _listeners(config: RunConfig, folder: Path) -> list[Listener]:
+    """Those that the config asks for; their libraries are imported for nobody else."""
+    listeners: list[Listener] = []
+    for name in config.tracking.names:
+        from server_app.tracker import Tracker
+
+        listeners.append(Tracker(name, folder, config))
+    if config.metrics.port:
+        from server_app.exporter import Exporter
+
+        listeners.append(Exporter(config.metrics, folder.name, config.rule.name))
+    return listeners
+
+
+def few(names: Collection[str]) -> str:
+    """Some names, and how many more there are."""
+    shown = ", ".join(sorted(names)[:FEW])
+    return f"{shown} and {len(names) - FEW} more" if len(names) > FEW else shown
 
 
 def _appended(file: Path) -> TextIOWrapper:

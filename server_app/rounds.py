@@ -121,7 +121,8 @@ class Rounds:
             staying = sum(self._nodes.takes_part(node) for node in nodes)
             needed = max(config.round.fewest_replies, math.ceil(config.round.min_replies * staying))
             if len(replies) < needed:
-                self._record.event("void", state.round + 1, replies=len(replies), needed=needed)
+                traffic = {"bytes_up": up, "bytes_down": down}
+                self._record.event("void", state.round + 1, replies=len(replies), needed=needed, **traffic)
                 self._record.say(
                     f"round {state.round + 1} does not count: {len(replies)} of {len(nodes)} replied, {needed} needed"
                 )
@@ -131,11 +132,13 @@ class Rounds:
             self._measure(state, spool, outcome.state)
         checkpoint.save(self._record.checkpoints, outcome.state, self._strategy.rule.name)
         means = mean_metrics([(reply.weight, reply.metrics) for reply in replies])
+        # A private run tells no loss.
         loss = {"loss": means["loss"]} if "loss" in means else {}
+        said = f"loss {means['loss']:.3f}  " if loss else ""
         facts = {**loss, "bytes_up": up, "bytes_down": down, "seconds": time.monotonic() - started}
         self._record.event("merge", outcome.state.round, nodes=len(replies), asked=len(nodes), **facts)
         self._record.say(
-            f"round {outcome.state.round}/{config.num_server_rounds}  {_said(means)}"
+            f"round {outcome.state.round}/{config.num_server_rounds}  {said}"
             f"{len(replies)}/{len(nodes)} nodes  up {megabytes(up)}  down {megabytes(down)}  {facts['seconds']:.1f} s"
         )
         return True
@@ -181,13 +184,8 @@ class Rounds:
                 self._nodes.ranks[node_id] = reply.update.rank
             spool.put(name, reply.update)
             replies.append(Receipt(name, reply.update.weight, reply.metrics, reply.bytes_up))
-            facts = reply.metrics
-            self._record.event(
-                "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], **size, **facts
-            )
-            told = {"tokens", "seconds"} <= facts.keys()
-            figures = f"{facts['tokens']:,.0f} tokens  {facts['seconds']:.1f} s" if told else "private"
-            self._record.say(f"    {name}  {_said(facts)}{figures}")
+            traffic = {"bytes_up": reply.bytes_up, "bytes_down": down[name]}
+            self._record.event("train", state.round + 1, node=name, **traffic, **size, **reply.metrics)
         if not central:
             self._tell(scrutiny.against(), state.round + 1)
         return sorted(replies)
@@ -195,10 +193,8 @@ class Rounds:
     def _tell(self, against: Mapping[str, float], round: int) -> None:
         """Say which nodes' changes point against the others', with the cosine."""
         for name, cosine in against.items():
-            self._record.event("against", round, node=name, cosine=cosine)
-            self._record.say(
-                f"    {name} went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
-            )
+            said = f"went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
+            self._record.note("against", round, name, said, cosine=cosine)
 
     def _messages(self, message_type: str, state: State, nodes: list[int]) -> list[Message]:
         roll = self._nodes
@@ -227,7 +223,7 @@ class Rounds:
         messages = self._messages(MessageType.EVALUATE, state, nodes)
         if messages and config.evaluation.prompt and not self._task.sequence_classification:
             messages[0].content["config"] = ConfigRecord({"prompt": config.evaluation.prompt})
-        outcome.bytes_down += _bytes_down(messages)
+        outcome.bytes_down += (down := _bytes_down(messages))
         total, figures, sample = Score(), dict[str, float](), ""
         for name, message in self._nodes.exchange(messages):
             try:
@@ -251,7 +247,8 @@ class Rounds:
         evaluation = Evaluation(
             self._task.figure(total), total.loss / total.count, dict(sorted(figures.items())), sample
         )
-        self._record.event("heldout", state.round, loss=evaluation.loss, **{metric: evaluation.overall})
+        facts = {"loss": evaluation.loss, metric: evaluation.overall, "bytes_down": down}
+        self._record.event("heldout", state.round, **facts)
         self._record.say(f"    held-out {metric} {evaluation.overall:.4g} over {len(figures)} nodes")
         return evaluation
 
@@ -261,11 +258,6 @@ class Rounds:
         figure = self._task.figure(score)
         self._record.event("central", state.round, loss=score.loss / score.count, **{metric: figure})
         self._record.say(f"    central {metric} {figure:.4g}")
-
-
-def _said(metrics: Mapping[str, float]) -> str:
-    """The loss, where there is one: a private run tells none."""
-    return f"loss {metrics['loss']:.3f}  " if "loss" in metrics else ""
 
 
 def _bytes_down(messages: list[Message]) -> int:

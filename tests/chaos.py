@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,15 +201,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=FAULTS, default=FAULTS, help="which faults (default: all)")
     options = parser.parse_args()
-    dice = random.Random(options.seed)
-    order = [name for _ in range(-(-options.faults // len(FAULTS))) for name in dice.sample(FAULTS, len(FAULTS))]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            run(Path(folder), order[: options.faults], options.faults + 2, options.seed)
-        except (AssertionError, BouquetError) as error:
-            print(f"chaos: {error}", file=sys.stderr)
-            return 1
+    dice, kinds = random.Random(options.seed), options.kinds
+    order = [name for _ in range(-(-options.faults // len(kinds))) for name in dice.sample(kinds, len(kinds))]
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    try:
+        run(folder, order[: options.faults], options.faults + 2, options.seed)
+    except (AssertionError, BouquetError) as error:
+        print(f"chaos: {error}\nwhat every process said is in {folder}", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
     return 0
 
 
