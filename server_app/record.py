@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -59,12 +60,12 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = {"config": config.to_flower(), "versions": {package: version(package) for package in VERSIONS}}
         (self.folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        self._listeners = _listeners(config, self.folder)
         self._started = time.monotonic()
         self._metrics: TextIOWrapper = _appended(self.folder / "metrics.jsonl")
         self._console = Console(width=110, highlight=False, soft_wrap=True)
         self._told: Counter[tuple[str, int]] = Counter()
         self._reasons: set[str] = set()
-        self._listeners = _listeners(config, self.folder)
 
     @property
     def checkpoints(self) -> Path:
@@ -132,16 +133,20 @@ class Record:
 
 def _listeners(config: RunConfig, folder: Path) -> list[Listener]:
     """Those that the config asks for; their libraries are imported for nobody else."""
-    listeners: list[Listener] = []
-    for name in config.tracking.names:
-        from server_app.tracker import Tracker
+    with ExitStack() as started:
+        listeners: list[Listener] = []
+        if config.metrics.port:
+            from server_app.exporter import Exporter
 
-        listeners.append(Tracker(name, folder, config))
-    if config.metrics.port:
-        from server_app.exporter import Exporter
+            listeners.append(Exporter(config.metrics, folder.name, config.rule.name))
+            started.callback(listeners[-1].close)
+        for name in config.tracking.names:
+            from server_app.tracker import Tracker
 
-        listeners.append(Exporter(config.metrics, folder.name, config.rule.name))
-    return listeners
+            listeners.append(Tracker(name, folder, config))
+            started.callback(listeners[-1].close)
+        started.pop_all()  # all or none
+        return listeners
 
 
 def few(names: Collection[str]) -> str:

@@ -2,9 +2,9 @@
 
     python -m tests.chaos --faults 30 --seed 0
 
-Every process is killed with -9, clients hang, the link is cut and slowed down, the disk is full. Each fault is mended
-after a while, as a supervisor or an operator would; a run that has failed is started again with resume=true. At the
-end every round has been merged exactly once, no checkpoint is lost, and the run is complete.
+Every process is killed with -9, warm workers too, clients hang, the link is cut and slowed down, the disk is full. Each
+fault is mended after a while, as a supervisor or an operator would; a run that has failed is started again with
+resume=true. At the end every round has been merged exactly once, no checkpoint is lost, and the run is complete.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from tests.processes import Federation, federation, listens, wait_for
 NODES = 3
 SETTINGS = (
     "data.limit=40 train.steps=2 train.batch-size=4 evaluation.limit=4 evaluation.every=0 resume=true "
-    'evaluation.prompt="" min-nodes=2 round.deadline=60.0 round.wait=120.0 round.retries=9 round.sit-out=1'
+    'evaluation.prompt="" min-nodes=2 round.deadline=120.0 round.wait=300.0 round.retries=9 round.sit-out=1'
 )
 
 
 class Chaos:
     """One run under faults."""
 
-    def __init__(self, wards: Federation, runs: Path, rounds: int, seed: int) -> None:
-        self.wards, self.runs, self.rounds = wards, runs, rounds
+    def __init__(self, wards: Federation, runs: Path, rounds: int, seed: int, say: Callable[[str], None]) -> None:
+        self.wards, self.runs, self.rounds, self.say = wards, runs, rounds, say
         self.dice = random.Random(seed)
         self.starts = 0
         self.seen: dict[int, bytes] = {}
@@ -56,6 +56,7 @@ class Chaos:
         self.check()
         status = self.wards.status(self.run)
         if status.startswith("finished") and status != "finished:completed":
+            self.say(f"    the run ended as {status}: started again with resume=true")
             self.submit()
         return status == "finished:completed"
 
@@ -88,6 +89,9 @@ class Chaos:
 
     def _kill_client(self) -> None:
         self._signal("flwr-clientapp", signal.SIGKILL)
+
+    def _kill_worker(self) -> None:
+        self._signal("client_app.worker", signal.SIGKILL)
 
     def _hang_client(self) -> None:
         for pid in self._signal("flwr-clientapp", signal.SIGSTOP):
@@ -179,9 +183,9 @@ def small_disk(folder: Path, size: str) -> Iterator[bool]:
 
 def run(folder: Path, faults: list[str], rounds: int, seed: int, say: Callable[[str], None] = print) -> int:
     """The run under ``faults``, one after the other; how often it had to be started."""
-    settings = lambda node: [f"partition-id={node}", f"num-partitions={NODES}"]  # noqa: E731
+    settings = lambda node: [f"partition-id={node}", f"num-partitions={NODES}", "warm=300.0"]  # noqa: E731
     with small_disk(folder / "runs", f"{8 + rounds}m") as mounted, federation(folder, NODES, settings) as wards:
-        chaos = Chaos(wards, folder / "runs", rounds, seed)
+        chaos = Chaos(wards, folder / "runs", rounds, seed, say)
         for number, name in enumerate(faults, start=1):
             if name == "full_disk" and not mounted:
                 say(f"fault {number}: no small disk can be mounted here: left out")
@@ -189,7 +193,8 @@ def run(folder: Path, faults: list[str], rounds: int, seed: int, say: Callable[[
             before = len(chaos.seen)
             wait_for(lambda: chaos.finished() or len(chaos.seen) > before, "a round between faults", 600, pause=1.0)  # noqa: B023
             time.sleep(chaos.dice.uniform(0, 10))
-            say(f"fault {number}/{len(faults)} {name}, after round {len(chaos.seen)}, start {chaos.starts}")
+            clock = time.strftime("%H:%M:%S")
+            say(f"{clock} fault {number}/{len(faults)} {name}, after round {len(chaos.seen)}, start {chaos.starts}")
             chaos.fault(name)
         wait_for(chaos.finished, "the end of the run", 1200, pause=1.0)
         chaos.verify()

@@ -171,8 +171,8 @@ class StubGrid(OneProcessGrid):
 
     def _made(self, message: Message) -> Update:
         """The update of this round, which all nodes send."""
-        if (round := int(message.metadata.group_id)) != self._round:
+        if (number := int(message.metadata.group_id)) != self._round:
             _, state = wire.unpack_state(message.content.array_records["state"], rule="fedit")
             moved = {key: tensor + 1e-3 for key, tensor in state.adapter.items()}
-            self._round, self._update = round, Update(moved, 1.0, state.scale)
+            self._round, self._update = number, Update(moved, 1.0, state.scale)
         return self._update

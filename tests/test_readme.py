@@ -31,7 +31,7 @@ def test_every_key_that_the_documents_name_exists():
     known = set(RunConfig().to_flower())
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         keys = re.findall(
-            r"`((?:model|lora|task|data|rule|merge|train|privacy|wire|evaluation|round)\.[a-z-]+)`",
+            r"`((?:model|lora|task|data|rule|merge|train|privacy|wire|evaluation|round|tracking|metrics)\.[a-z-]+)`",
             document.read_text(),
         )
         assert set(keys) <= known, document.name
