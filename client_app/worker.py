@@ -69,10 +69,7 @@ def stop(state: Path) -> None:
 
 
 def serve(state: Path, idle: float) -> None:
-    """Answer one message after the other until none has come for ``idle`` seconds. Returns at once if one serves.
-
-    Raises :class:`BouquetError` where another node's worker has the GPU.
-    """
+    """Answer one message after the other until none has come for ``idle`` seconds. Returns at once if one serves."""
     with (state / "worker.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +83,7 @@ def serve(state: Path, idle: float) -> None:
 
 
 def _serve_one(server: socket.socket, state: Path) -> bool:
-    """Answer one message; False where the worker is to end. Raises :class:`BouquetError` where the GPU is taken."""
+    """Answer one message; False where the worker is to end, having no GPU of its own, say."""
     link, _ = server.accept()
     with link, suppress(ConnectionError):
         link.settimeout(None)
@@ -97,7 +94,13 @@ def _serve_one(server: socket.socket, state: Path) -> bool:
         if first != fingerprint().encode():
             _send(link, OTHER_CODE)
             return False
-        _send(link, _work(context, message, state))
+        try:
+            reply = _work(context, message, state)
+        except BouquetError as error:
+            # Into the log before the link closes: who asked reads it then.
+            print(error, file=sys.stderr, flush=True)
+            return False
+        _send(link, reply)
     return True
 
 
@@ -226,9 +229,6 @@ if __name__ == "__main__":
     from client_app import worker
 
     if sys.argv[1] == "serve":
-        try:
-            worker.serve(Path(sys.argv[2]), float(sys.argv[3]))
-        except BouquetError as error:
-            sys.exit(str(error))
+        worker.serve(Path(sys.argv[2]), float(sys.argv[3]))
     else:
         worker.stop(Path(sys.argv[2]))

@@ -310,7 +310,8 @@ def test_the_budget_is_what_was_spent_and_what_the_run_will_cost(tmp_path):
     file = tmp_path / "notes.jsonl"
     file.write_text("".join(json.dumps({"text": f"note {number}"}) + "\n" for number in range(40)))
     config = read_config(PRIVATE)
-    node = NodeConfig(name="ward-1", data=str(file), state_directory=str(tmp_path / "state"))
+    facts = {"name": "ward-1", "data": str(file), "state-directory": str(tmp_path / "state")}
+    node = NodeConfig.from_flower(facts)
 
     def limited(epsilon: float) -> NodeConfig:
         return node.model_copy(update={"privacy_epsilon": epsilon})
@@ -325,9 +326,7 @@ def test_the_budget_is_what_was_spent_and_what_the_run_will_cost(tmp_path):
     assert f"epsilon {entry.epsilon:.4g} at delta" in said
 
     assert "; the node has no limit" in budget(config, node)
-    with pytest.raises(
-        WarningError, match=r"will not last .*at most 3.5, got .*enough for [123] of 4 rounds. Lower"
-    ):
+    with pytest.raises(WarningError, match=r"will not last .*at most 3.5, got .*enough for [123] of 4 rounds. Lower"):
         budget(config, limited(3.5))
     with pytest.raises(BouquetError, match=r"budget of this node is spent .*at most 2.9.*with one round. bouquet led"):
         budget(config, limited(2.9))

@@ -177,6 +177,14 @@ def test_a_superlink_that_is_not_there_is_named_with_its_cure(site, capsys):
     assert "Start the coordinator (coordinator/superlink.sh), or reach it: ssh -L" in message
 
 
+def test_a_federation_that_does_not_exist_is_named_by_flower(site):
+    app = Path(__file__).parents[1]
+    own = environment({"FLWR_HOME": str(site / "flower")})
+    run = subprocess.run([program("flwr"), "run", app, "hospital"], env=own, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert "SuperLink connection 'hospital' not found" in " ".join((run.stdout + run.stderr).replace("│", " ").split())
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
 def test_systemd_accepts_the_units(site, tmp_path):
     folder = site / "kits/ward-2"
