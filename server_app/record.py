@@ -89,8 +89,11 @@ class Record:
                 self._listeners.remove(listener)
                 self.say(f"    {listener.name} takes no more figures of this run: {error}")
 
-    def note(self, phase: str, round: int, node: str, said: str, **facts: Any) -> None:
-        """Something about one node: an event always, and a line for the first few of its kind in a round."""
+    def note(self, phase: str, round: int, node: str, said: str, **facts: Any) -> bool:
+        """Something about one node: an event always, and a line for the first few of its kind in a round.
+
+        True if the line was said.
+        """
         self.event(phase, round, node=node, **facts)
         kind = str(facts.get("during", phase)), round
         self._told[kind] += 1
@@ -98,12 +101,13 @@ class Record:
             self.say(f"    {node} {said}")
         elif self._told[kind] == FEW + 1:
             self.say("    and others; metrics.jsonl has them all")
+        return self._told[kind] <= FEW
 
     def failure(self, phase: str, round: int, node: str, reason: str) -> None:
         """A node that could not do its part, and why: in full the first time, later by its first line."""
-        told = reason.splitlines()[0] if reason in self._reasons else reason
-        self._reasons.add(reason)
-        self.note("failure", round, node, f"left out of {phase}: {told}", during=phase, reason=reason)
+        told = reason.partition("\n")[0] if reason in self._reasons else reason
+        if self.note("failure", round, node, f"left out of {phase}: {told}", during=phase, reason=reason):
+            self._reasons.add(reason)
 
     def say(self, text: str) -> None:
         """One line for whoever follows the run."""
@@ -126,9 +130,12 @@ class Record:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for listener in self._listeners:
-            listener.close()
         self._metrics.close()
+        for listener in self._listeners:
+            try:
+                listener.close()
+            except Exception as error:  # see above
+                self.say(f"    {listener.name} did not take its last figures: {error}")
 
 
 def _listeners(config: RunConfig, folder: Path) -> list[Listener]:

@@ -102,6 +102,19 @@ def test_a_tracker_that_breaks_down_does_not_end_the_run(settings, tmp_path, cap
     assert [line["phase"] for line in lines(tmp_path / "run")] == ["merge", *(phase for phase, _, _ in EVENTS)]
     assert capsys.readouterr().out.count("tensorboard takes no more figures of this run") == 1
 
+    with Record(read_config(settings(**{"tracking.to": "tensorboard", "run-name": "last"})), 1) as record:
+        record._listeners[0]._tracker.writer = None
+    assert "tensorboard did not take its last figures" in capsys.readouterr().out
+
+
+def test_a_reason_is_said_in_full_once_even_an_empty_one(settings, capsys):
+    with Record(read_config(settings()), 1) as record:
+        for number in range(2):
+            record.failure("train", number, "node-000", "")
+            record.failure("train", number, "node-001", "a defect\nits traceback")
+    said = capsys.readouterr().out
+    assert (said.count("a defect"), said.count("its traceback")) == (2, 1)
+
 
 TRACKED = """
 import json, sys
