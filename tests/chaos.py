@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.error import BouquetError
+from deploy.site.folder import Site
+from deploy.site.superlink import statuses
 from server_app import checkpoint
 from tests.processes import Federation, federation, listens, wait_for
 
@@ -51,8 +53,22 @@ class Chaos:
         self.run = self.wards.submit("chaos", f"{SETTINGS} num-server-rounds={self.rounds}", self.runs)
         self.starts += 1
 
+    def supervise(self) -> None:
+        """Start again what has ended, as systemd would: the key of a node that was killed is refused for a minute."""
+        for process in (self.wards.superlink, self.wards.superexec, *self.wards.nodes.values()):
+            if process.popen.poll() is not None:
+                process.kill()
+                process.start()
+
+    def everyone(self) -> bool:
+        """Whether every node is online."""
+        self.supervise()
+        known = statuses(site := Site.open(self.wards.site))
+        return all(known.get(node.id) == "online" for node in site.facts.nodes.values())
+
     def finished(self) -> bool:
         """Whether the run is complete; one that failed is started again."""
+        self.supervise()
         self.check()
         status = self.wards.status(self.run)
         if status.startswith("finished") and status != "finished:completed":
@@ -198,6 +214,7 @@ def run(folder: Path, faults: list[str], rounds: int, seed: int, say: Callable[[
             chaos.fault(name)
         wait_for(chaos.finished, "the end of the run", 1200, pause=1.0)
         chaos.verify()
+        wait_for(chaos.everyone, "every node to be back", 180, pause=3.0)
         say(f"complete: {len(faults)} faults, {rounds} rounds, {chaos.starts} starts, nothing lost")
         return chaos.starts
 
