@@ -107,6 +107,19 @@ def time_dense(layers: dict[str, LayerShape], nodes: int) -> tuple[float, int]:
     return measure(textbook, repeats=1)
 
 
+def time_grams(layers: dict[str, LayerShape], nodes: int) -> tuple[float, int]:
+    """The inner products of the stack's columns and of its rows: the least that an exact decomposition must know."""
+    _, updates = updates_of("flexlora", layers, nodes)
+
+    def grams() -> None:
+        for layer in layers:
+            left = torch.cat([update.tensors[Key(layer, "B")] for update in updates], dim=1)
+            right = torch.cat([update.tensors[Key(layer, "A")] for update in updates], dim=0)
+            _ = left.T @ left, right @ right.T
+
+    return measure(grams)
+
+
 def measure(work: Callable[[], object], repeats: int = REPEATS) -> tuple[float, int]:
     """The median time of ``work``, and by how much it raised the peak memory of this process."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -141,6 +154,7 @@ def main() -> int:
         for rule in arguments.rules:
             row(rule, time_rule, rule, layers, nodes)
         if one:
+            row("the stack's inner products", time_grams, layers, nodes)
             row("dense product and SVD", time_dense, layers, nodes)
     return 0
 

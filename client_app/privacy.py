@@ -44,14 +44,17 @@ def train_privately(
     pad: int,
     round: int,
     rounds: int,
+    blocks: Sequence[int] = (),
     penalty: Penalty = lambda _: None,
 ) -> Training:
     """Train ``keys`` of the model on ``examples`` by DP-SGD: ``release.steps`` steps, as noisy as ``release`` says.
 
+    Of a core only ``blocks`` are trained, if some are named.
+
     The figures returned are not private: they may not leave the node. Raises :class:`BouquetError` where something
     trained has no per-example gradient, and where something trained has not moved.
     """
-    model.train_only(keys)
+    model.train_only(keys, blocks)
     before = model.tensors()
     torch.manual_seed(secrets.randbits(63))
     mechanism = Gaussian(privacy.clip, release.noise_multiplier)

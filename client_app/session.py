@@ -20,7 +20,7 @@ from client_app.privacy import privatise, train_privately
 from client_app.training import Training, train
 from common import accounting, base, models, sources, tasks, wire
 from common.accounting import Release
-from common.adapter import State, Tensors, Update, digest, leading
+from common.adapter import State, Tensors, Update, chosen_blocks, digest, leading
 from common.codec import CODECS
 from common.config import DataConfig, ModelConfig, NodeConfig, TaskConfig
 from common.error import BouquetError
@@ -106,7 +106,7 @@ class Session:
         model, state = self._receive(message)
         examples = self.examples().train
         release = self._charge(state.round, len(examples)) if self.private else None
-        training = self._train(model, state.round, examples, release)
+        training = self._train(model, state, examples, release)
         local = model.tensors()
         if kept := {key: tensor for key, tensor in local.items() if rule.keeps(state.round, key)}:
             self.memory.save("personal", kept, state.round + 1)
@@ -114,7 +114,7 @@ class Session:
             self.memory.rank = rank
         sent = rule.send(state, local)
         if release and config.privacy.mode == "update-local":
-            start = None if rule.relative else state.adapter
+            start = None if rule.relative else {k: chosen_blocks(k, state.adapter[k], state.slots) for k in sent}
             sent = privatise(start, sent, config.privacy.clip, release.noise_multiplier)
         weights = {"examples": float(len(examples)), "declared": self.node.weight, "uniform": 1.0}
         record = self._pack(Update(sent, weights[config.train.weighting], state.scale, state.slots), state)
@@ -138,15 +138,15 @@ class Session:
         self.epsilon = entry.epsilon
         return release
 
-    def _train(self, model: LoraModel, round: int, examples: Sequence[Example], release: Release | None) -> Training:
+    def _train(self, model: LoraModel, state: State, examples: Sequence[Example], release: Release | None) -> Training:
         """The local loop, plain or private."""
         config = self.config
-        keys = [key for key in model.keys if self.rule.trains(round, key)]
-        common: dict[str, Any] = {"pad": self.pad, "round": round, "rounds": config.num_server_rounds}
-        common["penalty"] = self.rule.penalty
+        keys = [key for key in model.keys if self.rule.trains(state.round, key)]
+        common: dict[str, Any] = {"pad": self.pad, "round": state.round, "rounds": config.num_server_rounds}
+        common |= {"penalty": self.rule.penalty, "blocks": state.slots if self.rule.blocks else ()}
         if release and config.privacy.mode == "example":
             return train_privately(model, keys, self.task, examples, config.train, config.privacy, release, **common)
-        seed = f"{config.seed}/{self.node.label}/{round}"
+        seed = f"{config.seed}/{self.node.label}/{state.round}"
         return train(model, keys, self.task, examples, config.train, seed=seed, **common)
 
     def evaluate(self, message: Message) -> RecordDict:
@@ -179,7 +179,8 @@ class Session:
         """The update as it leaves. What a coarse codec loses of it is kept, and added to the next one."""
         codec, name = self.config.wire.up, self.rule.name
         received = None if self.rule.relative else state.adapter
-        if not CODECS[codec].coarse or self.rule.relative or self.rule.reframes:
+        # Other slots in every round: what was lost of one is not owed to another.
+        if not CODECS[codec].coarse or self.rule.relative or self.rule.reframes or update.slots:
             return wire.pack_update(update, name, state.round, self.node.label, codec=codec, received=received)
         owed = self.memory.load("feedback", state.round) if state.round else {}
         tensors = {

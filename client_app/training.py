@@ -41,14 +41,15 @@ def train(
     seed: str,
     round: int,
     rounds: int,
+    blocks: Sequence[int] = (),
     penalty: Penalty = lambda _: None,
 ) -> Training:
-    """Train ``keys`` of the model on ``examples``.
+    """Train ``keys`` of the model on ``examples``, and of a core only ``blocks`` if some are named.
 
     ``seed`` fixes the order of the examples and the dropout; ``penalty`` is a further term of the loss, over the
     trained tensors. Raises :class:`BouquetError` if the loss stops being finite.
     """
-    model.train_only(keys)
+    model.train_only(keys, blocks)
     order = random.Random(seed)
     torch.manual_seed(order.getrandbits(63))
     batches = _batches(task, examples, config.batch_size, pad, order)
@@ -84,11 +85,13 @@ def descend(
     rounds: int,
     penalty: Penalty = lambda _: None,
 ) -> Training:
-    """AdamW from a fresh optimizer, along the ``gradients`` of ``keys``; one schedule of the rate over all rounds.
+    """AdamW from a fresh optimizer, along the ``gradients`` of what is not frozen of ``keys``.
+
+    One schedule of the rate goes over all rounds.
 
     ``gradients`` takes the number of the step, leaves its gradients in the parameters, and returns its loss and tokens.
     """
-    parameters = [parameter for key in keys for parameter in model.parameters(key)]
+    parameters = [parameter for key in keys for parameter in model.parameters(key) if parameter.requires_grad]
     received = [parameter.detach().clone() for parameter in parameters] if config.proximal else []
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     factor = schedule(config, steps * rounds)

@@ -12,7 +12,7 @@ Nothing here forms a ``d_out x d_in`` product.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ class State:
     ``adapter`` holds the factors (and the shared head), ``scale`` is s, ``offset`` holds Q and P of every layer that
     has one. The update to the base weight of a layer is ``s B A + Q P``, or ``s B R A + Q P`` with a core. ``memory``
     is what the server alone keeps, by name; it never travels. ``slots`` says which of the federation's slots the
-    factors of a node's view are; empty means the leading ones.
+    factors of a node's view are, or which blocks of the core it trains; empty means the leading ones, or all blocks.
     """
 
     adapter: Tensors
@@ -113,7 +113,11 @@ class Update:
     def rank(self) -> int:
         """The rank of the factors in it; 0 where there is none."""
         return next(
-            (tensor.shape[0 if key.part == "A" else 1] for key, tensor in self.tensors.items() if key.part in FACTORS),
+            (
+                tensor.shape[0 if key.part == "A" else 1]
+                for key, tensor in self.tensors.items()
+                if key.part in FACTORS and tensor.ndim == 2
+            ),
             0,
         )
 
@@ -131,20 +135,27 @@ def leading(key: Key, tensor: Tensor, rank: int) -> Tensor:
     return tensor[:, :rank] if key.part == "B" else tensor
 
 
+def chosen_blocks(key: Key, tensor: Tensor, blocks: Sequence[int]) -> Tensor:
+    """Some blocks of a core, one above the other; all of them if none is named. Any other tensor as it is."""
+    if key.part != "R" or not blocks:
+        return tensor
+    return tensor.reshape(-1, tensor.shape[1], tensor.shape[1])[list(blocks)].flatten(0, 1)
+
+
 def weighted_mean(updates: Iterable[tuple[float, Tensors]]) -> Tensors:
-    """The weighted mean of tensors with equal keys, as a running mean.
+    """The weighted mean of each tensor over the updates that have it, as a running mean.
 
     Needs the memory of one update however many come. A single update, and equal updates, come back to the bit.
     """
     mean: Tensors = {}
-    total = 0.0
+    total: dict[Key, float] = {}
     for weight, tensors in updates:
-        total += weight
-        if not mean:
-            mean = {key: tensor.clone() for key, tensor in tensors.items()}
-            continue
-        for key, average in mean.items():
-            average.lerp_(tensors[key], weight / total)
+        for key, tensor in tensors.items():
+            total[key] = total.get(key, 0.0) + weight
+            if key in mean:
+                mean[key].lerp_(tensor, weight / total[key])
+            else:
+                mean[key] = tensor.clone()
     return mean
 
 

@@ -2,7 +2,7 @@
 
 PEFT computes ``s B(A(x))``. Here A is followed by a core of h square blocks, ``s B(R(A(x)))``: R is block-diagonal,
 its blocks of ``q x q`` with ``h q = r``, each multiplied by a scalar of its own. The blocks are linear layers, so that
-whoever needs gradients of single examples finds a layer that they know.
+whoever needs gradients of single examples finds a layer that they know, and each can be frozen by itself.
 """
 
 import torch
@@ -18,7 +18,7 @@ class CoredDown(nn.Module):
         device = down.weight.device
         self.down = down
         self.blocks = nn.ModuleList(nn.Linear(size, size, bias=False, device=device) for _ in range(blocks))
-        self.scales = nn.Parameter(torch.ones(blocks, device=device))
+        self.scales = nn.ParameterList(torch.ones(1, device=device) for _ in range(blocks))
 
     @property
     def weight(self) -> Tensor:

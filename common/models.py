@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from common import base
-from common.adapter import HEAD, Key, LayerShape, Spec, Tensors, check_shapes
+from common.adapter import CORE, HEAD, Key, LayerShape, Spec, Tensors, check_shapes
 from common.config import LoraConfig, ModelConfig, TaskConfig
 from common.core import CoredDown
 from common.error import BouquetError
@@ -84,7 +84,7 @@ class LoraModel:
         if key.part == "R":
             return [block.weight for block in module.lora_A["default"].blocks]
         if key.part == "s":
-            return [module.lora_A["default"].scales]
+            return list(module.lora_A["default"].scales)
         return [(module.lora_A if key.part == "A" else module.lora_B)["default"].weight]
 
     def live(self, keys: Sequence[Key]) -> Tensors:
@@ -123,11 +123,14 @@ class LoraModel:
             module.scaling["default"] = scale
         self._install_offset(offset)
 
-    def train_only(self, keys: Sequence[Key]) -> list[nn.Parameter]:
-        """Freeze everything but ``keys``; return their parameters."""
+    def train_only(self, keys: Sequence[Key], blocks: Sequence[int] = ()) -> list[nn.Parameter]:
+        """Freeze everything but ``keys``, and of a core all but ``blocks`` if some are named; return what is left."""
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
-        chosen = [parameter for key in keys for parameter in self.parameters(key)]
+        chosen = []
+        for key in keys:
+            parameters = self.parameters(key)
+            chosen += [parameters[block] for block in blocks] if blocks and key.part in CORE else parameters
         for parameter in chosen:
             parameter.requires_grad_(True)
         return chosen

@@ -12,6 +12,7 @@ unpickled.
 import io
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from common import codec as codecs
-from common.adapter import OFFSET, Key, State, Tensors, Update, check_shapes, digest, leading
+from common.adapter import OFFSET, Key, State, Tensors, Update, check_shapes, chosen_blocks, digest, leading
 from common.error import BouquetError
 
 FORMAT = 1
@@ -97,7 +98,7 @@ def pack_update(
     relative = codec != "fp32" and received is not None
     tensors = update.tensors
     if relative and received is not None:
-        tensors = {key: tensor - _start(received, key, tensor) for key, tensor in tensors.items()}
+        tensors = {key: tensor - _start(received, key, tensor, update.slots) for key, tensor in tensors.items()}
     header = Header(
         kind="update",
         rule=rule,
@@ -134,7 +135,7 @@ def unpack_update(
             got=f"round {header.round}",
         )
     if header.relative:
-        start = {key: _start(received or {}, key, tensor) for key, tensor in tensors.items()}
+        start = {key: _start(received or {}, key, tensor, header.slots) for key, tensor in tensors.items()}
         known = {key: tuple(tensor.shape) for key, tensor in start.items() if tensor.numel()}
         check_shapes(tensors, known, "an update is a difference from what was never sent")
         tensors = {key: tensor + start[key] for key, tensor in tensors.items()}
@@ -171,10 +172,12 @@ def payload_bytes(record: ArrayRecord) -> int:
     return sum(len(array.data) for array in record.values())
 
 
-def _start(received: Tensors, key: Key, tensor: Tensor) -> Tensor:
+def _start(received: Tensors, key: Key, tensor: Tensor, slots: Sequence[int]) -> Tensor:
     """What a node started from, cut to the slots that it sends; empty if that was nothing."""
+    if key not in received:
+        return torch.empty(0)
     rank = tensor.shape[0] if key.part == "A" else tensor.shape[-1]
-    return leading(key, received[key], rank) if key in received else torch.empty(0)
+    return chosen_blocks(key, leading(key, received[key], rank), slots)
 
 
 def _names(tensors: Tensors) -> list[tuple[str, Any, list[int]]]:

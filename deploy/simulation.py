@@ -96,11 +96,12 @@ def _own_superlink() -> dict[str, str]:
     """Where Flower keeps this checkout's local SuperLink.
 
     `flwr run` leaves one running for the next time, with the packages of the environment that started it; another
-    checkout's would run this app with them.
+    checkout's would run this app with them. Two that share a folder share a database, and end each other's runs.
     """
-    port = 20000 + 2 * (zlib.crc32(str(APP).encode()) % 5000)
+    checkout = zlib.crc32(str(APP).encode())
+    port = 20000 + 2 * (checkout % 5000)
     return {
-        "FLWR_HOME": str(Path(sys.prefix) / "flower"),
+        "FLWR_HOME": str(Path(sys.prefix) / "flower" / f"{checkout:08x}"),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
         "FLWR_LOCAL_CONTROL_API_PORT": str(port + 1),
     }

@@ -187,6 +187,15 @@ class Nodes:
                 got=str(rank),
                 cure=f"Change lora-rank in its --node-config; rules that serve smaller ranks are {able}.",
             )
+        self._rule.check_rank(rank, largest)
+        if rank != largest and self._config.privacy.mode == "update-central":
+            raise BouquetError(
+                "a smaller rank under privacy.mode = 'update-central', which takes one mean over all nodes",
+                where=f"{name}, lora-rank",
+                expected=f"{largest} on every node",
+                got=str(rank),
+                cure="Change lora-rank in its --node-config.",
+            )
         self._names[node] = name
         self.ranks[node] = rank
 

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from flwr.app import ConfigRecord, Message, MessageType
 
 from common import wire
-from common.adapter import State, Update
+from common.adapter import State
 from common.config import RunConfig
 from common.error import BouquetError, RefusalError
 from common.tasks import Score, Task
@@ -143,10 +143,11 @@ class Rounds:
         )
         return True
 
-    def _measure(self, state: State, updates: Iterable[Update], merged: State) -> None:
+    def _measure(self, state: State, updates: Spool, merged: State) -> None:
         """Record what a rule that is not exact has lost in this round; say it once where an exact one would pay."""
         rule = self._strategy.rule
-        if rule.is_exact or rule.personal or self._strategy.private_mean is not None:
+        scattered = rule.scattered and any(rank != state.rank for rank in self._nodes.ranks.values())
+        if (rule.is_exact and not scattered) or rule.personal or self._strategy.private_mean is not None:
             return
         errors = aggregation_error(rule, state, updates, merged)
         overall = errors.pop("")

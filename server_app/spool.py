@@ -34,6 +34,9 @@ class Spool:
         )
         self._files[node] = file
 
+    def __len__(self) -> int:
+        return len(self._files)
+
     def __iter__(self) -> Iterator[Update]:
         """The updates in the order of the nodes' names."""
         for _, file in sorted(self._files.items()):

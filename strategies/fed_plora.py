@@ -34,7 +34,7 @@ class FedPLora(Rule):
 
     def view(self, state: State, rank: int, draw: int = 0) -> State:
         """The drawn slots to train, and the others beside the offset."""
-        self.check_rank(state, rank)
+        self.check_rank(rank, state.rank)
         if rank == state.rank:
             return state
         slots = sorted(random.Random(draw).sample(range(state.rank), rank))

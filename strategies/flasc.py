@@ -43,7 +43,7 @@ class FLASC(MeanRule):
 
     def view(self, state: State, rank: int, draw: int = 0) -> State:
         """The state with all but its largest values zero."""
-        self.check_rank(state, rank)
+        self.check_rank(rank, state.rank)
         return replace(state, adapter={**state.adapter, **largest(state.adapter, self.down)})
 
     def send(self, received: State, local: Tensors) -> Tensors:

@@ -11,7 +11,7 @@ vectors w.
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,17 +27,23 @@ Squares = dict[str, tuple[float, float]]
 """By layer, the squared norm of the error and of the ideal update."""
 
 
-def aggregation_error(rule: Rule, state: State, updates: Iterable[Update], merged: State) -> dict[str, float]:
+class Replies(Protocol):
+    """Updates that can be counted before they are read."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Update]: ...
+
+
+def aggregation_error(rule: Rule, state: State, updates: Replies, merged: State) -> dict[str, float]:
     """The error of every layer, and of all layers together under ``""``; 0 where the ideal update is zero.
 
     ``state`` is what the nodes started from, ``updates`` what they sent, ``merged`` what the rule made of it.
     """
-    stream = iter(updates)
-    first = list(islice(stream, HELD_TOGETHER + 1))
-    if len(first) <= HELD_TOGETHER:
-        squares = _exact(rule, state, first, merged)
+    if len(updates) <= HELD_TOGETHER:
+        squares = _exact(rule, state, list(updates), merged)
     else:
-        squares = _estimated(rule, state, chain(first, stream), merged)
+        squares = _estimated(rule, state, updates, merged)
     squares[""] = (sum(error for error, _ in squares.values()), sum(ideal for _, ideal in squares.values()))
     return {layer: math.sqrt(error / ideal) if ideal else 0.0 for layer, (error, ideal) in squares.items()}
 
@@ -56,7 +62,7 @@ def _exact(rule: Rule, state: State, updates: list[Update], merged: State) -> Sq
     return squares
 
 
-def _estimated(rule: Rule, state: State, updates: Iterator[Update], merged: State) -> Squares:
+def _estimated(rule: Rule, state: State, updates: Iterable[Update], merged: State) -> Squares:
     generator = torch.Generator().manual_seed(state.round)
     layers = state.layers()
     probes = {

@@ -9,13 +9,21 @@ Exact, because s_i is multiplied in before the mean: averaging s and H apart is 
 frames of all heads are orthonormal to each other (the paper's Gram-Schmidt), drawn from the seed on every side. The
 heads are stacked: A is h q x d_in, B is d_out x h q, and R holds the H_i one above the other. ``scales`` = 0 keeps s at
 one, for trainers that want linear layers only.
+
+A node of a smaller rank n q trains n heads, drawn anew in every round, and computes with all of them; H_i is then the
+mean over the nodes that trained it, and stays where nobody did. Exact only while all nodes train all heads.
 """
 
-from dataclasses import dataclass
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from common.adapter import Key, Spec, State, Tensors
+import torch
+
+from common.adapter import Key, Spec, State, Tensors, Update, chosen_blocks
 from common.error import BouquetError
 from strategies.core import CoreRule
+from strategies.mean import WeightedMean
 from strategies.rule import Plan
 
 
@@ -28,6 +36,8 @@ class Ravan(CoreRule):
 
     name = "ravan"
     paper = "arXiv:2506.05568"
+    mixed_ranks = True
+    scattered = True
     bytes_up = bytes_down = "b*r*r/h"
 
     def __post_init__(self) -> None:
@@ -54,10 +64,75 @@ class Ravan(CoreRule):
             )
         return super().initial(spec, seed)
 
+    def check_rank(self, rank: int, whole: int) -> None:
+        """A smaller rank must be one of whole heads, and the mean one that can be taken head by head."""
+        super().check_rank(rank, whole)
+        if rank % (whole // self.heads):
+            raise BouquetError(
+                "a rank that is not one of whole heads",
+                where="lora-rank",
+                expected=f"a multiple of {whole // self.heads} (lora.rank / rule.ravan.heads)",
+                got=str(rank),
+                cure="Change lora-rank in --node-config.",
+            )
+        if rank != whole and self.mean != WeightedMean():
+            raise BouquetError(
+                "a robust mean over nodes that train different heads",
+                where="lora-rank",
+                expected=f"{whole} on every node, or merge.mean = 'weighted'",
+                got=str(rank),
+            )
+
+    def view(self, state: State, rank: int, draw: int = 0) -> State:
+        """All heads, of which the drawn ones are to be trained."""
+        self.check_rank(rank, state.rank)
+        if rank == state.rank:
+            return state
+        count = rank * self.heads // state.rank
+        return replace(state, slots=tuple(sorted(random.Random(draw).sample(range(self.heads), count))))
+
     def send(self, received: State, local: Tensors) -> Tensors:
-        """Every core, multiplied by its scale."""
+        """Every core that was trained, multiplied by its scale."""
         sent = super().send(received, local)
         for layer in received.layers():
             key = Key(layer, "R")
-            sent[key] = sent[key] * local[Key(layer, "s")].repeat_interleave(sent[key].shape[1])[:, None]
+            scaled = sent[key] * local[Key(layer, "s")].repeat_interleave(sent[key].shape[1])[:, None]
+            sent[key] = chosen_blocks(key, scaled, received.slots)
         return sent
+
+    def model(self, state: State, update: Update) -> State:
+        """The node's heads in place, the others as they were."""
+        by_head = _by_head(update.tensors, update.slots)
+        return replace(state, adapter={**state.adapter, **self._joined(state, by_head)})
+
+    def average(self, state: State, updates: Iterable[Update]) -> Tensors:
+        """The mean of every head over the nodes that trained it."""
+        return self._joined(
+            state, self.mean((update.weight, _by_head(update.tensors, update.slots)) for update in updates)
+        )
+
+    def _joined(self, state: State, by_head: Tensors) -> Tensors:
+        """Whole cores again; a head that is not there is the state's."""
+        joined = {key: tensor for key, tensor in by_head.items() if key.part != "R"}
+        for layer in state.layers():
+            core = state.adapter[Key(layer, "R")].chunk(self.heads)
+            heads = [by_head.get(_head_key(layer, number), head) for number, head in enumerate(core)]
+            joined[Key(layer, "R")] = torch.cat(heads)
+        return joined
+
+
+def _head_key(layer: str, number: int) -> Key:
+    return Key(f"{layer}/{number}", "R")
+
+
+def _by_head(tensors: Tensors, slots: Sequence[int]) -> Tensors:
+    """Each head of a core under a key of its own."""
+    parted: Tensors = {}
+    for key, tensor in tensors.items():
+        if key.part != "R":
+            parted[key] = tensor
+            continue
+        heads = tensor.chunk(len(tensor) // tensor.shape[1])
+        numbers = slots or range(len(heads))
+        parted |= {_head_key(key.layer, number): head for number, head in zip(numbers, heads, strict=True)}
+    return parted

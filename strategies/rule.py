@@ -24,6 +24,7 @@ from common.adapter import (
     Update,
     all_finite,
     check_shapes,
+    chosen_blocks,
     leading,
 )
 from common.error import BouquetError
@@ -66,7 +67,7 @@ class Rule(ABC):
     """The server gives the nodes other factors than a mean of theirs: what a node kept back of one round means
     nothing in the next."""
     scattered: ClassVar[bool] = False
-    """Nodes of one rank work with different slots."""
+    """Nodes of a smaller rank work with slots that are drawn anew for each node and round."""
     bytes_up: ClassVar[str] = "b*r*f"
     """What a node sends of a layer: b bytes a value, r the rank, f = d_in + d_out, K nodes, t rounds done."""
     bytes_down: ClassVar[str] = "b*r*f"
@@ -120,21 +121,20 @@ class Rule(ABC):
         ``draw`` is a number that both sides know, for a choice that differs from node to node and from round to round.
         Raises :class:`BouquetError` for another rank than the state's where the rule needs one rank, or for a larger.
         """
-        self.check_rank(state, rank)
+        self.check_rank(rank, state.rank)
         if rank == state.rank:
             return state
         return replace(state, adapter={key: leading(key, tensor, rank) for key, tensor in state.adapter.items()})
 
-    @final
-    def check_rank(self, state: State, rank: int) -> None:
-        """Raise :class:`BouquetError` unless a node of this rank can take part."""
-        if rank == state.rank:
+    def check_rank(self, rank: int, whole: int) -> None:
+        """Raise :class:`BouquetError` unless a node of this rank can take part where the state's is ``whole``."""
+        if rank == whole:
             return
-        if not self.mixed_ranks or rank > state.rank:
+        if not self.mixed_ranks or rank > whole:
             raise BouquetError(
                 f"a rank that the rule '{self.name}' cannot serve",
                 where="lora-rank",
-                expected=f"at most {state.rank}" if self.mixed_ranks else f"{state.rank} on every node",
+                expected=f"at most {whole}" if self.mixed_ranks else f"{whole} on every node",
                 got=str(rank),
                 cure="Change lora-rank in --node-config, or lora.rank in the run config.",
             )
@@ -196,10 +196,14 @@ class Rule(ABC):
     @final
     def check(self, state: State, update: Update) -> None:
         """Raise :class:`BouquetError` unless a node of this rule could have made ``update`` from ``state``."""
-        rank = state.rank
+        self._check_slots(state, update)
         if self.mixed_ranks:
             state = self.view(state, min(update.rank or state.rank, state.rank))
-        expected = {key: tuple(value.shape) for key, value in state.adapter.items() if self.sends(state.round, key)}
+        expected = {
+            key: tuple(chosen_blocks(key, tensor, update.slots).shape)
+            for key, tensor in state.adapter.items()
+            if self.sends(state.round, key)
+        }
         check_shapes(update.tensors, expected, f"an update does not fit the rule '{self.name}'")
         for key, tensor in update.tensors.items():
             if not all_finite(tensor):
@@ -208,20 +212,25 @@ class Rule(ABC):
                 )
         if not (math.isfinite(update.weight) and update.weight > 0):
             raise BouquetError("an update has no weight", expected="a positive, finite weight", got=str(update.weight))
-        if update.slots and not (len(set(update.slots)) == len(update.slots) == update.rank):
-            raise BouquetError(
-                "an update names other slots than it has",
-                expected=f"{update.rank} different slots",
-                got=", ".join(map(str, update.slots)),
-            )
-        if update.slots and not all(0 <= slot < rank for slot in update.slots):
-            raise BouquetError(
-                "an update names a slot that there is not",
-                expected=f"0 to {rank - 1}",
-                got=", ".join(str(slot) for slot in update.slots if not 0 <= slot < rank),
-            )
         if update.scale != state.scale:
             raise BouquetError("an update has another scale", expected=str(state.scale), got=str(update.scale))
+
+    def _check_slots(self, state: State, update: Update) -> None:
+        if not update.slots:
+            return
+        count, most = (len(update.slots), self.blocks) if self.blocks else (update.rank, state.rank)
+        if not (len(set(update.slots)) == len(update.slots) == count):
+            raise BouquetError(
+                "an update names other slots than it has",
+                expected=f"{count} different slots",
+                got=", ".join(map(str, update.slots)),
+            )
+        if not all(0 <= slot < most for slot in update.slots):
+            raise BouquetError(
+                "an update names a slot that there is not",
+                expected=f"0 to {most - 1}",
+                got=", ".join(str(slot) for slot in update.slots if not 0 <= slot < most),
+            )
 
     @final
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
@@ -263,7 +272,11 @@ class MeanRule(Rule):
 
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """Every sent tensor becomes ``sum_k p_k x_k`` with ``p_k = weight_k / sum_j weight_j``, or goes towards it."""
-        mean = self.mean((update.weight, update.tensors) for update in updates)
+        mean = self.average(state, updates)
         if self.optimizer is not None:
             return self.optimizer.step(state, mean)
         return replace(state, adapter={**state.adapter, **mean})
+
+    def average(self, state: State, updates: Iterable[Update]) -> Tensors:
+        """The mean of every tensor that is sent."""
+        return self.mean((update.weight, update.tensors) for update in updates)

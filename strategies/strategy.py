@@ -104,8 +104,10 @@ class LoraStrategy(Strategy):
         messages = []
         for node_id in node_ids:
             name = (names or {}).get(node_id, str(node_id))
-            draw = zlib.crc32(f"{self.seed}/{name}/{state.round}".encode()) if rule.scattered else 0
-            kind = ((ranks or {}).get(node_id, state.rank), draw, node_id in equipped)
+            rank = (ranks or {}).get(node_id, state.rank)
+            scattered = rule.scattered and rank != state.rank
+            draw = zlib.crc32(f"{self.seed}/{name}/{state.round}".encode()) if scattered else 0
+            kind = (rank, draw, node_id in equipped)
             if kind not in records:
                 view = rule.view(state, *kind[:2])
                 without = rule.fixed if kind[2] else rule.drawn

@@ -243,7 +243,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(condition: Callable[[], object], what: str, limit: float = 60.0, pause: float = 0.2) -> None:
+def wait_for(condition: Callable[[], object], what: str, limit: float = 240.0, pause: float = 0.2) -> None:
     end = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < end, f"waited {limit:g} s for {what}"

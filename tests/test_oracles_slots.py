@@ -5,11 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.adapter import (
-    Key,
-    LayerShape,
-    Spec,
-)
+from common import wire
+from common.adapter import Key, LayerShape, Spec, digest
 from common.error import BouquetError
 from strategies import (
     FLASC,
@@ -18,8 +15,10 @@ from strategies import (
     FedPLora,
     HetLora,
     LoraLego,
+    Ravan,
 )
 from strategies.flasc import largest
+from strategies.mean import TrimmedMean
 from tests.factors import LAYERS, layer_of, matrices, product, spec, started, trained
 
 
@@ -73,6 +72,50 @@ def test_fed_plora_averages_a_slot_over_those_who_trained_it_and_leaves_the_othe
     fedit = FedIT().aggregate(state, whole).adapter
     for key, tensor in rule.aggregate(state, whole).adapter.items():
         torch.testing.assert_close(tensor, fedit[key])
+
+
+def test_ravan_averages_a_head_over_those_who_trained_it_and_leaves_the_others():
+    rule = Ravan(heads=3)
+    state = started(rule, rank=2)
+    views = [rule.view(state, rank, draw) for draw, rank in enumerate((2, 2, 6, 4))]
+    assert [len(view.slots) for view in views] == [1, 1, 0, 2]
+    assert len({rule.view(state, 2, draw).slots for draw in range(20)}) == 3
+    assert digest(views[0].adapter) == digest(state.adapter)
+    updates = [trained(rule, view, seed, seed + 1.0) for seed, view in enumerate(views)]
+    r = Key("wide", "R")
+    assert [len(update.tensors[r]) for update in updates] == [2, 2, 6, 4]
+    merged = rule.aggregate(state, updates)
+    for head in range(3):
+        owners = [(u, list(u.slots or range(3))) for u in updates if head in (u.slots or range(3))]
+        total = sum(owner.weight for owner, _ in owners)
+        ideal = sum(u.weight / total * u.tensors[r].split(2)[heads.index(head)] for u, heads in owners)
+        torch.testing.assert_close(merged.adapter[r].split(2)[head], ideal)
+    assert all(torch.equal(merged.adapter[key], state.adapter[key]) for key in state.adapter if key.part in "ABs")
+
+    # Without the node that trained all, a head that nobody drew stays, to the bit.
+    alone = rule.aggregate(state, updates[:1])
+    (own,) = updates[0].slots
+    for head, (after, before) in enumerate(zip(alone.adapter[r].split(2), state.adapter[r].split(2), strict=True)):
+        assert torch.equal(after, before) == (head != own)
+    assert digest(rule.model(state, updates[0]).adapter) == digest(alone.adapter)
+    record = wire.pack_update(updates[0], "ravan", 1, "n", codec="int8", received=state.adapter)
+    _, back = wire.unpack_update(record, rule="ravan", round=1, received=state.adapter)
+    torch.testing.assert_close(back.tensors[r], updates[0].tensors[r], rtol=0, atol=0.05)
+
+
+def test_ravan_refuses_a_rank_that_is_not_one_of_whole_heads():
+    state = started(Ravan(heads=3), rank=2)
+    with pytest.raises(BouquetError, match=r"not one of whole heads \(lora-rank\): expected a multiple of 2 .* got 3"):
+        Ravan(heads=3).view(state, 3)
+    with pytest.raises(BouquetError, match=r"different heads \(lora-rank\): expected 6 on every node, or merge.mean"):
+        Ravan(heads=3, mean=TrimmedMean()).view(state, 4)
+    good = trained(Ravan(heads=3), Ravan(heads=3).view(state, 4), 0, 1.0)
+    with pytest.raises(BouquetError, match="names a slot that there is not: expected 0 to 2, got 3"):
+        Ravan(heads=3).aggregate(state, [replace(good, slots=(0, 3))])
+    with pytest.raises(
+        BouquetError, match=r"does not fit the rule 'ravan'.*expected shape \(2, 2\), got shape \(4, 2\)"
+    ):
+        Ravan(heads=3).aggregate(state, [replace(good, slots=(1,))])
 
 
 def test_an_update_with_slots_that_it_does_not_have_is_refused():

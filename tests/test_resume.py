@@ -56,7 +56,7 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(settings, tmp_pa
         process.kill()
         process.wait()
         assert rounds(tmp_path / "broken") == list(range(1, rounds(tmp_path / "broken")[-1] + 1))
-    assert run(broken, tmp_path / "two").wait(120) == 0
+    assert run(broken, tmp_path / "two").wait(240) == 0
     assert kills >= 2
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "broken"))
     assert two["rounds"] == 8

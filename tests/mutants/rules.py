@@ -15,8 +15,8 @@ RULES = (
     Mutant(
         "FLoRA's FedIT baseline: only one node counts",
         "common/adapter.py",
-        "average.lerp_(tensors[key], weight / total)",
-        "average.lerp_(tensors[key], 0.0)",
+        "mean[key].lerp_(tensor, weight / total[key])",
+        "mean[key].lerp_(tensor, 0.0)",
         TESTS,
     ),
     Mutant(
@@ -83,6 +83,20 @@ RULES = (
         "strategies/hetlora.py",
         "leading(key, tensor, rank) for key, tensor in super()",
         "leading(key, tensor.flip(0 if key.part == 'A' else -1), rank) for key, tensor in super()",
+        TESTS,
+    ),
+    Mutant(
+        "RAVAN: a head that nobody trained is lost",
+        "strategies/ravan.py",
+        "heads = [by_head.get(_head_key(layer, number), head) for number, head in enumerate(core)]",
+        "heads = [by_head.get(_head_key(layer, number), 0 * head) for number, head in enumerate(core)]",
+        TESTS,
+    ),
+    Mutant(
+        "RAVAN: a node that trains some heads counts in all of them",
+        "strategies/ravan.py",
+        "sent[key] = chosen_blocks(key, scaled, received.slots)",
+        "sent[key] = scaled",
         TESTS,
     ),
     Mutant(
