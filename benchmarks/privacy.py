@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -74,19 +74,24 @@ SMALL = [Case("MiniLM", 8, 4, 32), Case("Llama", 8, 4, 32)]
 class Bench:
     """One model, one batch, and a step of each kind."""
 
-    def __init__(self, case: Case, folder: Path) -> None:
-        name = folder / case.model
-        config = RunConfig.from_flower({"model.name": str(name), "lora.rank": case.rank, **SETTINGS[case.model]})
-        self.task: Task = tasks.build(config.task)
-        self.model: LoraModel = models.load(config.model, config.lora, config.task, "auto")
+    def __init__(self, model: LoraModel, task: Task, examples: int, tokens: int) -> None:
+        self.task, self.model = task, model
         state = FedIT().initial(self.model.spec, 0)
         self.model.install(state.adapter, state.scale, {})
         self.model.network.train()
         parameters = self.model.train_only(self.model.keys)
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-        tokens = torch.randint(5, 1000, (case.examples, case.tokens)).tolist()
-        labels = [[0]] * case.examples if self.task.sequence_classification else tokens
-        self.batch: Batch = self.task.collate([Example(*pair) for pair in zip(tokens, labels, strict=True)], 0)
+        rows = torch.randint(5, min(1000, model.network.config.vocab_size), (examples, tokens)).tolist()
+        labels = [[0]] * examples if self.task.sequence_classification else rows
+        self.batch: Batch = self.task.collate([Example(*pair) for pair in zip(rows, labels, strict=True)], 0)
+
+    @classmethod
+    def of(cls, case: Case, folder: Path) -> Self:
+        """The bench of a line of the table, with the model in ``folder``."""
+        name = str(folder / case.model)
+        config = RunConfig.from_flower({"model.name": name, "lora.rank": case.rank, **SETTINGS[case.model]})
+        model = models.load(config.model, config.lora, config.task, "auto")
+        return cls(model, tasks.build(config.task), case.examples, case.tokens)
 
     def plain(self) -> None:
         """An ordinary step."""
@@ -142,7 +147,7 @@ def peak(step: Callable[[], None]) -> float:
 
 def row(case: Case, folder: Path, repeats: int) -> None:
     """Measure one case and print its line."""
-    bench = Bench(case, folder)
+    bench = Bench.of(case, folder)
     names = ["plain", *ENGINES]
     for name in names:
         bench.measured(name, seconds)

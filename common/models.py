@@ -28,16 +28,17 @@ PREFIX = "base_model.model."
 
 def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig, blocks: int = 0) -> Spec:
     """The adapter's shapes, worked out on the meta device: no weight is loaded. ``blocks`` are those of a core."""
-    return LoraModel(base.skeleton(model, _classes(task)), lora, blocks).spec
+    return LoraModel(base.skeleton(model, classes(task)), lora, blocks).spec
 
 
 @lru_cache(maxsize=1)
 def load(model: ModelConfig, lora: LoraConfig, task: TaskConfig, device: str, blocks: int = 0) -> "LoraModel":
     """The base model in its quantised form, with a LoRA injected; kept for the life of the process."""
-    return LoraModel(base.load(model, _classes(task), base.find_device(device)), lora, blocks)
+    return LoraModel(base.load(model, classes(task), base.find_device(device)), lora, blocks)
 
 
-def _classes(task: TaskConfig) -> int:
+def classes(task: TaskConfig) -> int:
+    """The classes that the base model's head must tell apart; 0 for a language model."""
     return task.labels if TASKS[task.name].sequence_classification else 0
 
 

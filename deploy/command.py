@@ -7,6 +7,9 @@ bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
 bouquet plan --examples 5000,1200 privacy.mode=example train.weighting=uniform
 bouquet ledger show                                   what this node's data has cost
 bouquet compare sst2 --data /data/sst2/train.jsonl    every rule of a profile, side by side
+bouquet export runs/flu --to exports/flu              the adapter as others load it, checked
+bouquet chat runs/flu                                 try it in the terminal
+bouquet serve exports/flu exports/colds               several adapters on one OpenAI-compatible address
 """
 
 import argparse
@@ -15,8 +18,11 @@ from collections.abc import Sequence
 
 from common.error import BouquetError
 from deploy import ledger, plan, simulation
+from deploy.chat import command as chat
 from deploy.compare import command as compare
 from deploy.doctor import commands as doctor
+from deploy.export import command as export
+from deploy.serve import command as serve
 from deploy.site import commands as site
 from strategies import RULES
 
@@ -35,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.add_to(commands)
     ledger.add_to(commands)
     compare.add_to(commands)
+    export.add_to(commands)
+    chat.add_to(commands)
+    serve.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         code: int = options.work(options)

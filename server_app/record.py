@@ -58,7 +58,11 @@ class Record:
                 cure="Choose another run-name, or set resume = true to continue it.",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings = {"config": config.to_flower(), "versions": {package: version(package) for package in VERSIONS}}
+        settings = {
+            "run": config.run_name or str(run_id),  # the name by which the nodes know it
+            "config": config.to_flower(),
+            "versions": {package: version(package) for package in VERSIONS},
+        }
         (self.folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
         self._listeners = _listeners(config, self.folder)
         self._started = time.monotonic()

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 from flwr.app import ConfigRecord, Message, MessageType
 
-from common import wire
+from common import checkpoint, wire
 from common.adapter import State
 from common.config import RunConfig
 from common.error import BouquetError, RefusalError
 from common.tasks import Score, Task
-from server_app import checkpoint
 from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
 from server_app.scrutiny import Scrutiny

@@ -3,12 +3,11 @@
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from common import tasks
+from common import checkpoint, tasks
 from common.accounting import plan
 from common.adapter import digest
 from common.config import RunConfig
 from common.tasks import Task
-from server_app import checkpoint
 from server_app.nodes import Nodes
 from server_app.record import Record, megabytes
 from server_app.rounds import Central, Outcome, Rounds

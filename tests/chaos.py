@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from common import checkpoint
 from common.error import BouquetError
 from deploy.site.folder import Site
 from deploy.site.superlink import statuses
-from server_app import checkpoint
 from tests.processes import Federation, federation, listens, wait_for
 
 NODES = 3

@@ -35,7 +35,9 @@ SITE = [f"site {part}" for part in ("create", "add", "kit", "register", "revoke"
 DOCTOR = ["doctor", "doctor node", "doctor coordinator"]
 
 
-@pytest.mark.parametrize("command", ["run", "rules", "plan", "ledger", "compare", "site", *SITE, *DOCTOR])
+@pytest.mark.parametrize(
+    "command", ["run", "rules", "plan", "ledger", "compare", "export", "chat", "serve", "site", *SITE, *DOCTOR]
+)
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])

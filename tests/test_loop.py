@@ -10,10 +10,9 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from safetensors.torch import load_file
 
-from common import wire
+from common import checkpoint, wire
 from common.adapter import Key, Update, digest
 from common.error import BouquetError
-from server_app import checkpoint
 from strategies import RULES
 from tests.conftest import tiny_bert
 from tests.grid import run_in_process

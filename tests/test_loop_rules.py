@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 
-from common import wire
+from common import checkpoint, wire
 from common.adapter import Key
 from common.error import BouquetError
-from server_app import checkpoint
 from tests.grid import run_in_process
 from tests.test_loop import failures, lines, replace_tensors
 

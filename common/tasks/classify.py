@@ -33,8 +33,20 @@ class Classify(Task):
                 cure="Set task.labels to the number of classes.",
             )
         pair = record[self.config.text_pair] if self.config.text_pair else None
-        encoded = tokenizer(record[self.config.text], pair, truncation=True, max_length=self.config.max_length)
-        yield Example(encoded["input_ids"], [label])
+        yield Example(self._tokens(record[self.config.text], pair, tokenizer), [label])
+
+    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """The text; where the task is about pairs, two texts with a tab between them."""
+        if not self.config.text_pair:
+            return self._tokens(text, None, tokenizer)
+        first, tab, second = text.partition("\t")
+        if not tab:
+            raise BouquetError("one text where two are compared", expected="a tab between them", got=repr(text))
+        return self._tokens(first, second, tokenizer)
+
+    def _tokens(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        encoded = tokenizer(text, pair, truncation=True, max_length=self.config.max_length)
+        return list(encoded["input_ids"])
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits.float(), labels)

@@ -57,6 +57,10 @@ class Task(ABC):
         """The examples in one record; none where it holds nothing to learn."""
 
     @abstractmethod
+    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """The tokens that the model is given to answer ``text``, as in training."""
+
+    @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The training loss of a batch: a scalar."""
 

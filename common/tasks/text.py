@@ -30,6 +30,11 @@ class Text(Task):
             if len(window) > 1:
                 yield Example(window, window)
 
+    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """The beginning of a text, to be continued."""
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return start + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return next_token_loss(logits, labels)
 

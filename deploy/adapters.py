@@ -1,0 +1,158 @@
+"""Adapter folders: which one a path means, and the base model with it."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers.utils import logging as transformers_logging
+
+from common import base
+from common.config import NodeConfig, RunConfig
+from common.error import BouquetError
+from common.export import ABOUT, read
+from common.models import classes
+from common.tasks import TASKS
+from strategies import RULES, read_config
+
+
+class Run(NamedTuple):
+    """A run directory: its config, and the name by which its nodes know it."""
+
+    folder: Path
+    config: RunConfig
+    name: str
+
+
+def is_personal(config: RunConfig) -> bool:
+    """Whether each node of such a run has a model of its own, and the run has none."""
+    own_head = config.task.head == "local" and TASKS[config.task.name].sequence_classification
+    return RULES[config.rule.name].personal or own_head
+
+
+def open_run(folder: Path) -> Run:
+    """Read a run directory. Raises :class:`BouquetError` where ``folder`` is none."""
+    try:
+        facts = json.loads((folder / "config.json").read_text())
+        config: dict[str, Any] = facts["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BouquetError(
+            "there is neither a run nor an adapter",
+            where=str(folder),
+            expected=f"a run directory with config.json, or an adapter folder with {ABOUT}",
+            got=f"{type(error).__name__}: {error}",
+            cure="bouquet run leaves its runs in runs/, plain flwr run in ~/.bouquet/runs.",
+        ) from error
+    return Run(folder, read_config(config), str(facts.get("run", folder.name)))
+
+
+def find(path: Path, node: str = "", state_directory: Path | None = None) -> Path:
+    """The adapter folder that is meant: ``path`` itself, the run's, or the one of a node of the run.
+
+    Raises :class:`BouquetError` where there is none, and says where there may be one.
+    """
+    if (path / ABOUT).is_file():
+        demand_run(path, node)
+        return path
+    run = open_run(path)
+    if node:
+        return of_node(run, node, state_directory)
+    demand_global(run, state_directory)
+    if not (path / "adapter" / ABOUT).is_file():
+        raise BouquetError(
+            "the run has left no adapter",
+            where=str(path / "adapter"),
+            cure=f"It is not finished: bouquet export {path} --to ... takes its newest checkpoint.",
+        )
+    return path / "adapter"
+
+
+def demand_run(folder: Path, node: str) -> None:
+    """Raise :class:`BouquetError` where a node is asked for in a folder that holds one adapter."""
+    if node:
+        raise BouquetError(
+            "this is an adapter already",
+            where=f"--node {node}",
+            expected="a run directory",
+            got=str(folder),
+            cure="Leave --node out, or name the run.",
+        )
+
+
+def of_node(run: Run, node: str, state_directory: Path | None) -> Path:
+    """The folder of a node's own adapter, in the state directory on the node's machine."""
+    state = state_directory or NodeConfig().state
+    folder = state / run.name / node / "adapter"
+    if not (folder / ABOUT).is_file():
+        raise BouquetError(
+            f"the node '{node}' has no adapter of its own here",
+            where=str(folder),
+            expected=_nodes(state / run.name),
+            cure="Nodes have one where the rule or the head is personal, each on its own machine.",
+        )
+    return folder
+
+
+def demand_global(run: Run, state_directory: Path | None) -> None:
+    """Raise :class:`BouquetError` where a run has no model but its nodes' own."""
+    if is_personal(run.config):
+        state = state_directory or NodeConfig().state
+        raise BouquetError(
+            "the run has no global model: every node has its own",
+            where=f"rule.name = '{run.config.rule.name}', task.head = '{run.config.task.head}'",
+            expected=f"--node, {_nodes(state / run.name)}",
+            cure="On a node's own machine its adapter is in <state-directory>/<run>/<node>/adapter; name that folder.",
+        )
+
+
+def _nodes(folder: Path) -> str:
+    names = sorted(own.parent.name for own in folder.glob("*/adapter"))
+    return f"one of {', '.join(names)}" if names else f"a node, but none has an adapter in {folder}"
+
+
+def settings(folder: Path, model: str = "") -> RunConfig:
+    """The settings that an adapter was trained with; ``model`` is where its base is now, if it has moved."""
+    return moved(read_config(read(folder).settings), model)
+
+
+def moved(config: RunConfig, model: str) -> RunConfig:
+    """The same settings with the base model in another place; none says that it has not moved.
+
+    Raises :class:`BouquetError` where it has.
+    """
+    name = model or config.model.name
+    if Path(name).expanduser().exists():
+        name = str(Path(name).expanduser().resolve())
+    try:
+        base.location(name)
+    except BouquetError as error:
+        raise BouquetError(
+            "the base model is not there", where="model.name", got=name, cure="Say where it is now: --model PLACE."
+        ) from error
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": name})})
+
+
+def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "default") -> Any:
+    """The base model with the adapter in ``folder``, to be evaluated: token ids and a mask in, logits out."""
+    transformers_logging.disable_progress_bar()
+    network: Any = base.load(config.model, classes(config.task), base.find_device(device))
+    if config.model.pooling == "mean":
+        network.encoder = PeftModel.from_pretrained(network.encoder, str(folder), name)
+        head = load_file(folder / "head.safetensors")
+        network.classifier.load_state_dict({key.removeprefix("classifier."): head[key] for key in head})
+    else:
+        network = PeftModel.from_pretrained(network, str(folder), name)
+    return network.eval()
+
+
+def demand_language(name: str, config: RunConfig) -> None:
+    """Raise :class:`BouquetError` for an adapter of a classifier."""
+    if TASKS[config.task.name].sequence_classification:
+        raise BouquetError(
+            "a classifier continues no text",
+            where=name,
+            expected="an adapter of a language model",
+            got=f"task.name = '{config.task.name}'",
+            cure="Try it with bouquet chat; the README.md of an export has the lines that load it.",
+        )

@@ -1,0 +1,1 @@
+"""`bouquet chat`: an adapter tried in the terminal."""

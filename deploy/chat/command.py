@@ -1,0 +1,93 @@
+"""The command line of `bouquet chat`, and the conversation."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from common.error import BouquetError
+from deploy.place import add_place
+from deploy.settings import Commands
+
+if TYPE_CHECKING:
+    from deploy.chat.model import Model
+
+EXAMPLE = """Example: bouquet chat runs/flu
+         bouquet chat exports/flu --prompt "What is a fever?" --base
+Every text stands for itself, as in training. A classifier answers with the probability of each class; two texts that
+are to be compared have a tab between them. /quit, or the end of the input, ends it."""
+QUIT = "/quit"
+
+
+def add_to(commands: Commands) -> None:
+    """Add the subcommand."""
+    chat = commands.add_parser(
+        "chat",
+        help="try an adapter in the terminal",
+        description=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    chat.add_argument("source", type=Path, help="a run directory, or an adapter folder")
+    chat.add_argument("--prompt", help="answer this text and end")
+    chat.add_argument("--base", action="store_true", help="let the base model answer too, without the adapter")
+    chat.add_argument("--tokens", type=int, default=128, help="the longest answer, in tokens (default 128)")
+    chat.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 (default) takes the likeliest")
+    add_place(chat)
+    chat.set_defaults(work=_chat)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    if options.tokens < 1 or options.temperature < 0:
+        raise BouquetError("an answer that cannot be given", expected="--tokens 1 or more, --temperature 0 or more")
+    from deploy import adapters  # what loads models takes seconds to import
+    from deploy.chat.model import Model
+
+    folder = adapters.find(options.source, options.node, options.state_directory)
+    model = Model(folder, adapters.settings(folder, options.model), options.device)
+    if options.base:
+        model.demand_base()
+    console = Console(highlight=False, soft_wrap=True)
+    if options.prompt is not None:
+        _answer(model, options.prompt, options, console)
+        return 0
+    console.print(f"{folder}; {QUIT} ends", markup=False)
+    for text in _texts(console):
+        try:
+            _answer(model, text, options, console)
+        except BouquetError as error:
+            console.print(str(error), markup=False, style="red")
+    return 0
+
+
+def _texts(console: Console) -> Iterator[str]:
+    while True:
+        try:
+            text = console.input("> ").strip(" ")
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if text == QUIT:
+            return
+        if text:
+            yield text
+
+
+def _answer(model: "Model", text: str, options: argparse.Namespace, console: Console) -> None:
+    """Print what the model says to one text."""
+    if model.classifies:
+        for label, share in enumerate(model.probabilities(text)):
+            console.print(f"class {label}  {share:6.1%}  {'█' * round(40 * share)}", markup=False)
+        return
+    for with_adapter in (True, False) if options.base else (True,):
+        if options.base:
+            console.print("with the adapter:" if with_adapter else "the base model:", style="bold")
+        model.stream(text, options.tokens, options.temperature, with_adapter, lambda piece: _show(console, piece))
+        console.print()
+
+
+def _show(console: Console, piece: str) -> None:
+    """A piece of an answer, without anything that steers a terminal."""
+    shown = "".join(sign for sign in piece if sign.isprintable() or sign in "\n\t")
+    console.print(shown, end="", markup=False)

@@ -1,0 +1,89 @@
+"""A model with an adapter, to which a person talks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from common import base, tasks
+from common.config import RunConfig
+from common.error import BouquetError
+from deploy import adapters
+
+
+class Model:
+    """The base with the adapter in ``folder``, the tokenizer, and the form in which the task puts its texts."""
+
+    def __init__(self, folder: Path, config: RunConfig, device: str) -> None:
+        self._task = tasks.build(config.task)
+        self._tokenizer = base.load_tokenizer(config.model)
+        self._network: Any = adapters.load(folder, config, device)
+        self._device = next(self._network.parameters()).device
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it answers with a class."""
+        return self._task.sequence_classification
+
+    def demand_base(self) -> None:
+        """Raise :class:`BouquetError` where the base model by itself has nothing to say."""
+        if self.classifies:
+            raise BouquetError(
+                "the base model has no classes of its own",
+                where="--base",
+                cure="Its head came with training: leave it out.",
+            )
+
+    @torch.no_grad()
+    def probabilities(self, text: str) -> list[float]:
+        """The probability of each class."""
+        encoded = self._encode(text)
+        logits = self._network(input_ids=encoded, attention_mask=torch.ones_like(encoded)).logits
+        shares: list[float] = logits.float().softmax(-1)[0].tolist()
+        return shares
+
+    @torch.no_grad()
+    def stream(
+        self, text: str, new_tokens: int, temperature: float, with_adapter: bool, show: Callable[[str], None]
+    ) -> None:
+        """Answer ``text``, handing every piece to ``show`` as it comes. Raises :class:`BouquetError` on a long text."""
+        encoded = self._encode(text)
+        limit = self._network.config.get_text_config().max_position_embeddings
+        if (room := limit - encoded.shape[1]) < 1:
+            raise BouquetError("the text is too long", expected=f"fewer than {limit} tokens", got=str(encoded.shape[1]))
+        sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature}
+        greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        with self._adapter(with_adapter):
+            self._network.generate(
+                input_ids=encoded,
+                attention_mask=torch.ones_like(encoded),
+                max_new_tokens=min(new_tokens, room),
+                pad_token_id=self._tokenizer.pad_token_id,
+                streamer=_Streamer(self._tokenizer, show),
+                **(sampling if temperature else greedy),
+            )
+
+    def _encode(self, text: str) -> torch.Tensor:
+        return torch.tensor([self._task.ask(text, self._tokenizer)], device=self._device)
+
+    @contextmanager
+    def _adapter(self, wanted: bool) -> Iterator[None]:
+        if wanted:
+            yield
+        else:
+            with self._network.disable_adapter():
+                yield
+
+
+class _Streamer(TextStreamer):
+    """Hands over text as soon as whole words are there."""
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._show = show
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._show(text)

@@ -1,0 +1,1 @@
+"""`bouquet export`: a run's adapter in the form that others load."""

@@ -1,0 +1,176 @@
+"""The model card: what a folder holds, how it was trained, and how it is loaded."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from common import base
+from common.config import PrivacyConfig
+from common.tasks import TASKS
+from deploy.export.source import Source
+from strategies import RULES
+
+LOADING = {
+    "language": """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{base}")""",
+    "classes": """from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={labels})
+model = PeftModel.from_pretrained(base, "{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{base}")""",
+    "pooled": """from peft import PeftModel
+from safetensors.torch import load_file
+from torch.nn.functional import linear, normalize
+from transformers import AutoModel, AutoTokenizer
+
+encoder = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}"), "{folder}")
+head = load_file("{folder}/head.safetensors")
+tokenizer = AutoTokenizer.from_pretrained("{base}")
+
+def classify(texts):
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    hidden = encoder(**batch).last_hidden_state * batch["attention_mask"][:, :, None]
+    return linear(normalize(hidden.sum(1), dim=-1), head["classifier.weight"], head["classifier.bias"])""",
+    "merged": """from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("{folder}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was made: of which rank, said in words, and how its check came out; ``merged`` into a whole model or not."""
+
+    source: Source
+    rank: int
+    made: str
+    check: str
+    licence: str
+    merged: bool = False
+
+
+def write(export: Export, folder: Path, name: str) -> None:
+    """Write ``README.md``: the card of the folder, which will be called ``name``."""
+    (folder / "README.md").write_text(_header(export) + _body(export, name))
+
+
+def _header(export: Export) -> str:
+    config = export.source.config
+    place = base.location(config.model.name)
+    data = ModelCardData(
+        # A path of this machine means nothing to the hub.
+        base_model=None if Path(place).is_absolute() else place,
+        library_name="transformers" if export.merged else "peft",
+        license=export.licence or None,
+        tags=["lora", "federated-learning", "bouquet"],
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def _body(export: Export, name: str) -> str:
+    source, config = export.source, export.source.config
+    what = "A model" if export.merged else "A LoRA adapter"
+    trained = "It is the own model of one node" if source.node else "It was"
+    about = (
+        f"{what} from `{config.model.name}`, fine-tuned with Bouquet, federated LoRA on Flower. {trained}"
+        f"{', ' if source.node else ' '}trained on several machines, none of which saw another's data."
+    )
+    facts = "\n".join(f"| {title} | {value} |" for title, value in _facts(export))
+    return (
+        f"# {name}\n\n{about}\n\n| | |\n|---|---|\n{facts}\n\n"
+        f"It has been scored on nothing but what is above.\n\n"
+        f"## Loading\n\n```python\n{_loading(export, name)}\n```\n\n"
+        f"## Checked\n\nReloaded after writing and compared with the run's own model: {export.check}.\n"
+    )
+
+
+def _facts(export: Export) -> Iterator[tuple[str, str]]:
+    source, config = export.source, export.source.config
+    private = config.privacy.mode != "none"
+    yield "base model", f"`{config.model.name}`, revision {config.model.revision}"
+    yield "base while training", config.model.quantization if config.model.quantization != "none" else "not quantised"
+    yield "rank", export.made
+    yield "task", config.task.name
+    yield "aggregation rule", f"`{config.rule.name}` ({RULES[config.rule.name].paper})"
+    yield "rounds", str(source.state.round)
+    sizes = _sizes(source.run) if source.run else {}
+    if sizes:
+        yield "nodes", str(len(sizes))
+    if private:
+        yield "training examples", "not told: the run was private"
+    elif sizes and all(sizes.values()):
+        low, high = min(sizes.values()), max(sizes.values())
+        yield "training examples", f"{sum(sizes.values()):,}, from {low:,} to {high:,} a node"
+    yield "privacy", _privacy(config.privacy, source.node)
+    yield from _scores(source)
+    yield "licence", export.licence or "as the base model's"
+
+
+def _privacy(privacy: PrivacyConfig, node: str) -> str:
+    """What is promised, in words that promise no more."""
+    if privacy.mode == "none":
+        return "none: plain updates left the nodes"
+    if node and privacy.mode != "example":
+        return f"none: under {privacy.mode} noise covers what left the node, and this stayed there"
+    unit = "one example" if privacy.mode == "example" else "all data of one node"
+    if privacy.noise_multiplier:
+        amount = (
+            f"noise multiplier {privacy.noise_multiplier:g}, clip {privacy.clip:g}; each node's ledger has its epsilon"
+        )
+    else:
+        amount = f"epsilon at most {privacy.epsilon:g} at delta {privacy.delta:g} for the whole run"
+    return f"({privacy.mode}) differential privacy of {unit}: {amount}"
+
+
+def _scores(source: Source) -> Iterator[tuple[str, str]]:
+    """The held-out figures that the run measured, where it measured any."""
+    if source.run is None or not (file := source.run / "summary.json").is_file():
+        return
+    summary: dict[str, Any] = json.loads(file.read_text())
+    who = source.node or "all"
+    after, before = summary.get("after", {}).get(who), summary.get("before", {}).get(who)
+    if after is not None:
+        whose = "the node's" if source.node else "all nodes'"
+        yield f"held-out {summary['metric']}", f"{after:.4g} on {whose} held-out examples, {before:.4g} before training"
+    central = [event for event in _events(source.run) if event.get("phase") == "central"]
+    metric = TASKS[source.config.task.name].metric
+    if last := [event for event in central if event["round"] == source.state.round and metric in event]:
+        yield f"central {metric}", f"{last[-1][metric]:.4g} on the coordinator's own examples"
+
+
+def _sizes(run: Path) -> dict[str, int]:
+    """Training examples of every node whose update was merged; 0 where they were not told."""
+    trained = [event for event in _events(run) if event.get("phase") == "train"]
+    return {str(event["node"]): int(event.get("examples", 0)) for event in trained}
+
+
+def _events(run: Path) -> Iterator[dict[str, Any]]:
+    """The lines of the run's record; one that a kill has torn is passed over."""
+    if (file := run / "metrics.jsonl").is_file():
+        for line in file.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def _loading(export: Export, name: str) -> str:
+    config = export.source.config
+    classes = TASKS[config.task.name].sequence_classification
+    kind = "pooled" if config.model.pooling == "mean" else "classes" if classes else "language"
+    kind = "merged" if export.merged else kind
+    return LOADING[kind].format(
+        folder=name,
+        base=base.location(config.model.name),
+        labels=config.task.labels,
+        auto="AutoModelForSequenceClassification" if classes else "AutoModelForCausalLM",
+    )

@@ -1,0 +1,94 @@
+"""What is exported: the state that a run came to, or the own adapter of a node."""
+
+import json
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from common import base, checkpoint, tasks
+from common.adapter import State, digest
+from common.config import RunConfig
+from common.error import BouquetError
+from common.export import ABOUT, read
+from deploy import adapters
+from deploy.adapters import Run
+from strategies import build
+
+TEXTS = 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A state, the settings of its run, and the run directory where it is at hand; ``node`` where it is a node's."""
+
+    state: State
+    config: RunConfig
+    run: Path | None = None
+    node: str = ""
+
+    def tokens(self, prompts: list[str]) -> list[list[int]]:
+        """Real inputs to compare models on: ``prompts``, or the first examples of the run's data.
+
+        Raises :class:`BouquetError` where there are neither.
+        """
+        task, tokenizer = tasks.build(self.config.task), base.load_tokenizer(self.config.model)
+        if prompts:
+            return [task.ask(prompt, tokenizer)[: self.config.task.max_length] for prompt in prompts]
+        if self.run is None:
+            raise BouquetError("there are no texts to compare on", cure="Give some: --prompt '...' --prompt '...'.")
+        from common import sources  # what reads data takes seconds to import
+
+        place = self.config.evaluation.source or self.config.data.source
+        try:
+            dataset = sources.read(place)
+            task.check(dataset.column_names, where=place)
+            examples = (example for record in dataset for example in task.encode(record, tokenizer))
+            return [example.tokens for example in islice(examples, TEXTS)]
+        except BouquetError as error:
+            raise BouquetError(
+                "there are no texts to compare on",
+                where="evaluation.source, data.source",
+                got=str(error),
+                cure="Give some: --prompt '...' --prompt '...'.",
+            ) from error
+
+
+def find(path: Path, node: str = "", state_directory: Path | None = None, model: str = "") -> Source:
+    """The model at ``path``: a run directory, or an adapter folder.
+
+    Raises :class:`BouquetError` where the run has none, or none of its own.
+    """
+    if (path / ABOUT).is_file():
+        adapters.demand_run(path, node)
+        config = adapters.settings(path, model)
+        # <state-directory>/<run>/<node>/adapter
+        whose = path.resolve().parent.name if adapters.is_personal(config) else ""
+        return Source(read(path).state, config, node=whose)
+    run = adapters.open_run(path)
+    config = adapters.moved(run.config, model)
+    if node:
+        return Source(read(adapters.of_node(run, node, state_directory)).state, config, path, node)
+    adapters.demand_global(run, state_directory)
+    return Source(_state(run), config, path)
+
+
+def _state(run: Run) -> State:
+    """The state that the run ended with, or the newest of one that has not ended."""
+    rule, folder = build(run.config), run.folder / "checkpoints"
+    try:
+        summary = json.loads((run.folder / "summary.json").read_text())
+        state = checkpoint.load(folder / f"round-{summary['rounds']:04d}.safetensors", rule.name)
+        if digest(state.adapter | state.offset) != summary["adapter_digest"]:
+            raise BouquetError("a checkpoint is of another run", where=str(folder), expected="summary.json's digest")
+    except FileNotFoundError:
+        newest = checkpoint.latest(folder, rule.name)
+        if newest is None:
+            raise BouquetError(
+                "the run has no checkpoint",
+                where=str(folder),
+                expected="round-0001.safetensors or a later one",
+                cure="A run leaves the first after its first round that counts.",
+            ) from None
+        print(f"the run is not finished: its state after round {newest.round} is exported")
+        state = newest
+    return replace(rule.view(state, state.rank), memory={})

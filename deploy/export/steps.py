@@ -1,0 +1,120 @@
+"""The steps of an export: write, load again, compare, and only then leave the folder."""
+
+import argparse
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers.utils import logging as transformers_logging
+
+from common import base
+from common.error import BouquetError
+from common.export import one_lora
+from common.tasks import TASKS
+from deploy.export import card, comparison, forms
+from deploy.export.comparison import TOLERANCES, Comparison
+from deploy.export.source import Source, find
+from deploy.serve import vllm
+
+
+def export(options: argparse.Namespace) -> int:
+    """Do what the command line says. Raises :class:`BouquetError` on what a user can mend."""
+    target: Path = options.to
+    _check(options)
+    transformers_logging.disable_progress_bar()
+    source = find(options.source, options.node, options.state_directory, options.model)
+    texts = source.tokens(options.prompt)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The folder appears by one rename, after its check.
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+        folder = Path(temporary) / target.name
+        folder.mkdir()
+        write = _merged if options.form == "merged" else _peft
+        made = write(source, folder, texts, options)
+        card.write(made, folder, target.name)
+        folder.rename(target)
+    print(f"{target}: {made.check}")
+    for line in _next_steps(made, target):
+        print(line)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise :class:`BouquetError` on arguments that contradict each other, and on a target that is there."""
+    if options.to.exists():
+        raise BouquetError("there is something already", where=str(options.to), cure="Name a new folder with --to.")
+    if options.form == "merged" and options.rank is not None:
+        raise BouquetError("a merged model has no rank", where="--rank", cure="Leave --rank out, or use --form peft.")
+    if options.form == "peft" and options.dtype is not None:
+        raise BouquetError(
+            "a PEFT folder keeps the adapter's own values", where="--dtype", cure="Leave it out, or use --form merged."
+        )
+
+
+def _peft(source: Source, folder: Path, texts: comparison.Texts, options: argparse.Namespace) -> card.Export:
+    """One LoRA, whole or cut."""
+    state = whole = one_lora(source.state)
+    made, form = f"{whole.rank} in every layer", "peft"
+    if options.rank is not None:
+        state, energy = forms.cut(source.state, options.rank)
+        made, form = (
+            f"{state.rank} in every layer, cut from {whole.rank}, which keeps {energy:.2%} of the energy",
+            "cut",
+        )
+    print(f"rank {made}")
+    forms.write_peft(state, source.config, folder)
+    config = forms.in_float32(source.config)
+    logits = comparison.own(source.state, config, texts, options.device)
+    compared = logits.compare(comparison.reloaded(folder, config, texts, options.device))
+    _demand(compared, form, options.tolerance)
+    return card.Export(source, state.rank, made, str(compared), options.licence)
+
+
+def _merged(source: Source, folder: Path, texts: comparison.Texts, options: argparse.Namespace) -> card.Export:
+    """A whole model; it is held to the same adapter over the same base, not quantised."""
+    dtype = options.dtype or "bf16"
+    forms.write_merged(source.state, source.config, folder, dtype, options.device)
+    plain = forms.unquantised(source.config, "float32")
+    logits = comparison.own(source.state, plain, texts, options.device)
+    compared = logits.compare(comparison.remerged(forms.at(source.config, folder), texts, options.device))
+    _demand(compared, dtype, options.tolerance)
+    check = str(compared)
+    if (kind := source.config.model.quantization) != "none":
+        trained = comparison.own(source.state, forms.in_float32(source.config), texts, options.device)
+        check += f"; over the {kind} base that it was trained on, its logits differ by up to "
+        check += f"{logits.compare(trained.own).difference:.2g}"
+    rank = one_lora(source.state).rank
+    return card.Export(source, rank, f"{rank}, merged into {dtype} weights", check, options.licence, merged=True)
+
+
+def _demand(compared: Comparison, form: str, tolerance: float | None) -> None:
+    """Raise :class:`BouquetError` where an export is another model than the run's."""
+    limit = TOLERANCES[form] if tolerance is None else tolerance
+    if not compared.share <= limit:
+        cure = {"peft": "", "cut": "Keep a larger --rank", "bf16": "Use --dtype fp16", "fp16": "Use --form peft"}[form]
+        raise BouquetError(
+            "the export is not the run's model, and was not kept",
+            expected=f"at most {limit:g} of what the adapter changes",
+            got=str(compared),
+            cure=f"{cure or 'This should not happen: please report it'}, or state a --tolerance.",
+        )
+
+
+def _next_steps(export: card.Export, target: Path) -> Iterator[str]:
+    """What serves the folder."""
+    config = export.source.config
+    if TASKS[config.task.name].sequence_classification:
+        yield "a classifier: its README.md has the lines that load it; vLLM and llama.cpp serve language models"
+        return
+    place, path = base.location(config.model.name), target.resolve()
+    if export.merged:
+        yield f"vLLM:  {shlex.join(['vllm', 'serve', str(path)])}"
+        yield f"GGUF:  {shlex.join(['python', 'convert_hf_to_gguf.py', str(path), '--outfile', f'{path}.gguf'])}"
+        return
+    try:
+        yield f"vLLM:  {shlex.join(vllm.command(place, {target.name: path}, export.rank))}"
+    except BouquetError as error:
+        yield f"vLLM:  {error}"
+    step = ["python", "convert_lora_to_gguf.py", *(["--base", place] if Path(place).is_dir() else [])]
+    yield f"GGUF:  {shlex.join([*step, '--outtype', 'f16', '--outfile', f'{path}.gguf', str(path)])}"
