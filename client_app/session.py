@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from client_app.ledger import DataSet, Ledger
+from client_app.ledger import Ledger
 from client_app.memory import Memory
 from client_app.policy import Policy
 from client_app.privacy import privatise, train_privately
@@ -25,6 +25,7 @@ from common.codec import CODECS
 from common.config import DataConfig, ModelConfig, NodeConfig, TaskConfig
 from common.error import BouquetError
 from common.export import export
+from common.ledger import DataSet
 from common.models import LoraModel
 from common.tasks import Example, Task
 from common.version import ROOT, fingerprint

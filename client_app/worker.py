@@ -3,7 +3,7 @@
 Flower starts a fresh process for every message, which imports everything and loads the base again. With ``warm`` in the
 node config, that process hands its message to a worker and only carries the answer back. The worker listens on a Unix
 socket in the node's state directory that its owner alone can open, is started when it is missed, and ends after
-``warm`` idle seconds, or when told to:
+``warm`` idle seconds, or when told to (``client_app/gpu.py`` keeps two of them off one GPU):
 
     python -m client_app.worker stop STATE_DIRECTORY
 
@@ -78,12 +78,12 @@ def serve(state: Path, idle: float) -> None:
         with _listening(state / "worker.sock") as server:
             server.settimeout(idle)
             with suppress(TimeoutError):
-                while _serve_one(server):
+                while _serve_one(server, state):
                     pass
 
 
-def _serve_one(server: socket.socket) -> bool:
-    """Answer one message; False where the worker is to end."""
+def _serve_one(server: socket.socket, state: Path) -> bool:
+    """Answer one message; False where the worker is to end, having no GPU of its own, say."""
     link, _ = server.accept()
     with link, suppress(ConnectionError):
         link.settimeout(None)
@@ -94,19 +94,27 @@ def _serve_one(server: socket.socket) -> bool:
         if first != fingerprint().encode():
             _send(link, OTHER_CODE)
             return False
-        _send(link, _work(context, message))
+        try:
+            reply = _work(context, message, state)
+        except BouquetError as error:
+            # Into the log before the link closes: who asked reads it then.
+            print(error, file=sys.stderr, flush=True)
+            return False
+        _send(link, reply)
     return True
 
 
-def _work(context: bytes, message: bytes) -> bytes:
+def _work(context: bytes, message: bytes, state: Path) -> bytes:
     from flwr.supercore.task_identity import TaskIdentity
 
+    from client_app import gpu
     from client_app.answer import answer
 
     context_proto, message_proto = ContextProto(), MessageProto()
     context_proto.ParseFromString(context)
     message_proto.ParseFromString(message)
     told = context_from_proto(context_proto)
+    gpu.reserve(gpu.identity(str(told.node_config.get("device", "auto"))), state)
     # Flower sets these in the process that it starts for a message; a reply cannot be made without.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, told.run_id, told.node_id
     reply = answer(message_from_proto(message_proto), told)
@@ -134,7 +142,7 @@ def _ask(state: Path, frames: tuple[bytes, ...]) -> bytes | None:
                 "the worker ended before it had answered",
                 where=str(log),
                 got="; ".join(said) or "nothing in its log",
-                cure="Out of memory? bouquet doctor node estimates what a run takes.",
+                cure="Ended without a word, it was out of memory: bouquet doctor node estimates what a run takes.",
             ) from error
 
 

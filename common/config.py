@@ -25,6 +25,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 Mode = Literal["none", "example", "update-local", "update-central"]
 
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+
 STATE_DIRECTORY = Path.home() / ".bouquet" / "state"
 
 
@@ -197,6 +199,31 @@ class RoundConfig(Section):
         return 2 * self.deadline
 
 
+def _known_trackers(to: str) -> str:
+    for name in filter(None, (part.strip() for part in to.split(","))):
+        if name not in TRACKERS:
+            raise PydanticCustomError("unknown_tracker", f"a comma-separated list of {', '.join(TRACKERS)}")
+    return to
+
+
+class TrackingConfig(Section):
+    """Where the figures of the record go besides: ``to`` lists trackers, with commas. Off where it is empty."""
+
+    to: Annotated[str, AfterValidator(_known_trackers)] = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The trackers, each once."""
+        return list(dict.fromkeys(filter(None, (part.strip() for part in self.to.split(",")))))
+
+
+class MetricsConfig(Section):
+    """Where the coordinator answers Prometheus while a run lasts. ``port`` = 0: nowhere."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    address: str = "127.0.0.1"
+
+
 class RunConfig(Section):
     """One run of the federation, the same on every machine."""
 
@@ -219,6 +246,8 @@ class RunConfig(Section):
     wire: WireConfig = WireConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     round: RoundConfig = RoundConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     @classmethod
     def from_flower(

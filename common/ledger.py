@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from common.accounting import Release
 from common.error import BouquetError, RefusalError
@@ -32,6 +33,27 @@ CREATE TABLE IF NOT EXISTS example (
     digest BLOB NOT NULL, dataset INTEGER NOT NULL REFERENCES dataset, PRIMARY KEY (digest, dataset)
 ) STRICT, WITHOUT ROWID;
 """
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as the ledger knows it: a digest (16 bytes) of each different record, and the digest of them all.
+
+    Neither the order of the records and their fields nor the form of their file matters. Two data sets that share a
+    record share what was spent: a set that grew by one record does not start afresh.
+    """
+
+    members: frozenset[bytes]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, records: Iterable[Mapping[str, Any]]) -> "DataSet":
+        """The data set of these records, as they were read and before anything in the run config touches them."""
+        members = frozenset(
+            hashlib.sha256(json.dumps(record, sort_keys=True, default=repr).encode()).digest()[:16]
+            for record in records
+        )
+        return cls(members, fingerprint_of(sorted(members)))
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,20 @@ def read(directory: Path) -> list[Entry]:
             if fingerprint_of(digest for (digest,) in members) != fingerprint:
                 raise _broken(directory, "data set", fingerprint[:16], "other examples")
         return entries(connection, directory)
+
+
+def related(directory: Path, dataset: DataSet) -> list[Entry]:
+    """The entries that the records of ``dataset`` have paid for, as part of whatever data set; none without a ledger.
+
+    Raises :class:`BouquetError` where the ledger was changed.
+    """
+    if not path(directory).exists() and not _witness(directory).exists():
+        return []
+    spent = read(directory)
+    with connect(directory) as connection:
+        members = connection.execute("SELECT digest, fingerprint FROM example JOIN dataset ON id = dataset")
+        shared = {fingerprint for digest, fingerprint in members if digest in dataset.members}
+    return [entry for entry in spent if entry.dataset in shared]
 
 
 def fingerprint_of(members: Iterable[bytes]) -> str:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from common.config import RunConfig
 from common.error import BouquetError
 from common.version import ROOT, fingerprint
-from server_app.record import Record
+from server_app.record import Record, few
 from strategies import RULES, Rule
 from strategies.strategy import choose, raise_failure
 
@@ -159,8 +159,9 @@ class Nodes:
             self._streaks[name] += 1
             if limit and pause and self._streaks[name] >= limit:
                 self._back[name] = draw + 1 + pause
-                self._record.event("sit-out", draw, node=name, failures=self._streaks[name], rounds=pause)
-                self._record.say(f"    {name} failed {self._streaks[name]} times in a row: left out for {pause} rounds")
+                often = self._streaks[name]
+                said = f"failed {often} times in a row: left out for {pause} rounds"
+                self._record.note("sit-out", draw, name, said, failures=often, rounds=pause)
 
     def _call_roll(self) -> None:
         for node in self._grid.get_node_ids():
@@ -219,7 +220,7 @@ class Nodes:
                     else:
                         self._note_late(message_id, reply)
             if waiting and time.monotonic() - said > PROGRESS_SECONDS:
-                self._record.say(f"    waiting for {', '.join(sorted(waiting.values()))}")
+                self._record.say(f"    waiting for {few(waiting.values())}")
                 said = time.monotonic()
             if waiting:
                 time.sleep(POLL_SECONDS)
@@ -231,8 +232,8 @@ class Nodes:
         name, phase, draw = self._overdue.pop(message_id, ("", "", 0))
         if name and not reply.has_error():
             self.late[name] += 1
-            self._record.event("late", draw, node=name, during=phase)
-            self._record.say(f"    {name} replied to {phase} of round {draw} after its deadline: not used")
+            said = f"replied to {phase} of round {draw} after its deadline: not used"
+            self._record.note("late", draw, name, said, during=phase)
 
 
 def _introduction(message: Message) -> tuple[str, int]:

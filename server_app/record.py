@@ -8,11 +8,13 @@ import json
 import platform
 import resource
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.table import Table
@@ -25,12 +27,26 @@ from common.version import fingerprint
 
 LOCK_ATTEMPTS, LOCK_PAUSE = 5, 0.1
 VERSIONS = ("flwr", "torch", "transformers", "peft", "bitsandbytes")
+# Lines about single nodes, of one kind in one round, that a person still reads.
+FEW = 3
+
+
+class Listener(Protocol):
+    """Who is told every event of the record as it is written."""
+
+    name: str
+
+    def hear(self, event: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Record:
     """One run directory: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``adapter/``, ``report.html``.
 
     While it is open its metrics are locked: that a run is under way is known by the lock, which ends with its process.
+    All figures of a run pass through :meth:`event`; trackers and the exporter listen to it and have no other source.
+    Raises :class:`BouquetError` where the directory will not do, or a listener does not start.
     """
 
     def __init__(self, config: RunConfig, run_id: int) -> None:
@@ -64,8 +80,15 @@ class Record:
         (self.folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
         # What a run that is gone on with came to is not known yet.
         (self.folder / SUMMARY).unlink(missing_ok=True)
-        self.event("opened", 0, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         self._console = Console(width=110, highlight=False, soft_wrap=True)
+        self._told: Counter[tuple[str, int]] = Counter()
+        self._reasons: set[str] = set()
+        try:
+            self._listeners = _listeners(config, self.folder)
+        except BouquetError:
+            self._metrics.close()
+            raise
+        self.event("opened", 0, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
     @property
     def checkpoints(self) -> Path:
@@ -82,11 +105,32 @@ class Record:
         line = {"phase": phase, "round": round, "elapsed": round_seconds(time.monotonic() - self._started), **facts}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
+        for listener in list(self._listeners):
+            try:
+                listener.hear(line)
+            except Exception as error:  # a run is worth more than its charts, whatever their service raises
+                self._listeners.remove(listener)
+                self.say(f"    {listener.name} takes no more figures of this run: {error}")
+
+    def note(self, phase: str, round: int, node: str, said: str, **facts: Any) -> bool:
+        """Something about one node: an event always, and a line for the first few of its kind in a round.
+
+        True if the line was said.
+        """
+        self.event(phase, round, node=node, **facts)
+        kind = str(facts.get("during", phase)), round
+        self._told[kind] += 1
+        if self._told[kind] <= FEW:
+            self.say(f"    {node} {said}")
+        elif self._told[kind] == FEW + 1:
+            self.say("    and others; metrics.jsonl has them all")
+        return self._told[kind] <= FEW
 
     def failure(self, phase: str, round: int, node: str, reason: str) -> None:
-        """A node that could not do its part, and why."""
-        self.event("failure", round, node=node, during=phase, reason=reason)
-        self.say(f"    {node} left out of {phase}: {reason}")
+        """A node that could not do its part, and why: in full the first time, later by its first line."""
+        told = reason.partition("\n")[0] if reason in self._reasons else reason
+        if self.note("failure", round, node, f"left out of {phase}: {told}", during=phase, reason=reason):
+            self._reasons.add(reason)
 
     def say(self, text: str) -> None:
         """One line for whoever follows the run."""
@@ -113,10 +157,39 @@ class Record:
         if error is not None:
             self.event("stopped", 0, reason=str(error) or type(error).__name__)
         self._metrics.close()
+        for listener in self._listeners:
+            try:
+                listener.close()
+            except Exception as fault:  # see above
+                self.say(f"    {listener.name} did not take its last figures: {fault}")
         try:
             self.say(f"report: {report.write(self.folder)}")
         except OSError as fault:
             self.say(f"the report cannot be written: {fault}; bouquet report {self.folder} makes it later")
+
+
+def _listeners(config: RunConfig, folder: Path) -> list[Listener]:
+    """Those that the config asks for; their libraries are imported for nobody else."""
+    with ExitStack() as started:
+        listeners: list[Listener] = []
+        if config.metrics.port:
+            from server_app.exporter import Exporter
+
+            listeners.append(Exporter(config.metrics, folder.name, config.rule.name))
+            started.callback(listeners[-1].close)
+        for name in config.tracking.names:
+            from server_app.tracker import Tracker
+
+            listeners.append(Tracker(name, folder, config))
+            started.callback(listeners[-1].close)
+        started.pop_all()  # all or none
+        return listeners
+
+
+def few(names: Collection[str]) -> str:
+    """Some names, and how many more there are."""
+    shown = ", ".join(sorted(names)[:FEW])
+    return f"{shown} and {len(names) - FEW} more" if len(names) > FEW else shown
 
 
 def _appended(file: Path) -> TextIOWrapper:

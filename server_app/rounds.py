@@ -125,7 +125,8 @@ class Rounds:
             staying = sum(self._nodes.takes_part(node) for node in nodes)
             needed = max(config.round.fewest_replies, math.ceil(config.round.min_replies * staying))
             if len(replies) < needed:
-                self._record.event("void", state.round + 1, replies=len(replies), needed=needed)
+                traffic = {"bytes_up": up, "bytes_down": down}
+                self._record.event("void", state.round + 1, replies=len(replies), needed=needed, **traffic)
                 self._record.say(
                     f"round {state.round + 1} does not count: {len(replies)} of {len(nodes)} replied, {needed} needed"
                 )
@@ -138,13 +139,15 @@ class Rounds:
         checkpoint.save(self._record.checkpoints, outcome.state, self._strategy.rule.name)
         watch.lap("saving")
         means = mean_metrics([(reply.weight, reply.metrics) for reply in replies])
+        # A private run tells no loss.
         loss = {"loss": means["loss"]} if "loss" in means else {}
+        said = f"loss {means['loss']:.3f}  " if loss else ""
         facts = {**loss, "bytes_up": up, "bytes_down": down, "seconds": watch.total, "phases": watch.seconds}
         by_formula = round_bytes(self._strategy.rule, state, ranks, [reply.node for reply in replies], config.wire)
         facts |= {"formula_up": by_formula.up, "formula_down": by_formula.down, "peak_memory": peak_memory()}
         self._record.event("merge", outcome.state.round, nodes=len(replies), asked=len(nodes), **facts)
         self._record.say(
-            f"round {outcome.state.round}/{config.num_server_rounds}  {_said(means)}"
+            f"round {outcome.state.round}/{config.num_server_rounds}  {said}"
             f"{len(replies)}/{len(nodes)} nodes  up {size(up)}  down {size(down)}  {watch.total:.1f} s"
         )
         return True
@@ -191,13 +194,8 @@ class Rounds:
                 self._nodes.ranks[node_id] = reply.update.rank
             spool.put(name, reply.update)
             replies.append(Receipt(name, reply.update.weight, reply.metrics, reply.bytes_up))
-            facts = _known(reply.metrics)
-            self._record.event(
-                "train", state.round + 1, node=name, bytes_up=reply.bytes_up, bytes_down=down[name], **own, **facts
-            )
-            told = {"tokens", "seconds"} <= facts.keys()
-            figures = f"{facts['tokens']:,.0f} tokens  {facts['seconds']:.1f} s" if told else "private"
-            self._record.say(f"    {name}  {_said(facts)}{figures}")
+            traffic = {"bytes_up": reply.bytes_up, "bytes_down": down[name]}
+            self._record.event("train", state.round + 1, node=name, **traffic, **own, **_known(reply.metrics))
         if not central:
             self._tell(scrutiny.against(), state.round + 1)
         return sorted(replies)
@@ -205,10 +203,8 @@ class Rounds:
     def _tell(self, against: Mapping[str, float], round: int) -> None:
         """Say which nodes' changes point against the others', with the cosine."""
         for name, cosine in against.items():
-            self._record.event("against", round, node=name, cosine=cosine)
-            self._record.say(
-                f"    {name} went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
-            )
+            said = f"went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
+            self._record.note("against", round, name, said, cosine=cosine)
 
     def _messages(self, message_type: str, state: State, nodes: list[int]) -> list[Message]:
         roll = self._nodes
@@ -264,7 +260,8 @@ class Rounds:
         evaluation = Evaluation(
             self._task.figure(total), total.loss / total.count, dict(sorted(figures.items())), sample
         )
-        self._record.event("heldout", state.round, loss=evaluation.loss, **{metric: evaluation.overall})
+        facts = {"loss": evaluation.loss, metric: evaluation.overall, "bytes_down": down}
+        self._record.event("heldout", state.round, **facts)
         self._record.say(f"    held-out {metric} {evaluation.overall:.4g} over {len(figures)} nodes")
         return evaluation
 
@@ -282,11 +279,6 @@ class Rounds:
 def _known(metrics: Metrics) -> Metrics:
     """The figures of a node that the record has a place for: others could take the place of its own facts."""
     return {name: value for name, value in metrics.items() if name in FIGURES}
-
-
-def _said(metrics: Mapping[str, float]) -> str:
-    """The loss, where there is one: a private run tells none."""
-    return f"loss {metrics['loss']:.3f}  " if "loss" in metrics else ""
 
 
 def _bytes_down(messages: list[Message]) -> int:

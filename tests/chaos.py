@@ -2,15 +2,16 @@
 
     python -m tests.chaos --faults 30 --seed 0
 
-Every process is killed with -9, clients hang, the link is cut and slowed down, the disk is full. Each fault is mended
-after a while, as a supervisor or an operator would; a run that has failed is started again with resume=true. At the
-end every round has been merged exactly once, no checkpoint is lost, and the run is complete.
+Every process is killed with -9, warm workers too, clients hang, the link is cut and slowed down, the disk is full. Each
+fault is mended after a while, as a supervisor or an operator would; a run that has failed is started again with
+resume=true. At the end every round has been merged exactly once, no checkpoint is lost, and the run is complete.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,20 +23,22 @@ from pathlib import Path
 
 from common import checkpoint
 from common.error import BouquetError
+from deploy.site.folder import Site
+from deploy.site.superlink import statuses
 from tests.processes import Federation, federation, listens, wait_for
 
 NODES = 3
 SETTINGS = (
     "data.limit=40 train.steps=2 train.batch-size=4 evaluation.limit=4 evaluation.every=0 resume=true "
-    'evaluation.prompt="" min-nodes=2 round.deadline=60.0 round.wait=120.0 round.retries=9 round.sit-out=1'
+    'evaluation.prompt="" min-nodes=2 round.deadline=120.0 round.wait=300.0 round.retries=9 round.sit-out=1'
 )
 
 
 class Chaos:
     """One run under faults."""
 
-    def __init__(self, wards: Federation, runs: Path, rounds: int, seed: int) -> None:
-        self.wards, self.runs, self.rounds = wards, runs, rounds
+    def __init__(self, wards: Federation, runs: Path, rounds: int, seed: int, say: Callable[[str], None]) -> None:
+        self.wards, self.runs, self.rounds, self.say = wards, runs, rounds, say
         self.dice = random.Random(seed)
         self.starts = 0
         self.seen: dict[int, bytes] = {}
@@ -50,11 +53,26 @@ class Chaos:
         self.run = self.wards.submit("chaos", f"{SETTINGS} num-server-rounds={self.rounds}", self.runs)
         self.starts += 1
 
+    def supervise(self) -> None:
+        """Start again what has ended, as systemd would: the key of a node that was killed is refused for a minute."""
+        for process in (self.wards.superlink, self.wards.superexec, *self.wards.nodes.values()):
+            if process.popen.poll() is not None:
+                process.kill()
+                process.start()
+
+    def everyone(self) -> bool:
+        """Whether every node is online."""
+        self.supervise()
+        known = statuses(site := Site.open(self.wards.site))
+        return all(known.get(node.id) == "online" for node in site.facts.nodes.values())
+
     def finished(self) -> bool:
         """Whether the run is complete; one that failed is started again."""
+        self.supervise()
         self.check()
         status = self.wards.status(self.run)
         if status.startswith("finished") and status != "finished:completed":
+            self.say(f"    the run ended as {status}: started again with resume=true")
             self.submit()
         return status == "finished:completed"
 
@@ -87,6 +105,9 @@ class Chaos:
 
     def _kill_client(self) -> None:
         self._signal("flwr-clientapp", signal.SIGKILL)
+
+    def _kill_worker(self) -> None:
+        self._signal("client_app.worker", signal.SIGKILL)
 
     def _hang_client(self) -> None:
         for pid in self._signal("flwr-clientapp", signal.SIGSTOP):
@@ -178,9 +199,9 @@ def small_disk(folder: Path, size: str) -> Iterator[bool]:
 
 def run(folder: Path, faults: list[str], rounds: int, seed: int, say: Callable[[str], None] = print) -> int:
     """The run under ``faults``, one after the other; how often it had to be started."""
-    settings = lambda node: [f"partition-id={node}", f"num-partitions={NODES}"]  # noqa: E731
+    settings = lambda node: [f"partition-id={node}", f"num-partitions={NODES}", "warm=300.0"]  # noqa: E731
     with small_disk(folder / "runs", f"{8 + rounds}m") as mounted, federation(folder, NODES, settings) as wards:
-        chaos = Chaos(wards, folder / "runs", rounds, seed)
+        chaos = Chaos(wards, folder / "runs", rounds, seed, say)
         for number, name in enumerate(faults, start=1):
             if name == "full_disk" and not mounted:
                 say(f"fault {number}: no small disk can be mounted here: left out")
@@ -188,10 +209,12 @@ def run(folder: Path, faults: list[str], rounds: int, seed: int, say: Callable[[
             before = len(chaos.seen)
             wait_for(lambda: chaos.finished() or len(chaos.seen) > before, "a round between faults", 600, pause=1.0)  # noqa: B023
             time.sleep(chaos.dice.uniform(0, 10))
-            say(f"fault {number}/{len(faults)} {name}, after round {len(chaos.seen)}, start {chaos.starts}")
+            clock = time.strftime("%H:%M:%S")
+            say(f"{clock} fault {number}/{len(faults)} {name}, after round {len(chaos.seen)}, start {chaos.starts}")
             chaos.fault(name)
         wait_for(chaos.finished, "the end of the run", 1200, pause=1.0)
         chaos.verify()
+        wait_for(chaos.everyone, "every node to be back", 180, pause=3.0)
         say(f"complete: {len(faults)} faults, {rounds} rounds, {chaos.starts} starts, nothing lost")
         return chaos.starts
 
@@ -200,15 +223,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=FAULTS, default=FAULTS, help="which faults (default: all)")
     options = parser.parse_args()
-    dice = random.Random(options.seed)
-    order = [name for _ in range(-(-options.faults // len(FAULTS))) for name in dice.sample(FAULTS, len(FAULTS))]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            run(Path(folder), order[: options.faults], options.faults + 2, options.seed)
-        except (AssertionError, BouquetError) as error:
-            print(f"chaos: {error}", file=sys.stderr)
-            return 1
+    dice, kinds = random.Random(options.seed), options.kinds
+    order = [name for _ in range(-(-options.faults // len(kinds))) for name in dice.sample(kinds, len(kinds))]
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    try:
+        run(folder, order[: options.faults], options.faults + 2, options.seed)
+    except (AssertionError, BouquetError) as error:
+        print(f"chaos: {error}\nwhat every process said is in {folder}", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
     return 0
 
 

@@ -4,12 +4,15 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app as client_app
+from common import wire
+from common.adapter import Update
+from common.version import fingerprint
 from server_app.run import conduct
 
 RUN_ID = 1
@@ -26,7 +29,24 @@ def travelled(content: RecordDict) -> RecordDict:
     return recorddict_from_proto(recorddict_to_proto(content))
 
 
-class InProcessGrid(Grid):
+class OneProcessGrid(Grid):
+    """What Flower asks of a grid and nobody here uses."""
+
+    def set_run(self, run: Any) -> None:
+        raise AssertionError("not used")
+
+    @property
+    def run(self) -> Any:
+        raise AssertionError("not used")
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise AssertionError("not used")
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+class InProcessGrid(OneProcessGrid):
     """``tamper`` maps a partition id to a change of that node's replies to ``tampered`` messages.
 
     None stands for a reply that is lost; ``late`` keeps it for that many seconds.
@@ -66,16 +86,6 @@ class InProcessGrid(Grid):
         self.sent: list[Message] = []
         self.returned: list[tuple[str, RecordDict]] = []
 
-    def set_run(self, run: Any) -> None:
-        raise AssertionError("not used")
-
-    @property
-    def run(self) -> Any:
-        raise AssertionError("not used")
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise AssertionError("not used")
-
     def get_node_ids(self) -> Iterable[int]:
         return list(self.contexts)
 
@@ -107,12 +117,62 @@ class InProcessGrid(Grid):
         ready = [name for name in message_ids if name in self.replies and self.ready[name] <= now]
         return [self.replies.pop(message_id) for message_id in ready]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return self.pull_messages(self.push_messages(messages))
-
 
 def run_in_process(run_config: dict[str, Any], nodes: int, **options: Any) -> InProcessGrid:
     """The whole ServerApp over an in-process grid."""
     grid = InProcessGrid(run_config, nodes, **options)
     conduct(grid, Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=run_config))
     return grid
+
+
+class StubGrid(OneProcessGrid):
+    """Nodes that answer at once without training: what is left of a run is the coordinator.
+
+    A reply is made when it is pulled, so that the grid itself holds none. ``failing`` gives the reason of a node that
+    replies with one instead.
+    """
+
+    def __init__(self, nodes: int, failing: Callable[[int], str] = lambda node: "") -> None:
+        pose_as_an_app()
+        self.nodes, self.failing = range(1, nodes + 1), failing
+        self._waiting: dict[str, Message] = {}
+        self._pushed = 0
+        self._round, self._update = -1, Update({}, 1.0, 1.0)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            self._pushed += 1
+            message.metadata.__dict__["_message_id"] = f"message-{self._pushed}"
+            self._waiting[f"message-{self._pushed}"] = message
+            ids.append(f"message-{self._pushed}")
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._reply(self._waiting.pop(name)) for name in message_ids if name in self._waiting]
+
+    def _reply(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        name, kind = f"node-{node:04d}", message.metadata.message_type
+        if kind == MessageType.QUERY:
+            facts = {"name": name, "rank": 8, "code": fingerprint(), "where": "here"}
+            content = RecordDict({"node": ConfigRecord(facts)})
+        elif reason := self.failing(node):
+            content = RecordDict({"failure": ConfigRecord({"reason": reason})})
+        elif kind == MessageType.EVALUATE:
+            content = RecordDict({"metrics": MetricRecord({"loss": 2.0, "correct": 1, "count": 2})})
+        else:
+            record = wire.pack_update(self._made(message), "fedit", self._round, name)
+            content = RecordDict({"update": record, "metrics": MetricRecord({"loss": 2.0})})
+        return Message(travelled(content), reply_to=message)
+
+    def _made(self, message: Message) -> Update:
+        """The update of this round, which all nodes send."""
+        if (number := int(message.metadata.group_id)) != self._round:
+            _, state = wire.unpack_state(message.content.array_records["state"], rule="fedit")
+            moved = {key: tensor + 1e-3 for key, tensor in state.adapter.items()}
+            self._round, self._update = number, Update(moved, 1.0, state.scale)
+        return self._update

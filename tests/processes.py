@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from client_app import worker
 from deploy.command import main
 from deploy.flower import environment, program
 from deploy.simulation import SIMULATION
@@ -175,6 +176,8 @@ class Federation:
     def close(self) -> None:
         for process in (*self.nodes.values(), self.superexec, self.superlink):
             process.stop()
+        for name in self.names:
+            worker.stop(self.folder / name)  # it outlives the node that has started it
         self.wire.close()
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:

@@ -5,10 +5,11 @@ import sqlite3
 
 import pytest
 
-from client_app.ledger import DataSet, Ledger
+from client_app.ledger import Ledger
 from common import ledger
 from common.accounting import Release
 from common.config import PrivacyConfig
+from common.ledger import DataSet
 from deploy.command import main
 
 

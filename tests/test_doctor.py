@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from common import accounting, sources
 from common.config import NodeConfig
 from common.error import BouquetError
+from common.ledger import DataSet
 from deploy.command import main
 from deploy.doctor import job, machine, network
+from deploy.doctor.budget import budget
 from deploy.doctor.check import Check, WarningError, examine
 from deploy.site import certificates
 from deploy.site.folder import Site
@@ -81,6 +84,7 @@ def test_a_sound_node_passes_every_check(kit, superlink, capsys):
         "quantisation",
         "model",
         "data",
+        "budget",
         "memory",
         "traffic",
     ]
@@ -286,6 +290,48 @@ def test_the_bytes_of_a_round_are_those_that_a_run_counts(settings):
     said = job.traffic(read_config(config))
     assert float(said.split()[0]) == pytest.approx(merge["bytes_up"] / 2 / 1e6, rel=0.05)
     assert float(said.split()[4]) == pytest.approx(merge["bytes_down"] / 2 / 1e6, rel=0.05)
+
+
+PRIVATE = {
+    "privacy.mode": "example",
+    "privacy.epsilon": 3.0,
+    "privacy.accountant": "rdp",
+    "privacy.expected-batch": 4,
+    "train.steps": 2,
+    "train.weighting": "uniform",
+    "num-server-rounds": 4,
+}
+
+
+def test_the_budget_is_what_was_spent_and_what_the_run_will_cost(tmp_path):
+    """To the figure that the ledger itself comes to, after the rounds that the doctor has foretold."""
+    from client_app.ledger import Ledger
+
+    file = tmp_path / "notes.jsonl"
+    file.write_text("".join(json.dumps({"text": f"note {number}"}) + "\n" for number in range(40)))
+    config = read_config(PRIVATE)
+    facts = {"name": "ward-1", "data": str(file), "state-directory": str(tmp_path / "state")}
+    node = NodeConfig.from_flower(facts)
+
+    def limited(epsilon: float) -> NodeConfig:
+        return node.model_copy(update={"privacy_epsilon": epsilon})
+
+    said = budget(config, limited(3.0))
+    assert said.endswith("at delta 1e-05 after the run, 0 before, of 3")
+    dataset = DataSet.of(sources.own_records(config.data, node, config.seed))
+    release = accounting.plan(config.privacy, 36, 2, 4)  # a tenth is held out
+    own = Ledger(node.state, "ward-1", 0.0, 1e-5)
+    for turn in range(4):
+        entry = own.charge(release, dataset, config.privacy, run="first", round=turn, rule="fedit")
+    assert f"epsilon {entry.epsilon:.4g} at delta" in said
+
+    assert "; the node has no limit" in budget(config, node)
+    with pytest.raises(WarningError, match=r"will not last .*at most 3.5, got .*enough for [123] of 4 rounds. Lower"):
+        budget(config, limited(3.5))
+    with pytest.raises(BouquetError, match=r"budget of this node is spent .*at most 2.9.*with one round. bouquet led"):
+        budget(config, limited(2.9))
+    with pytest.raises(BouquetError, match=r"a run without privacy on a node with a budget .*Set privacy.mode=example"):
+        budget(read_config({}), limited(3.0))
 
 
 def test_a_folder_that_is_no_kit_is_named(tmp_path, capsys):

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from client_app.ledger import DataSet, Ledger
+from client_app.ledger import Ledger
 from common import accounting, ledger
 from common.accounting import Release
 from common.config import PrivacyConfig
 from common.error import BouquetError, RefusalError
+from common.ledger import DataSet
 
 RECORDS = [{"text": f"note {number}", "label": number % 2} for number in range(20)]
 NOTES = DataSet.of(RECORDS)

@@ -9,6 +9,7 @@ import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from cryptography import x509
@@ -88,6 +89,7 @@ def test_a_kit_holds_what_its_node_needs_and_nothing_of_others(site, tmp_path):
         "ward-1/ca.crt": 0o644,
         "ward-1/compose.yaml": 0o644,
         "ward-1/kit.toml": 0o644,
+        "ward-1/kubernetes.yaml": 0o644,
         "ward-1/node.key": 0o600,
         "ward-1/node.pub": 0o644,
         "ward-1/node.toml": 0o644,
@@ -175,6 +177,14 @@ def test_a_superlink_that_is_not_there_is_named_with_its_cure(site, capsys):
     assert "Start the coordinator (coordinator/superlink.sh), or reach it: ssh -L" in message
 
 
+def test_a_federation_that_does_not_exist_is_named_by_flower(site):
+    app = Path(__file__).parents[1]
+    own = environment({"FLWR_HOME": str(site / "flower")})
+    run = subprocess.run([program("flwr"), "run", app, "hospital"], env=own, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert "SuperLink connection 'hospital' not found" in " ".join((run.stdout + run.stderr).replace("│", " ").split())
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
 def test_systemd_accepts_the_units(site, tmp_path):
     folder = site / "kits/ward-2"
@@ -201,3 +211,41 @@ def test_the_compose_files_name_images_that_can_be_built_and_keep_secrets_read_o
             assert ".:/kit:ro" in service["volumes"]
             assert service["read_only"]
             assert service["cap_drop"] == ["ALL"]
+
+
+def test_the_kubernetes_manifests_fit_the_schema_and_keep_secrets_out(site):
+    """Read by the published schema; not one cluster has run them."""
+    folders = {"ward-1": kit(site, "--port", "9123"), "coordinator": site / "coordinator"}
+    for name, folder in folders.items():
+        text = (folder / "kubernetes.yaml").read_text()
+        assert not PRIVATE.search(text.encode())
+        documents = list(yaml.safe_load_all(text))
+        for document in documents:
+            kubernetes_validate.validate(document, "1.32", strict=True)
+        (workload,) = [document for document in documents if document["kind"] == "StatefulSet"]
+        assert workload["spec"]["replicas"] == 1
+        pod = workload["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        claims = {claim["metadata"]["name"] for claim in workload["spec"]["volumeClaimTemplates"]}
+        assert volumes["kit"]["secret"]["defaultMode"] == 0o440
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= {*volumes, *claims}
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert (folder / container["command"][1].removeprefix("/kit/")).exists()
+        probed = [container for container in pod["containers"] if {"startupProbe", "livenessProbe"} <= set(container)]
+        assert [container["name"] for container in probed] == (["node"] if name == "ward-1" else ["superlink"])
+    node = yaml.safe_load_all((folders["ward-1"] / "kubernetes.yaml").read_text())
+    (container,) = next(node)["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "('127.0.0.1', 9123)" in container["livenessProbe"]["exec"]["command"][2]
+    assert [m["mountPath"] for m in container["volumeMounts"] if m["name"] == "data"] == ["/data/notes.jsonl"]
+
+
+@pytest.mark.skipif(not shutil.which("hadolint"), reason="hadolint is not here")
+@pytest.mark.parametrize("name", ["coordinator", "node"])
+def test_hadolint_accepts_the_dockerfiles(name):
+    file = Path(__file__).parents[1] / f"deploy/images/{name}.Dockerfile"
+    # Versions of Debian packages are the base image's.
+    linted = subprocess.run(["hadolint", "--ignore", "DL3008", file], capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout

@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from client_app import worker
+from client_app import gpu, worker
+from common.error import BouquetError
 from tests.grid import run_in_process
 from tests.processes import wait_for
 from tests.test_loop import failures
@@ -75,3 +78,53 @@ def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path):
         node_config={1: {"warm": 9.0, "state-directory": str(deep)}},
     )
     assert "a path too long for a socket" in failures(tmp_path / "deep")[0]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from client_app import gpu
+gpu.reserve(sys.argv[1], Path("/srv/ward-1"))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_gpu_has_one_worker_and_is_free_when_that_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    command = [sys.executable, "-c", HOLDER, "GPU-1"]
+    with subprocess.Popen(command, cwd=worker.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BouquetError, match=rf"has this GPU \(GPU-1\): got process {other.pid}, /srv/ward-1. Give"):
+            gpu.reserve("GPU-1", tmp_path)
+        gpu.reserve("GPU-2", tmp_path).close()
+        assert gpu.reserve(gpu.identity("cpu"), tmp_path) is None
+        other.kill()
+    gpu.reserve("GPU-1", tmp_path).close()
+    gpu.reserve.cache_clear()
+    assert {file.stat().st_mode & 0o077 for file in tmp_path.iterdir()} == {0}
+
+
+def test_a_worker_whose_gpu_is_taken_ends_and_says_so_to_the_coordinator(settings, tmp_path, state, monkeypatch):
+    """A CPU stands in for the GPU that both workers find."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    state.mkdir()
+    serve = "import sys\nfrom pathlib import Path\nfrom client_app import gpu, worker\n"
+    serve += "gpu.identity = lambda device: 'GPU-1'\nworker.serve(Path(sys.argv[1]), 60.0)"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER, "GPU-1"], cwd=worker.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as holder,
+        (state / "worker.log").open("wb") as log,
+        subprocess.Popen([sys.executable, "-c", serve, str(state)], cwd=worker.ROOT, stderr=log) as second,
+    ):
+        assert holder.stdout.readline() == b"held\n"
+        wait_for((state / "worker.sock").exists, "the second worker")
+        node = {"state-directory": str(state), "warm": 60.0}
+        run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: node})
+        assert second.wait(60) == 0
+        holder.kill()
+    said = failures(tmp_path / "run")[0]
+    assert "the worker ended before it had answered" in said
+    assert f"another worker has this GPU (GPU-1): got process {holder.pid}, /srv/ward-1" in said

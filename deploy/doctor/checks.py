@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common.config import NodeConfig, RunConfig
 from deploy.doctor import job, machine, network
+from deploy.doctor.budget import budget
 from deploy.doctor.check import Check
 from deploy.site.folder import Site
 
@@ -21,6 +22,7 @@ def node(kit: Path, address: str, port: int, facts: NodeConfig, config: RunConfi
     yield Check("quantisation", lambda: machine.quantisation(facts.device))
     yield Check("model", lambda: job.model(config))
     yield Check("data", lambda: job.data(config, facts))
+    yield Check("budget", lambda: budget(config, facts))
     yield Check("memory", lambda: job.memory(config, facts))
     yield Check("traffic", lambda: job.traffic(config))
 

@@ -42,6 +42,7 @@ def write_coordinator(site: Site, place: Place, state: str) -> Path:
     folder, facts = site.coordinator, site.facts
     values = {
         "site": facts.name,
+        "label": _label(facts.name),
         "fleet_port": facts.fleet_port,
         "control_port": facts.control_port,
         "state": state,
@@ -51,7 +52,7 @@ def write_coordinator(site: Site, place: Place, state: str) -> Path:
         write_secret(folder / "superexec.secret", os.urandom(48))
     for name in ("superlink.sh", "superexec.sh"):
         _render(f"coordinator/{name}", folder / name, values, executable=True)
-    for name in ("bouquet-superlink.service", "bouquet-superexec.service", "compose.yaml"):
+    for name in ("bouquet-superlink.service", "bouquet-superexec.service", "compose.yaml", "kubernetes.yaml"):
         _render(f"coordinator/{name}", folder / name, values)
     connection = {
         "address": f"127.0.0.1:{facts.control_port}",
@@ -87,14 +88,17 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
     values = {
         "site": site.facts.name,
         "node": name,
+        "label": _label(f"{site.facts.name}-{name}"),
         "superlink": superlink,
         "state": node.state_directory,
         # A node without data of its own takes its part of the run's.
         "data_volume": f'- "{node.data}:{node.data}:ro"' if node.data else "",
+        "data_mount": f'- {{name: data, mountPath: "{node.data}", readOnly: true}}' if node.data else "",
+        "data_source": f'- {{name: data, hostPath: {{path: "{node.data}"}}}}' if node.data else "",
         **_place(place),
     }
     _render("node/start.sh", folder / "start.sh", values, executable=True)
-    for file in ("bouquet-node.service", "compose.yaml"):
+    for file in ("bouquet-node.service", "compose.yaml", "kubernetes.yaml"):
         _render(f"node/{file}", folder / file, values)
     return folder
 
@@ -116,6 +120,11 @@ def pack(kit: Path) -> Path:
 
 def _place(place: Place) -> dict[str, Any]:
     return {**vars(place), "version": version("bouquet")}
+
+
+def _label(name: str) -> str:
+    """A name as Kubernetes takes it for services: 63 characters with the prefix, and no dots."""
+    return name.replace(".", "-")[: 63 - len("bouquet-")].rstrip("-")
 
 
 def _host_port(host: str, port: int) -> str:

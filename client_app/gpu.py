@@ -1,0 +1,60 @@
+"""One worker a GPU, whichever nodes share the machine: a lock by the GPU's own UUID, held while its holder lives.
+
+The locks lie in a folder of the user's that every node of the machine sees: systemd's ``RuntimeDirectory``, the login's
+``XDG_RUNTIME_DIR``, or one under ``/tmp``. Containers do not see each other's; their engine gives each its GPU.
+"""
+
+import fcntl
+import os
+import tempfile
+from functools import cache
+from io import TextIOWrapper
+from pathlib import Path
+
+import torch
+
+from common.base import find_device
+from common.error import BouquetError
+
+
+def identity(device: str) -> str:
+    """The UUID of the GPU behind a node's ``device``, whatever number it has here; nothing for a CPU."""
+    found = find_device(device)
+    return str(torch.cuda.get_device_properties(found).uuid) if found.type == "cuda" else ""
+
+
+@cache
+def reserve(gpu: str, state: Path) -> TextIOWrapper | None:
+    """Hold a GPU for this process until it ends, however it does. ``state`` says whose it is.
+
+    Raises :class:`BouquetError` where another process holds it.
+    """
+    if not gpu:
+        return None
+    lock = (_folder() / f"{gpu}.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with lock:
+            lock.seek(0)
+            holder = lock.read().strip()
+        raise BouquetError(
+            "another worker has this GPU",
+            where=gpu,
+            got=holder,
+            cure="Give each node its own GPU (device, CUDA_VISIBLE_DEVICES), or warm = 0.0 to all but one.",
+        ) from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()}, {state}\n")
+    lock.flush()
+    return lock
+
+
+def _folder() -> Path:
+    """The folder of the locks. Raises :class:`BouquetError` if it is another user's."""
+    own = os.environ.get("RUNTIME_DIRECTORY") or os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(own) / "bouquet" if own else Path(tempfile.gettempdir()) / f"bouquet-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise BouquetError("a folder of locks that is another user's", where=str(folder), cure="Remove it.")
+    return folder
