@@ -50,11 +50,13 @@ def round_bytes(
 ) -> RoundBytes:
     """What the round after ``state`` costs: down to all nodes, of these ``ranks``, and up from those that replied."""
 
-    def message(formula: str, name: str, codec: CodecName) -> float:
-        return formula_bytes(rule, formula, state, rank=ranks[name], nodes=len(ranks), codec=codec)
+    def message(formula: str, rank: int, codec: CodecName) -> float:
+        return formula_bytes(rule, formula, state, rank=rank, nodes=len(ranks), codec=codec)
 
-    up = sum(message(rule.bytes_up, name, wire.up) for name in replied)
-    return RoundBytes(up, sum(message(rule.bytes_down, name, wire.down) for name in ranks))
+    up = sum(message(rule.bytes_up, ranks[name], wire.up) for name in replied)
+    # Where slots are drawn anew, a node gets all of them, whatever it trains.
+    reached = (state.rank if rule.scattered else rank for rank in ranks.values())
+    return RoundBytes(up, sum(message(rule.bytes_down, rank, wire.down) for rank in reached))
 
 
 def _layers(state: State) -> Counter[tuple[int, int, int]]:

@@ -9,8 +9,9 @@ from flwr.common.serde import recorddict_to_proto
 
 from common import codec, wire
 from common.adapter import LayerShape, Spec
+from common.config import WireConfig
 from strategies import RULES, FedSB, Ravan
-from strategies.cost import formula_bytes
+from strategies.cost import formula_bytes, round_bytes
 from strategies.strategy import LoraStrategy
 from tests.factors import trained
 from tests.grid import pose_as_an_app
@@ -62,6 +63,17 @@ def test_a_node_of_half_the_rank_sends_half_of_what_the_formula_says(name):
     assert half == whole / 2
     slack = 1200 if rule.blocks else 0
     assert flowers_bytes(RecordDict({"update": update})) == pytest.approx(half, rel=0.02, abs=slack)
+
+
+@pytest.mark.parametrize(("name", "share"), [("hetlora", 0.5), ("fed-plora", 1.0), ("ravan", 1.0)])
+def test_a_node_of_half_the_rank_gets_half_unless_its_slots_are_drawn_anew(name, share):
+    rule = RULES[name]()
+    state = after_a_round(rule)
+    full, half = (round_bytes(rule, state, {"a": rank}, [], WireConfig()).down for rank in (RANK, RANK // 2))
+    assert half == share * full
+    (message,) = LoraStrategy(rule).messages(MessageType.TRAIN, state, [1], ranks={1: RANK // 2})
+    slack = 2000 if rule.blocks else 0
+    assert flowers_bytes(message.content) == pytest.approx(half, rel=0.03, abs=slack)
 
 
 @pytest.mark.parametrize(("name", "bits"), [("fp32", 32), ("bf16", 16), ("int8", 8 + 32 / 256), ("nf4", 4 + 32 / 64)])

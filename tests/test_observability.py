@@ -99,7 +99,8 @@ def test_a_tracker_that_breaks_down_does_not_end_the_run(settings, tmp_path, cap
         record.event("merge", 1, loss=2.0)
         record._listeners[0]._tracker.writer = None  # what a service that goes away leaves
         tell(record)
-    assert [line["phase"] for line in lines(tmp_path / "run")] == ["merge", *(phase for phase, _, _ in EVENTS)]
+    written = [line["phase"] for line in lines(tmp_path / "run")]
+    assert written == ["opened", "merge", *(phase for phase, _, _ in EVENTS)]
     assert capsys.readouterr().out.count("tensorboard takes no more figures of this run") == 1
 
     with Record(read_config(settings(**{"tracking.to": "tensorboard", "run-name": "last"})), 1) as record:
