@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
-from common.config import NodeConfig
 from common.error import BouquetError, RefusalError
+from common.node_config import NodeConfig
 from common.section import ConfigError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import Message, RecordDict
 
 from common import wire
-from common.config import NodeConfig
+from common.node_config import NodeConfig
 
 
 def path(directory: Path) -> Path:

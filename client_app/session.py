@@ -22,11 +22,12 @@ from common import accounting, base, models, sources, tasks, wire
 from common.accounting import Release
 from common.adapter import State, Tensors, Update, chosen_blocks, digest, leading
 from common.codec import CODECS
-from common.config import DataConfig, ModelConfig, NodeConfig, TaskConfig
+from common.config import DataConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
 from common.export import export
 from common.ledger import DataSet
 from common.models import LoraModel
+from common.node_config import NodeConfig
 from common.tasks import Example, Task
 from common.version import ROOT, fingerprint
 from strategies import Rule, build, read_config

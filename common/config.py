@@ -1,4 +1,4 @@
-"""The two configs: what a run is (:class:`RunConfig`), and what one machine is (:class:`NodeConfig`).
+"""The config of a run; that of a machine is in ``common/node_config.py``.
 
 Flower's run config is flat: kebab-case keys with dots, values of bool, int, float or str. ``from_flower`` turns it
 into frozen models and reports every mistake at once, in the keys that the user wrote.
@@ -6,7 +6,6 @@ into frozen models and reports every mistake at once, in the keys that the user 
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
@@ -26,8 +25,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Mode = Literal["none", "example", "update-local", "update-central"]
 
 TRACKERS = ("tensorboard", "mlflow", "wandb")
-
-STATE_DIRECTORY = Path.home() / ".bouquet" / "state"
 
 
 class ModelConfig(Section):
@@ -308,51 +305,6 @@ class RunConfig(Section):
         return {key: value for key, value in flat.items() if key not in options} | {
             key.replace("rule.options.", "rule."): value for key, value in options.items()
         }
-
-
-def _absolute(path: str) -> str:
-    if path and not Path(path).expanduser().is_absolute():
-        raise PydanticCustomError("relative_path", "an absolute path, since an app does not run where it was started")
-    return path
-
-
-class NodeConfig(Section):
-    """Facts of one machine, from ``flower-supernode --node-config``; a simulation sets the first two.
-
-    ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device. ``warm`` is
-    how many idle seconds a worker keeps the model in memory between messages (0: no worker). ``weight``
-    is the node's public weight in the mean, for ``train.weighting = "declared"``. ``privacy_epsilon`` at
-    ``privacy_delta`` is what the data may cost over all runs, 0 for no limit; ``policy`` is a file of
-    ``client_app/policy.py``.
-    """
-
-    partition_id: CountOrOff = 0
-    num_partitions: Count = 1
-    name: str = ""
-    data: str = ""
-    lora_rank: CountOrOff = 0
-    device: str = "auto"
-    state_directory: Annotated[str, AfterValidator(_absolute)] = ""
-    warm: NonNegative = 0.0
-    weight: Positive = 1.0
-    privacy_epsilon: NonNegative = 0.0
-    privacy_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    policy: str = ""
-
-    @classmethod
-    def from_flower(cls, flat: Mapping[str, Any]) -> Self:
-        """Read Flower's node config. Raises :class:`ConfigError` with every mistake."""
-        return validate(cls, flat, [], "node config", "Correct them in --node-config of this flower-supernode.")
-
-    @property
-    def label(self) -> str:
-        """The node's stable name: it orders the merge and seeds the node, whatever id Flower gives it."""
-        return self.name or f"node-{self.partition_id:03d}"
-
-    @property
-    def state(self) -> Path:
-        """The folder of everything that outlives a run on this machine."""
-        return Path(self.state_directory or STATE_DIRECTORY).expanduser()
 
 
 def _is_like(value: object, default: RuleOption) -> bool:

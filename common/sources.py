@@ -15,8 +15,9 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, NaturalIdPartitioner, Partitioner
 
-from common.config import DataConfig, NodeConfig
+from common.config import DataConfig
 from common.error import BouquetError, did_you_mean
+from common.node_config import NodeConfig
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 

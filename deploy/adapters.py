@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from common import base
-from common.config import NodeConfig, RunConfig
+from common.config import RunConfig
 from common.error import BouquetError
 from common.export import ABOUT, read
 from common.models import classes
+from common.node_config import NodeConfig
 from common.tasks import TASKS
 from strategies import RULES, read_config
 

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common import ledger
-from common.config import STATE_DIRECTORY
 from common.ledger import Entry
+from common.node_config import STATE_DIRECTORY
 from deploy.settings import Commands
 
 SHORT = 12

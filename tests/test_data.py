@@ -9,8 +9,9 @@ import torch
 from datasets import Dataset
 
 from common import base, sources, tasks
-from common.config import DataConfig, ModelConfig, NodeConfig, TaskConfig
+from common.config import DataConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
+from common.node_config import NodeConfig
 from common.tasks.task import IGNORED, Example, next_token_loss
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from common import accounting, sources
-from common.config import NodeConfig
 from common.error import BouquetError
 from common.ledger import DataSet
+from common.node_config import NodeConfig
 from deploy.command import main
 from deploy.doctor import job, machine, network
 from deploy.doctor.budget import budget

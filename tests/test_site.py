@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from common.config import NodeConfig
+from common.node_config import NodeConfig
 from deploy.command import main
 from deploy.flower import environment, program
 from deploy.site.certificates import addresses_of, read_certificate

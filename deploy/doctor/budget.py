@@ -4,9 +4,10 @@ from bisect import bisect_right
 from itertools import islice
 
 from common import accounting, base, ledger, sources, tasks
-from common.config import NodeConfig, RunConfig
+from common.config import RunConfig
 from common.error import BouquetError
 from common.ledger import DataSet
+from common.node_config import NodeConfig
 from deploy.doctor.check import WarningError
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.config import NodeConfig, RunConfig
+from common.config import RunConfig
+from common.node_config import NodeConfig
 from deploy.doctor import job, machine, network
 from deploy.doctor.budget import budget
 from deploy.doctor.check import Check

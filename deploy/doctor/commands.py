@@ -4,8 +4,8 @@ import argparse
 import tomllib
 from pathlib import Path
 
-from common.config import NodeConfig
 from common.error import BouquetError
+from common.node_config import NodeConfig
 from deploy import settings
 from deploy.doctor.check import examine
 from deploy.settings import Commands

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from common import base, models, sources, tasks
 from common.adapter import Spec
 from common.codec import CODECS, CodecName
-from common.config import NodeConfig, RunConfig
+from common.config import RunConfig
 from common.error import BouquetError
+from common.node_config import NodeConfig
 from common.tasks import TASKS, Task
 from strategies import build
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import tomli_w
 
-from common.config import NodeConfig
 from common.error import BouquetError
+from common.node_config import NodeConfig
 from deploy.site.certificates import write_secret
 from deploy.site.folder import Site
 
