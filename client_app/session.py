@@ -171,6 +171,8 @@ class Session:
             "seconds": time.monotonic() - started,
         }
         content = RecordDict({"metrics": MetricRecord(metrics)})
+        if score.tallies:
+            content["tallies"] = MetricRecord({name: list(values) for name, values in score.tallies.items()})
         self._export(model, state)
         if prompt := message.content.config_records["config"].get("prompt"):
             content["sample"] = ConfigRecord({"text": model.generate(str(prompt), self.tokenizer)})

@@ -15,12 +15,13 @@ from common.tasks import Score, Task
 from common.units import size
 from server_app.nodes import Nodes
 from server_app.record import Record, Stopwatch, peak_memory
+from server_app.scores import read_score
 from server_app.scrutiny import Scrutiny
 from server_app.spool import Spool
 from strategies import RULES
 from strategies.cost import round_bytes
 from strategies.meter import aggregation_error
-from strategies.strategy import LoraStrategy, Metrics, mean_metrics, raise_failure, read_metrics
+from strategies.strategy import LoraStrategy, Metrics, mean_metrics, raise_failure
 
 # The share of the ideal update that a rule may lose before it is worth a line.
 WORTH_SAYING = 0.1
@@ -241,16 +242,14 @@ class Rounds:
                 raise_failure(message)
                 if private:
                     continue
-                metrics = read_metrics(message, "loss", "correct", "count")
-                score = Score(metrics["loss"] * metrics["count"], int(metrics["correct"]), int(metrics["count"]))
-                if score.count < 1:
-                    raise BouquetError("a score of nothing", expected="a count of 1 or more", got=str(score.count))
+                score, metrics = read_score(message, self._task)
             except BouquetError as reason:
                 self._nodes.failed("evaluate", state.round, name, str(reason))
                 continue
             total += score
-            figures[name] = self._task.figure(score)
-            self._record.event("evaluate", state.round, node=name, **{metric: figures[name]}, **_known(metrics))
+            told = self._task.figures(score)
+            figures[name] = told[metric]
+            self._record.event("evaluate", state.round, node=name, **told, **_known(metrics))
             if "sample" in message.content.config_records:
                 sample = str(message.content.config_records["sample"].get("text", ""))
         watch.lap("evaluation")
@@ -260,25 +259,28 @@ class Rounds:
         evaluation = Evaluation(
             self._task.figure(total), total.loss / total.count, dict(sorted(figures.items())), sample
         )
-        facts = {"loss": evaluation.loss, metric: evaluation.overall, "bytes_down": down}
-        self._record.event("heldout", state.round, **facts)
-        self._record.say(f"    held-out {metric} {evaluation.overall:.4g} over {len(figures)} nodes")
+        overall = self._task.figures(total)
+        self._record.event("heldout", state.round, loss=evaluation.loss, **overall, bytes_down=down)
+        self._record.say(f"    held-out {_figures(overall)} over {len(figures)} nodes")
         return evaluation
 
     def _score_centrally(self, state: State, central: Central) -> None:
         """Score the state on the coordinator's own held-out examples."""
         watch = Stopwatch()
-        metric, score = self._task.metric, central(state)
-        figure = self._task.figure(score)
+        score = central(state)
+        figures = self._task.figures(score)
         watch.lap("central")
-        facts = {metric: figure, "seconds": watch.total}
-        self._record.event("central", state.round, loss=score.loss / score.count, **facts)
-        self._record.say(f"    central {metric} {figure:.4g}")
+        self._record.event("central", state.round, loss=score.loss / score.count, **figures, seconds=watch.total)
+        self._record.say(f"    central {_figures(figures)}")
 
 
 def _known(metrics: Metrics) -> Metrics:
     """The figures of a node that the record has a place for: others could take the place of its own facts."""
     return {name: value for name, value in metrics.items() if name in FIGURES}
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
 
 
 def _bytes_down(messages: list[Message]) -> int:

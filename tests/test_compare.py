@@ -183,7 +183,9 @@ def test_the_rows_are_means_over_the_seeds(small, tmp_path):
     assert local.megabytes == 0
     assert list(fedit.history) == list(range(ROUNDS + 1))
     assert (fedit.rank, fed_sb.rank) == (8, 32)
-    assert "| fedit | 8 | 0.710 ± 0.014 | 0.100 | 0.610 | 2.00 | 2.00 | 8 |" in markdown(table, "accuracy")
+    assert "| fedit | 8 | 0.710 ± 0.014 | 0.700 ± 0.014 | 0.100 | 0.610 | 2.00 | 2.00 | 8 |" in markdown(
+        table, "accuracy"
+    )
 
 
 def test_a_resumed_run_counts_every_round_once(small, tmp_path):

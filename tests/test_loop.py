@@ -338,6 +338,8 @@ def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
         one, two = map(load_file, kept)
         assert not torch.equal(one["classifier:W"], two["classifier:W"])
         assert {file.stat().st_mode & 0o777 for file in kept} == {0o600}
+    for phase in ("evaluate", "heldout"):
+        assert all(0 <= line["macro-f1"] <= 1 for line in lines(tmp_path / "run") if line["phase"] == phase)
     exported = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
     assert ("base_model.model.classifier.weight" in exported) == (head != "local")
 

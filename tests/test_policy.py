@@ -93,7 +93,7 @@ def test_too_few_examples_or_too_little_noise_is_refused_before_anything_is_char
         ("train", reply(weight=36.0), "the update's weight: expected a public one in a private run, got another"),
         ("train", reply(loss=1.5), "figures in a private run: expected none, got 'loss'"),
         ("train", reply(steps=3), "figures in a private run: expected none, got 'steps'"),
-        ("evaluate", reply(), "records of a reply: expected metrics or sample, got 'update'"),
+        ("evaluate", reply(), "records of a reply: expected metrics or sample or tallies, got 'update'"),
         (
             "query",
             RecordDict({"node": ConfigRecord({"name": "ward-3", "examples": 36})}),

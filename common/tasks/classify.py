@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -12,12 +13,16 @@ from common.tasks.task import Example, Score, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# A confusion matrix of more would be larger than an adapter.
+MOST_CLASSES = 512
+
 
 class Classify(Task):
     """Classes are the whole numbers from 0 to ``task.labels`` - 1."""
 
     sequence_classification = True
     metric = "accuracy"
+    further = "macro-f1"
 
     def fields(self) -> list[str]:
         return [field for field in (self.config.text, self.config.text_pair, self.config.label) if field]
@@ -56,8 +61,31 @@ class Classify(Task):
 
     def score(self, logits: Tensor, labels: Tensor) -> Score:
         loss = cross_entropy(logits.float(), labels, reduction="sum").item()
-        return Score(loss=loss, correct=int((logits.argmax(-1) == labels).sum()), count=len(labels))
+        predicted = logits.argmax(-1)
+        tallies = {}
+        if self.tally_sizes():
+            # It takes seconds to import, and only scoring needs it.
+            from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+            confusion = multiclass_confusion_matrix(predicted, labels, self.config.labels, validate_args=False)
+            tallies["confusion"] = tuple(confusion.flatten().tolist())
+        return Score(loss, int((predicted == labels).sum()), len(labels), tallies)
 
     def figure(self, score: Score) -> float:
         """Accuracy, from 0 to 1."""
         return score.correct / score.count
+
+    def tally_sizes(self) -> Mapping[str, int]:
+        """The confusion matrix, row by row: how many examples of each class were taken for each."""
+        return {"confusion": self.config.labels**2} if self.config.labels <= MOST_CLASSES else {}
+
+    def figures(self, score: Score) -> dict[str, float]:
+        """Accuracy, and macro-F1: the mean over the classes that occur, of the labels or of the predictions."""
+        found = super().figures(score)
+        if "confusion" in score.tallies:
+            # From the counts, since a node may claim so many examples that they cannot be laid out one by one.
+            confusion = torch.tensor(score.tallies["confusion"], dtype=torch.float64).view(self.config.labels, -1)
+            occurring = confusion.sum(0) + confusion.sum(1)
+            f1 = 2 * confusion.diagonal() / occurring
+            found[self.further] = f1[occurring > 0].mean().item()
+        return found

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from common.tasks.task import IGNORED, Example
+from torch import Tensor
+
+from common.tasks.task import IGNORED, Example, Score
 from common.tasks.text import Text
 
 if TYPE_CHECKING:
@@ -18,6 +20,38 @@ class Instruct(Text):
     The loss covers the answer and the token that ends it. A pair longer than ``max_length`` loses the end of its
     answer; one whose prompt leaves no room for an answer is left out.
     """
+
+    further = "exact-match"
+
+    def tally_sizes(self) -> Mapping[str, int]:
+        """How many answers are right to the last token, and how many answers there are."""
+        return {"exact": 2}
+
+    def score(self, logits: Tensor, labels: Tensor) -> Score:
+        # It takes seconds to import, and only scoring needs it.
+        from torchmetrics.functional.classification import multiclass_exact_match
+
+        right = multiclass_exact_match(
+            logits[:, :-1].argmax(-1),
+            labels[:, 1:],
+            logits.shape[-1],
+            multidim_average="samplewise",
+            ignore_index=IGNORED,
+            validate_args=False,
+        )
+        return super().score(logits, labels) + Score(tallies={"exact": (int(right.sum()), len(right))})
+
+    def figures(self, score: Score) -> dict[str, float]:
+        """Perplexity, and exact match: the share of answers that greedy decoding gives, with their end.
+
+        No answer is decoded for it: if every token is the likeliest after the right ones before it, then decoding
+        goes that way.
+        """
+        found = super().figures(score)
+        if "exact" in score.tallies:
+            right, answers = score.tallies["exact"]
+            found[self.further] = right / max(1, answers)
+        return found
 
     def fields(self) -> list[str]:
         return [self.config.prompt, self.config.answer]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -29,14 +29,22 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over held-out examples; ``count`` is what ``loss`` is summed over (tokens or examples)."""
+    """Sums over held-out examples; ``count`` is what ``loss`` is summed over (tokens or examples).
+
+    ``tallies`` are whole numbers that add up over batches and nodes, for figures that are no mean of the nodes' own.
+    """
 
     loss: float = 0.0
     correct: int = 0
     count: int = 0
+    tallies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __add__(self, other: "Score") -> "Score":
-        return Score(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
+        tallies = dict(self.tallies)
+        for name, values in other.tallies.items():
+            before = tallies.get(name, (0,) * len(values))
+            tallies[name] = tuple(a + b for a, b in zip(before, values, strict=True))
+        return Score(self.loss + other.loss, self.correct + other.correct, self.count + other.count, tallies)
 
 
 class Task(ABC):
@@ -44,6 +52,8 @@ class Task(ABC):
 
     sequence_classification: ClassVar[bool] = False
     metric: ClassVar[str]
+    further: ClassVar[str] = ""
+    """A second figure, from the tallies; empty where there is none."""
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
@@ -76,6 +86,14 @@ class Task(ABC):
     def figure(self, score: Score) -> float:
         """The task's metric, from summed scores."""
 
+    def tally_sizes(self) -> Mapping[str, int]:
+        """The tallies of a score, and how many numbers each has."""
+        return {}
+
+    def figures(self, score: Score) -> dict[str, float]:
+        """The metric, and after it whatever else the tallies of ``score`` say."""
+        return {self.metric: self.figure(score)}
+
     def collate(self, examples: Sequence[Example], pad: int) -> Batch:
         """Pad on the right to the longest of ``examples``; shapes ``N x T``, labels ``N x T`` or ``N``."""
         longest = max(len(example.tokens) for example in examples)
@@ -93,14 +111,14 @@ class Task(ABC):
 
     def check(self, columns: Sequence[str], where: str) -> None:
         """Raise :class:`BouquetError` if a field that the task reads is not among ``columns``."""
-        for field in self.fields():
-            if field not in columns:
+        for name in self.fields():
+            if name not in columns:
                 raise BouquetError(
                     f"the task '{self.config.name}' needs a field that the data lacks",
                     where=where,
-                    expected=f"a field '{field}'",
+                    expected=f"a field '{name}'",
                     got=f"the fields {', '.join(columns)}",
-                    cure=f"{did_you_mean(field, columns)} The task.* keys of the run config name the fields.".strip(),
+                    cure=f"{did_you_mean(name, columns)} The task.* keys of the run config name the fields.".strip(),
                 )
 
 

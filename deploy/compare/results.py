@@ -30,6 +30,8 @@ class Result:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
+    further: dict[int, float] = field(default_factory=dict)
+    """Macro-F1 or exact match by round, where the task has it."""
 
     @property
     def heldout(self) -> float | None:
@@ -64,6 +66,7 @@ class Row:
     seeds: int
     on_nodes: Spread | None
     central: Spread | None
+    further: Spread | None
     fairness: float | None
     worst: float | None
     bytes_up: float
@@ -80,19 +83,23 @@ class Row:
 
 def read(cell: Cell, run: Path) -> Result:
     """The figures of one run directory. A resumed run has written some rounds twice: the last counts."""
-    metric = TASKS[cell.config["task.name"]].metric
+    task = TASKS[cell.config["task.name"]]
+    metric = task.metric
     result = Result(cell, metric)
     crossed: dict[int, dict[str, Any]] = {}
+    scored: dict[int, dict[str, Any]] = {}
     for event in _events(run / "metrics.jsonl"):
         phase, number = event["phase"], event["round"]
         if phase == "merge":
             crossed[number] = event
         elif phase == "heldout":
-            result.on_nodes[number] = event[metric]
+            result.on_nodes[number], scored[number] = event[metric], event
         elif phase == "central":
             result.central[number] = event[metric]
+            scored.setdefault(number, event)
         elif phase == "evaluate" and metric in event:
             result.nodes.setdefault(number, {})[event["node"]] = event[metric]
+    result.further = {number: event[task.further] for number, event in scored.items() if task.further in event}
     result.bytes_up = sum(event["bytes_up"] for event in crossed.values())
     result.bytes_down = sum(event["bytes_down"] for event in crossed.values())
     result.seconds = sum(event["seconds"] for event in crossed.values())
@@ -140,6 +147,7 @@ def _row(method: str, setting: str, results: list[Result], quality: str, choose:
         seeds=len(results),
         on_nodes=_spread([result.on_nodes[choose(result.on_nodes)] for result in results if result.on_nodes]),
         central=_spread([result.central[choose(result.central)] for result in results if result.central]),
+        further=_spread([result.further[choose(result.further)] for result in results if result.further]),
         fairness=_mean([statistics.pstdev(nodes.values()) for nodes in at]),
         worst=_mean([worst(nodes.values()) for nodes in at]),
         bytes_up=0.0 if alone else statistics.fmean(result.bytes_up for result in results),

@@ -4,11 +4,12 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.tasks import TASKS
 from deploy.compare.results import Result, Row, Spread
 
 RAW = (
     *("method", "partition", "rank", "privacy", "epsilon", "seeds"),
-    *("heldout_mean", "heldout_deviation", "central_mean", "central_deviation"),
+    *("heldout_mean", "heldout_deviation", "central_mean", "central_deviation", "further_mean", "further_deviation"),
     *("fairness", "worst_node", "bytes_up", "bytes_down", "train_seconds"),
 )
 
@@ -20,8 +21,10 @@ def write_csv(file: Path, table: Sequence[Row]) -> None:
         writer.writerow(RAW)
         for row in table:
             facts = (row.method, row.partition, row.rank, row.privacy, row.epsilon, row.seeds)
-            figures = (*(row.on_nodes or (None, None)), *(row.central or (None, None)), row.fairness, row.worst)
-            writer.writerow([*facts, *figures, row.bytes_up, row.bytes_down, row.seconds])
+            spreads = [
+                figure for spread in (row.on_nodes, row.central, row.further) for figure in spread or (None, None)
+            ]
+            writer.writerow([*facts, *spreads, row.fairness, row.worst, row.bytes_up, row.bytes_down, row.seconds])
 
 
 def write_rounds(file: Path, results: Sequence[Result]) -> None:
@@ -38,12 +41,14 @@ def write_rounds(file: Path, results: Sequence[Result]) -> None:
 
 def cells(table: Sequence[Row], metric: str) -> list[list[str]]:
     """The table that a person reads: a line of titles, then the rows. Columns that say nothing are left out."""
-    titles = ["method", "partition", "rank", "privacy", metric, f"central {metric}"]
+    further = next((task.further for task in TASKS.values() if task.metric == metric and task.further), "further")
+    titles = ["method", "partition", "rank", "privacy", metric, f"central {metric}", further]
     titles += ["spread over nodes", "worst node", "MB up", "MB down", "seconds of rounds"]
     lines = [
         [
             *(row.method, row.partition, str(row.rank), row.privacy),
-            *(_spread(row.on_nodes), _spread(row.central), _figure(row.fairness), _figure(row.worst)),
+            *(_spread(row.on_nodes), _spread(row.central), _spread(row.further)),
+            *(_figure(row.fairness), _figure(row.worst)),
             *(_size(row.bytes_up), _size(row.bytes_down), f"{row.seconds:.0f}" if row.seconds else "-"),
         ]
         for row in table
