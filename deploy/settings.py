@@ -12,6 +12,9 @@ from common.section import flatten
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+PLACES = ("data.source", "evaluation.source", "model.name", "rule.fed-sb.source")
+SHIPPED = ("embedded", "stdlib")
+
 
 def read(settings: Sequence[str]) -> dict[str, Any]:
     """Flower's flat run config; a later setting wins. A bare word is a string.
@@ -28,6 +31,16 @@ def read(settings: Sequence[str]) -> dict[str, Any]:
         else:
             flat[key] = _value(value)
     return flat
+
+
+def located(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with files and folders of this machine by their absolute paths, which is what an app can find."""
+
+    def absolute(value: Any) -> Any:
+        place = Path(str(value)).expanduser()
+        return str(place.resolve()) if value and value not in SHIPPED and place.exists() else value
+
+    return {key: absolute(value) if key in PLACES else value for key, value in flat.items()}
 
 
 def write(flat: Mapping[str, Any]) -> list[str]:

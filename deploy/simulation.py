@@ -41,7 +41,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    flat = settings.read(options.settings)
+    flat = settings.located(settings.read(options.settings))
     read_config(flat)
     return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), flat)
 

@@ -11,6 +11,7 @@ from common.accounting import Release
 from common.config import PrivacyConfig
 from common.ledger import DataSet
 from deploy.command import main
+from deploy.settings import located
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,12 @@ def test_a_ledger_that_is_not_there_is_told_and_not_made(tmp_path, capsys):
     assert main(["ledger", "show", "--directory", str(tmp_path)]) == 2
     assert "there is no ledger" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_this_machine_are_named_by_their_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.jsonl", "stdlib", "fedit"):
+        (tmp_path / name).write_text("")
+    flat = {"data.source": "own.jsonl", "evaluation.source": "", "model.name": "org/model", "rule.name": "fedit"}
+    assert located(flat) == flat | {"data.source": str(tmp_path / "own.jsonl")}
+    assert located({"data.source": "stdlib"}) == {"data.source": "stdlib"}

@@ -42,9 +42,9 @@ def add_to(commands: Commands) -> None:
 def _compare(options: argparse.Namespace) -> int:
     _demand_matplotlib()
     path = find(options.profile)
-    over = (
-        settings.read(options.settings) | _located("data.source", options.data) | _located("model.name", options.model)
-    )
+    named = {"data.source": options.data, "model.name": options.model}
+    given = {key: place for key, place in named.items() if place is not None}
+    over = settings.located(settings.read(options.settings) | given)
     profile = read(path, over)
     output = (options.output or Path("comparisons") / path.stem).resolve()
     chosen = cells(profile, over, options.quick)
@@ -64,11 +64,3 @@ def _demand_matplotlib() -> None:
     """Ask for it before hours of runs, not after them."""
     if find_spec("matplotlib") is None:
         raise BouquetError("the pictures need matplotlib", cure="pip install 'bouquet[report]', then try again.")
-
-
-def _located(key: str, place: str | None) -> dict[str, str]:
-    """A file or folder by its absolute path, which is what an app can find; a hub id as it is."""
-    if place is None:
-        return {}
-    path = Path(place).expanduser()
-    return {key: str(path.resolve()) if path.exists() else place}
