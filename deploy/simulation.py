@@ -21,6 +21,8 @@ SIMULATION = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OMP_NUM_THREADS": "1",
     "TORCHDYNAMO_DISABLE": "1",
+    # Or a run says nothing until it has ended: what is read here is no terminal.
+    "PYTHONUNBUFFERED": "1",
 }
 NOISE = re.compile(r"\x1b\[\d+m(\((ClientAppActor|pid=)|INFO|WARNING)|^\((ClientAppActor|pid=)")
 

@@ -17,13 +17,22 @@ def test_the_commands_of_your_data_work_one_after_the_other(tmp_path):
     assert len(blocks) == 3
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = "set -e\n" + "".join(blocks)
-    variables = os.environ | {"PATH": path}
-    command = ["bash", "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "held-out accuracy" in done.stdout
+    variables = {**os.environ, "PATH": path}
+    variables.pop("PYTHONUNBUFFERED", None)
+    said, finished = "", []
+    with subprocess.Popen(
+        ["bash", "-c", script], cwd=tmp_path, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            said += line
+            if line.startswith("round "):
+                finished.append((tmp_path / "runs/tickets/summary.json").exists())
+    assert process.returncode == 0, said
+    assert len(finished) == 2
+    assert not finished[0], "a round is told when it is done, not when all are"
+    assert "held-out accuracy" in said
     assert (tmp_path / "runs/tickets/adapter/adapter_model.safetensors").is_file()
-    assert "epsilon" in done.stdout
+    assert "epsilon" in said
 
 
 def test_links_between_the_documents_lead_somewhere():
