@@ -33,7 +33,7 @@ def headline(run: Run) -> Html:
         tiles.append(_tile(run.metric.capitalize(), last, f"held out; {first} before"))
     if losses := run.history("merge", "loss"):
         first, last = _ends(losses)
-        tiles.append(_tile("Training loss", last, f"{first} at first"))
+        tiles.append(_tile("Training loss", last, f"{first} at first" if len(losses) > 1 else "in one round"))
     if run.private:
         bounds = spending.epsilon_bounds(run)
         known = [bound for bound in bounds.values() if bound is not None]
