@@ -260,7 +260,7 @@ class Rounds:
             self._task.figure(total), total.loss / total.count, dict(sorted(figures.items())), sample
         )
         overall = self._task.figures(total)
-        self._record.event("heldout", state.round, loss=evaluation.loss, **overall, bytes_down=down)
+        self._record.event("heldout", state.round, loss=evaluation.loss, **overall)
         self._record.say(f"    held-out {_figures(overall)} over {len(figures)} nodes")
         return evaluation
 

@@ -154,6 +154,15 @@ def test_mlflow_and_wandb_get_figures_and_no_secret(settings, tmp_path):
     assert "data.source" not in settings_told
 
 
+def test_no_byte_is_counted_twice(settings, tmp_path):
+    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    for way in ("bytes_up", "bytes_down"):
+        # What the exporter adds up: events of all nodes together.
+        told = [line[way] for line in lines(tmp_path / "run") if way in line and "node" not in line]
+        assert sum(told) == summary[way] > 0
+
+
 def test_many_failing_nodes_do_not_flood_the_log(settings, tmp_path, capsys):
     """All of the first round fail, then 30 of 40: a handful of lines a round, and every reason in the record."""
     calls: list[int] = []
