@@ -131,7 +131,7 @@ def test_of_a_round_that_was_run_again_the_last_time_counts(copy):
     events = [event for event in lines(copy) if event["round"] < 3]
     first = next(index for index, event in enumerate(events) if event["phase"] == "asked" and event["round"] == 2)
     attempt = [{**event, "bytes_up": 10**9, "node": "ward-9"} for event in events[first:] if event["phase"] == "train"]
-    again = [{"phase": "opened", "round": 0, "elapsed": 0.0}, {"phase": "start", "round": 1, "elapsed": 1.0}]
+    again = [{"phase": "opened", "round": 0, "elapsed": 0.0}, {"phase": "start", "round": 1, "elapsed": 0.0}]
     rewrite(copy, events[: first + 1] + attempt + again + events[first:])
     run = Run.read(copy)
     assert run.done == 2
