@@ -179,6 +179,12 @@ def low_rank_svd(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q_left @ u, singular, vh @ q_right.T
 
 
+def balanced(u: Tensor, singular: Tensor, vh: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The ``rank`` leading directions of an SVD as two factors of the same size."""
+    root = singular[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * vh[:rank]
+
+
 def directions_holding(energy: float, singular: Tensor) -> int:
     """The fewest leading singular values whose squares hold a share ``energy`` of all squares; at least 1."""
     share = singular.square().cumsum(0) / singular.square().sum().clamp_min(torch.finfo(singular.dtype).tiny)
@@ -192,8 +198,8 @@ def recompress(left: Tensor, right: Tensor, energy: float = 1.0) -> tuple[Tensor
     rank = max(1, int((singular > tolerance).sum()))
     if energy < 1:
         rank = min(rank, directions_holding(energy, singular))
-    root = singular[:rank].sqrt()
-    return (u[:, :rank] * root).to(left.dtype), (root[:, None] * vh[:rank]).to(right.dtype)
+    left_factor, right_factor = balanced(u, singular, vh, rank)
+    return left_factor.to(left.dtype), right_factor.to(right.dtype)
 
 
 def break_even_rank(d_out: int, d_in: int) -> int:

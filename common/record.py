@@ -53,7 +53,7 @@ class Run:
                 cure=f"Name one of them, such as {folder / inside[-1]}." if inside else "bouquet runs lists the runs.",
             )
         settings, summary = _json(folder / CONFIG), _json(folder / SUMMARY)
-        events, torn = _events(folder / METRICS)
+        events, torn = read_events(folder / METRICS)
         config, versions = (mapping(settings.get(part)) for part in ("config", "versions"))
         code = str(settings.get("code", ""))
         return cls(folder, config, versions, code, summary, events, torn, is_running(folder))
@@ -222,7 +222,7 @@ def names(asked: Event) -> Iterator[str]:
     return map(str, nodes if isinstance(nodes, list) else [])
 
 
-def _events(file: Path) -> tuple[tuple[Event, ...], int]:
+def read_events(file: Path) -> tuple[tuple[Event, ...], int]:
     """The lines of the record that are whole, and how many are not."""
     events, torn = [], 0
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -18,7 +18,7 @@ from common.tasks import TASKS
 from strategies import RULES, read_config
 
 
-class Run(NamedTuple):
+class RunDirectory(NamedTuple):
     """A run directory: its config, and the name by which its nodes know it."""
 
     folder: Path
@@ -32,7 +32,7 @@ def is_personal(config: RunConfig) -> bool:
     return RULES[config.rule.name].personal or own_head
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path) -> RunDirectory:
     """Read a run directory. Raises :class:`BouquetError` where ``folder`` is none."""
     try:
         facts = json.loads((folder / "config.json").read_text())
@@ -45,7 +45,7 @@ def open_run(folder: Path) -> Run:
             got=f"{type(error).__name__}: {error}",
             cure="bouquet run leaves its runs in runs/, plain flwr run in ~/.bouquet/runs.",
         ) from error
-    return Run(folder, read_config(config), str(facts.get("run", folder.name)))
+    return RunDirectory(folder, read_config(config), str(facts.get("run", folder.name)))
 
 
 def find(path: Path, node: str = "", state_directory: Path | None = None) -> Path:
@@ -81,7 +81,7 @@ def demand_run(folder: Path, node: str) -> None:
         )
 
 
-def of_node(run: Run, node: str, state_directory: Path | None) -> Path:
+def of_node(run: RunDirectory, node: str, state_directory: Path | None) -> Path:
     """The folder of a node's own adapter, in the state directory on the node's machine."""
     state = state_directory or NodeConfig().state
     folder = state / run.name / node / "adapter"
@@ -95,7 +95,7 @@ def of_node(run: Run, node: str, state_directory: Path | None) -> Path:
     return folder
 
 
-def demand_global(run: Run, state_directory: Path | None) -> None:
+def demand_global(run: RunDirectory, state_directory: Path | None) -> None:
     """Raise :class:`BouquetError` where a run has no model but its nodes' own."""
     if is_personal(run.config):
         state = state_directory or NodeConfig().state

@@ -16,6 +16,13 @@ PLACES = ("data.source", "evaluation.source", "model.name", "rule.fed-sb.source"
 SHIPPED = ("embedded", "stdlib")
 
 
+def add_command(commands: Commands, name: str, *, help: str, example: str) -> argparse.ArgumentParser:
+    """A subcommand whose ``--help`` shows ``example`` line by line as it stands."""
+    return commands.add_parser(
+        name, help=help, description=example, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def read(settings: Sequence[str]) -> dict[str, Any]:
     """Flower's flat run config; a later setting wins. A bare word is a string.
 

@@ -178,16 +178,9 @@ class Nodes:
                 cure="Give each its own name or partition-id in --node-config.",
             )
         largest = self._config.lora.rank
-        if rank > largest or (rank != largest and not self._rule.mixed_ranks):
-            able = ", ".join(name for name, rule in RULES.items() if rule.mixed_ranks)
-            raise BouquetError(
-                f"a rank that the rule '{self._rule.name}' cannot serve",
-                where=f"{name}, lora-rank",
-                expected=f"at most {largest}" if self._rule.mixed_ranks else f"{largest} on every node",
-                got=str(rank),
-                cure=f"Change lora-rank in its --node-config; rules that serve smaller ranks are {able}.",
-            )
-        self._rule.check_rank(rank, largest)
+        able = ", ".join(name for name, rule in RULES.items() if rule.mixed_ranks)
+        cure = f"Change lora-rank in its --node-config; rules that serve smaller ranks are {able}."
+        self._rule.check_rank(rank, largest, where=f"{name}, lora-rank", cure=cure)
         if rank != largest and self._config.privacy.mode == "update-central":
             raise BouquetError(
                 "a smaller rank under privacy.mode = 'update-central', which takes one mean over all nodes",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.adapter import low_rank_svd
+from common.adapter import balanced, low_rank_svd
 from strategies.stack import Split, Stack, StackRule, padded
 
 
@@ -28,8 +28,7 @@ class FedMomentum(StackRule):
     def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
         """The leading ``rank`` directions, and those after them that are not numerically zero."""
         u, singular, vh = low_rank_svd(stack.left, stack.right)
-        root = (singular[:rank] / scale).sqrt()
-        b, a = padded(u[:, :rank] * root, root[:, None] * vh[:rank], rank)
+        b, a = padded(*balanced(u, singular / scale, vh, rank), rank)
         cut = singular[0] * max(stack.left.shape[0], stack.right.shape[1]) * torch.finfo(torch.float32).eps
         numerical = max(rank, int((singular > cut).sum()))
         return Split(b, a, (u * singular)[:, rank:numerical], vh[rank:numerical])

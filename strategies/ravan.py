@@ -24,7 +24,7 @@ from common.adapter import Key, Spec, State, Tensors, Update, chosen_blocks
 from common.error import BouquetError
 from strategies.core import CoreRule
 from strategies.mean import WeightedMean
-from strategies.rule import Plan
+from strategies.rule import CHANGE_RANK, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +64,24 @@ class Ravan(CoreRule):
             )
         return super().initial(spec, seed)
 
-    def check_rank(self, rank: int, whole: int) -> None:
+    def check_rank(self, rank: int, whole: int, where: str = "lora-rank", cure: str = CHANGE_RANK) -> None:
         """A smaller rank must be one of whole heads, and the mean one that can be taken head by head."""
-        super().check_rank(rank, whole)
+        super().check_rank(rank, whole, where, cure)
         if rank % (whole // self.heads):
             raise BouquetError(
                 "a rank that is not one of whole heads",
-                where="lora-rank",
+                where=where,
                 expected=f"a multiple of {whole // self.heads} (lora.rank / rule.ravan.heads)",
                 got=str(rank),
-                cure="Change lora-rank in --node-config.",
+                cure=cure,
             )
         if rank != whole and self.mean != WeightedMean():
             raise BouquetError(
                 "a robust mean over nodes that train different heads",
-                where="lora-rank",
+                where=where,
                 expected=f"{whole} on every node, or merge.mean = 'weighted'",
                 got=str(rank),
+                cure=cure,
             )
 
     def view(self, state: State, rank: int, draw: int = 0) -> State:

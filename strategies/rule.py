@@ -31,6 +31,8 @@ from common.error import BouquetError
 from strategies.mean import Mean, WeightedMean
 from strategies.optimizer import ServerOptimizer
 
+CHANGE_RANK = "Change lora-rank in --node-config, or lora.rank in the run config."
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -126,17 +128,20 @@ class Rule(ABC):
             return state
         return replace(state, adapter={key: leading(key, tensor, rank) for key, tensor in state.adapter.items()})
 
-    def check_rank(self, rank: int, whole: int) -> None:
-        """Raise :class:`BouquetError` unless a node of this rank can take part where the state's is ``whole``."""
+    def check_rank(self, rank: int, whole: int, where: str = "lora-rank", cure: str = CHANGE_RANK) -> None:
+        """Raise :class:`BouquetError` unless a node of this rank can take part where the state's is ``whole``.
+
+        ``where`` and ``cure`` are for whoever knows more of them.
+        """
         if rank == whole:
             return
         if not self.mixed_ranks or rank > whole:
             raise BouquetError(
                 f"a rank that the rule '{self.name}' cannot serve",
-                where="lora-rank",
+                where=where,
                 expected=f"at most {whole}" if self.mixed_ranks else f"{whole} on every node",
                 got=str(rank),
-                cure="Change lora-rank in --node-config, or lora.rank in the run config.",
+                cure=cure,
             )
 
     def install(self, state: State, private: Tensors) -> Tensors:

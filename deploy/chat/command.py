@@ -9,7 +9,7 @@ from rich.console import Console
 
 from common.error import BouquetError
 from deploy.place import add_place
-from deploy.settings import Commands
+from deploy.settings import Commands, add_command
 
 if TYPE_CHECKING:
     from deploy.chat.model import Model
@@ -23,12 +23,7 @@ QUIT = "/quit"
 
 def add_to(commands: Commands) -> None:
     """Add the subcommand."""
-    chat = commands.add_parser(
-        "chat",
-        help="try an adapter in the terminal",
-        description=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    chat = add_command(commands, "chat", help="try an adapter in the terminal", example=EXAMPLE)
     chat.add_argument("source", type=Path, help="a run directory, or an adapter folder")
     chat.add_argument("--prompt", help="answer this text and end")
     chat.add_argument("--base", action="store_true", help="let the base model answer too, without the adapter")

@@ -10,7 +10,7 @@ from deploy.compare.cells import cells
 from deploy.compare.profile import find, read
 from deploy.compare.report import write
 from deploy.compare.runs import Runs
-from deploy.settings import Commands
+from deploy.settings import Commands, add_command
 
 EXAMPLE = """Example: bouquet compare sst2 --data /data/sst2/train.jsonl.gz --model /models/all-MiniLM-L6-v2
          bouquet compare stdlib train.steps=16 num-server-rounds=3 --output /tmp/steps
@@ -20,12 +20,7 @@ command goes on where it was: finished runs are kept."""
 
 def add_to(commands: Commands) -> None:
     """Add the subcommand."""
-    compare = commands.add_parser(
-        "compare",
-        help="compare rules on one task, by simulation",
-        description=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    compare = add_command(commands, "compare", help="compare rules on one task, by simulation", example=EXAMPLE)
     compare.add_argument("profile", help="a TOML file, or the name of one in profiles/")
     over = "directly after the profile: run config laid over its own, or a TOML file of it"
     compare.add_argument("settings", nargs="*", metavar="key=value", help=over)

@@ -1,14 +1,14 @@
 """The model card: what a folder holds, how it was trained, and how it is loaded."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from common import base
+from common import base, record
 from common.config import PrivacyConfig
 from common.tasks import TASKS
 from deploy.export.source import Source
@@ -133,7 +133,7 @@ def _privacy(privacy: PrivacyConfig, node: str) -> str:
 
 def _scores(source: Source) -> Iterator[tuple[str, str]]:
     """The held-out figures that the run measured, where it measured any."""
-    if source.run is None or not (file := source.run / "summary.json").is_file():
+    if source.run is None or not (file := source.run / record.SUMMARY).is_file():
         return
     summary: dict[str, Any] = json.loads(file.read_text())
     who = source.node or "all"
@@ -153,14 +153,9 @@ def _sizes(run: Path) -> dict[str, int]:
     return {str(event["node"]): int(event.get("examples", 0)) for event in trained}
 
 
-def _events(run: Path) -> Iterator[dict[str, Any]]:
+def _events(run: Path) -> Sequence[record.Event]:
     """The lines of the run's record; one that a kill has torn is passed over."""
-    if (file := run / "metrics.jsonl").is_file():
-        for line in file.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+    return record.read_events(run / record.METRICS)[0] if (run / record.METRICS).is_file() else ()
 
 
 def _loading(export: Export, name: str) -> str:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from deploy.place import add_place
-from deploy.settings import Commands
+from deploy.settings import Commands, add_command
 
 EXAMPLE = """Example: bouquet export runs/flu --to exports/flu
          bouquet export runs/flu --to exports/flu-16 --rank 16
@@ -15,11 +15,8 @@ What is written is loaded again and compared with the run's own model; what diff
 
 def add_to(commands: Commands) -> None:
     """Add the subcommand."""
-    export = commands.add_parser(
-        "export",
-        help="write a run's adapter as a PEFT folder or a merged model, checked",
-        description=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    export = add_command(
+        commands, "export", help="write a run's adapter as a PEFT folder or a merged model, checked", example=EXAMPLE
     )
     export.add_argument("source", type=Path, help="a run directory, or an adapter folder")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="the new folder")

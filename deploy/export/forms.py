@@ -43,9 +43,8 @@ def cut(state: State, rank: int) -> tuple[State, float]:
 
 
 def _cut(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    u, singular, vh = adapter.low_rank_svd(left.double(), right.double())
-    root = singular[:rank].sqrt()
-    return (u[:, :rank] * root).to(left.dtype), (root[:, None] * vh[:rank]).to(right.dtype)
+    b, a = adapter.balanced(*adapter.low_rank_svd(left.double(), right.double()), rank)
+    return b.to(left.dtype), a.to(right.dtype)
 
 
 def write_peft(state: State, config: RunConfig, folder: Path) -> None:

@@ -11,7 +11,7 @@ from common.config import RunConfig
 from common.error import BouquetError
 from common.export import ABOUT, read
 from deploy import adapters
-from deploy.adapters import Run
+from deploy.adapters import RunDirectory
 from strategies import build
 
 TEXTS = 8
@@ -72,7 +72,7 @@ def find(path: Path, node: str = "", state_directory: Path | None = None, model:
     return Source(_state(run), config, path)
 
 
-def _state(run: Run) -> State:
+def _state(run: RunDirectory) -> State:
     """The state that the run ended with, or the newest of one that has not ended."""
     rule, folder = build(run.config), run.folder / "checkpoints"
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.error import BouquetError
 from deploy.place import add_model
-from deploy.settings import Commands
+from deploy.settings import Commands, add_command
 
 EXAMPLE = """Example: bouquet serve exports/flu exports/colds
          bouquet serve flu=runs/flu/adapter --port 8080 --engine peft
@@ -21,12 +21,7 @@ an instruction model must be in that model's own form. Requests for different ad
 
 def add_to(commands: Commands) -> None:
     """Add the subcommand."""
-    serve = commands.add_parser(
-        "serve",
-        help="serve adapters on an OpenAI-compatible address",
-        description=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    serve = add_command(commands, "serve", help="serve adapters on an OpenAI-compatible address", example=EXAMPLE)
     serve.add_argument("adapters", nargs="+", metavar="[NAME=]DIR", help="adapter folders, or run directories")
     serve.add_argument("--engine", choices=["auto", "vllm", "peft"], default="auto", help="auto: vLLM if it is there")
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1)")
