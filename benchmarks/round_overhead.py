@@ -1,6 +1,8 @@
-"""What a round costs beyond training, on a real federation with TLS: cold nodes, and nodes with a warm worker.
+"""What a round costs beyond training, on a real federation with TLS: cold nodes, nodes with a warm worker, and a peer.
 
-python -m benchmarks.round_overhead --rounds 3
+    python -m benchmarks.round_overhead --rounds 3
+
+The peer (``benchmarks/stock``) is Flower's own FedAvg over PEFT adapters, whose nodes load the base in every round.
 """
 
 import argparse
@@ -9,25 +11,27 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from tests.processes import federation
+from common import embedded, sources
+from tests.processes import APP, Federation, federation
 
-NODES = 2
+NODES, STEPS, BATCH = 2, 3, 4
+TEXTS = 40
 SETTINGS = (
-    'data.limit=40 train.steps=3 train.batch-size=4 evaluation.limit=4 evaluation.every=0 evaluation.prompt="" '
-    f"min-nodes={NODES} round.deadline=300.0"
+    f"data.limit={TEXTS} train.steps={STEPS} train.batch-size={BATCH} evaluation.limit=4 evaluation.every=0 "
+    f'evaluation.prompt="" min-nodes={NODES} round.deadline=300.0'
 )
 
 
-def overheads(folder: Path, warm: float, rounds: int) -> list[float]:
-    """Seconds of every round but the slowest node's training."""
-    with federation(
-        folder, NODES, lambda node: [f"partition-id={node}", f"num-partitions={NODES}", f"warm={warm}"]
-    ) as own:
-        run = own.submit("timed", f"{SETTINGS} num-server-rounds={rounds}", folder / "runs")
-        status = own.wait(run, 900)
-    if status != "finished:completed":
-        raise SystemExit(f"the run ended as {status}")
-    events = [json.loads(line) for line in (folder / "runs/timed/metrics.jsonl").read_text().splitlines()]
+def node(warm: float, number: int) -> list[str]:
+    """The node config of one node."""
+    return [f"partition-id={number}", f"num-partitions={NODES}", f"warm={warm}"]
+
+
+def bouquet(own: Federation, rounds: int) -> list[float]:
+    """Seconds of every round of Bouquet's but the slowest node's training."""
+    runs = own.folder / "runs"
+    finish(own, own.submit("timed", f"{SETTINGS} num-server-rounds={rounds}", runs))
+    events = [json.loads(line) for line in (runs / "timed/metrics.jsonl").read_text().splitlines()]
     training = {
         number: max(e["seconds"] for e in events if e["phase"] == "train" and e["round"] == number)
         for number in range(1, rounds + 1)
@@ -35,15 +39,36 @@ def overheads(folder: Path, warm: float, rounds: int) -> list[float]:
     return [event["seconds"] - training[event["round"]] for event in events if event["phase"] == "merge"]
 
 
+def stock(own: Federation, rounds: int) -> list[float]:
+    """The same of the peer's."""
+    texts, timings = own.folder / "texts.json", own.folder / "timings.json"
+    texts.write_text(json.dumps(sources.read("stdlib")["text"][: NODES * TEXTS]))
+    places = f'model="{embedded.unpack()}" texts="{texts}" timings="{timings}"'
+    settings = f"{places} rounds={rounds} steps={STEPS} batch-size={BATCH}"
+    finish(own, own.start_run(APP / "benchmarks/stock", settings))
+    seconds = json.loads(timings.read_text())
+    return [whole - training for whole, training in zip(seconds["whole"], seconds["training"], strict=True)]
+
+
+def finish(own: Federation, run: str) -> None:
+    """Wait for the end of a run, which must be a good one."""
+    if (status := own.wait(run, 900)) != "finished:completed":
+        raise SystemExit(f"the run ended as {status}")
+
+
 def main() -> None:
-    """Print a line for cold nodes and one for warm ones."""
+    """Print a line for cold nodes, one for warm ones, and one for the peer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    for name, warm in (("cold", 0.0), ("warm", 600.0)):
-        with tempfile.TemporaryDirectory() as folder:
-            seconds = overheads(Path(folder), warm, options.rounds)
-        print(f"{name}: median {statistics.median(seconds):.1f} s a round beyond training ({seconds})")
+    for name, warm, measure in (("cold", 0.0, bouquet), ("warm", 600.0, bouquet), ("stock FedAvg", 0.0, stock)):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            federation(Path(folder), NODES, lambda number, warm=warm: node(warm, number)) as own,
+        ):
+            seconds = measure(own, options.rounds)
+        each = ", ".join(f"{second:.1f}" for second in seconds)
+        print(f"{name}: median {statistics.median(seconds):.1f} s a round beyond training ({each})", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from common.adapter import Key, Tensors
+from common.adapter import HEAD, Key, Tensors
 from common.config import TrainConfig
 from common.error import BouquetError
 from common.models import LoraModel
@@ -91,10 +93,17 @@ def descend(
 
     ``gradients`` takes the number of the step, leaves its gradients in the parameters, and returns its loss and tokens.
     """
-    parameters = [parameter for key in keys for parameter in model.parameters(key) if parameter.requires_grad]
+    adapter = _trained(model, [key for key in keys if key.part not in HEAD])
+    head = _trained(model, [key for key in keys if key.part in HEAD])
+    parameters = [*adapter, *head]
     received = [parameter.detach().clone() for parameter in parameters] if config.proximal else []
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    groups: list[dict[str, Any]] = [
+        {"params": adapter},
+        {"params": head, "lr": config.head_learning_rate or config.learning_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
     factor = schedule(config, steps * rounds)
+    scheduler = LambdaLR(optimizer, lambda step: factor(round * steps + step))
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
 
@@ -102,8 +111,6 @@ def descend(
     started = time.monotonic()
     total_loss, tokens = 0.0, 0
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor(round * steps + step)
         loss, read = gradients(step)
         total_loss, tokens = total_loss + loss, tokens + read
         if (term := penalty(model.live(keys))) is not None:
@@ -113,6 +120,7 @@ def descend(
         if config.clip_norm:
             nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         optimizer.step()
+        scheduler.step()
         optimizer.zero_grad(set_to_none=True)
 
     return Training(
@@ -148,6 +156,11 @@ def schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
         return 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def _trained(model: LoraModel, keys: Sequence[Key]) -> list[nn.Parameter]:
+    """The parameters of ``keys`` that are not frozen."""
+    return [parameter for key in keys for parameter in model.parameters(key) if parameter.requires_grad]
 
 
 def _pull_back(parameters: Sequence[nn.Parameter], received: Sequence[torch.Tensor], mu: float) -> None:

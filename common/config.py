@@ -115,7 +115,8 @@ class MergeConfig(Section):
 class TrainConfig(Section):
     """The local loop of one round.
 
-    ``steps`` = 0 means ``epochs`` passes over the node's examples; ``proximal`` is FedProx's mu, 0 for none.
+    ``steps`` = 0 means ``epochs`` passes over the node's examples; ``head_learning_rate`` = 0 is the adapter's rate;
+    ``proximal`` is FedProx's mu, 0 for none.
     """
 
     steps: CountOrOff = 32
@@ -123,6 +124,7 @@ class TrainConfig(Section):
     batch_size: Count = 8
     accumulation: Count = 1
     learning_rate: Positive = 5e-3
+    head_learning_rate: NonNegative = 0.0
     weight_decay: NonNegative = 0.0
     clip_norm: NonNegative = 1.0
     proximal: NonNegative = 0.0

@@ -148,11 +148,14 @@ class Federation:
         return self.folder / f"{name}.log"
 
     def submit(self, name: str, settings: str, directory: Path) -> str:
-        """Start a run; return its id. A SuperLink that has just been started is asked again."""
-        overrides = f'{settings} run-directory="{directory}" run-name="{name}"'
+        """Start a run of Bouquet's; return its id."""
+        return self.start_run(APP, f'{settings} run-directory="{directory}" run-name="{name}"')
+
+    def start_run(self, app: Path, settings: str) -> str:
+        """Start a run of the app in a folder; return its id. A SuperLink that has just been started is asked again."""
         answer: dict[str, Any] = {}
         for _ in range(5):
-            answer = self._flwr("run", str(APP), "wards", "--run-config", overrides)
+            answer = self._flwr("run", str(app), "wards", "--run-config", settings)
             if "run-id" in answer:
                 return str(answer["run-id"])
             time.sleep(2)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from client_app import audit
+from common import accounting, ledger
 from deploy.site.folder import Site
 from deploy.site.superlink import statuses
+from strategies import read_config
 from tests.processes import Federation, Process, bouquet, federation, free_port, simulate, wait_for
 
 NODES = 3
@@ -76,6 +79,38 @@ def test_a_revoked_node_is_shut_out_and_a_rotated_key_comes_back(wards):
     bouquet("site", "register", str(wards.site))
     first.start()
     wait_for(lambda: "online" in _statuses(wards, "node-001"), "the node with the new key", pause=2.0)
+
+
+def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
+    private = {"privacy.mode": "example", "privacy.accountant": "rdp", "privacy.expected-batch": 8}
+    trained_on, steps, rounds = 36, 2, 2  # of 40 (data.limit), a tenth is held out
+    release = accounting.plan(read_config(private).privacy, trained_on, steps, rounds)
+    once, twice = (accounting.epsilon([release] * turns, 1e-5, "rdp") for turns in (1, 2))
+    (tmp_path / "policy.toml").write_text('parts = ["B"]\n[privacy]\nmodes = ["example"]\n')
+    bouquet("site", "add", str(wards.site), "frugal")
+    limits = [f"privacy-epsilon={(once + twice) / 2}", f"policy={tmp_path}/policy.toml", f"state-directory={tmp_path}"]
+    place = ["--port", str(free_port()), "partition-id=2", "num-partitions=3"]
+    bouquet("site", "kit", str(wards.site), "frugal", *place, *limits)
+    bouquet("site", "register", str(wards.site))
+    node = Process([str(wards.site / "kits/frugal/start.sh")], tmp_path / "frugal.log")
+    try:
+        wait_for(lambda: "online" in _statuses(wards, "frugal"), "the frugal node", pause=1.0)
+        asked = " ".join(f"{key}={json.dumps(value)}" for key, value in private.items())
+        settings = f'{SETTINGS} {asked} rule.name="ffa-lora" train.weighting="uniform" num-server-rounds={rounds}'
+        run = wards.submit("private", settings, tmp_path / "runs")
+        assert wards.wait(run) == "finished:completed", (wards.folder / "superexec.log").read_text()[-4000:]
+    finally:
+        node.stop()
+    events = [json.loads(line) for line in (tmp_path / "runs/private/metrics.jsonl").read_text().splitlines()]
+    assert [event["nodes"] for event in events if event["phase"] == "merge"] == [3, 2]
+    (refused,) = [event for event in events if event["phase"] == "failure"]
+    assert (refused["node"], refused["round"]) == ("frugal", 2)
+    assert refused["reason"].startswith("the privacy budget of this node is spent")
+    (row,) = ledger.read(tmp_path)
+    assert (row.run, row.round, row.release, row.epsilon) == ("private", 0, release, once)
+    bouquet("ledger", "--directory", str(tmp_path), "verify")
+    sent = [json.loads(line) for line in audit.path(tmp_path).read_text().splitlines()]
+    assert [line["epsilon"] for line in sent if line["tensors"]] == [once]
 
 
 def _supernode(wards: Federation, log: Path, root: Path, key: Path | None) -> Process:

@@ -54,6 +54,20 @@ def test_the_encoder_is_adapted_and_the_head_is_trained(quantization, tmp_path):
     assert model.score(task, EXAMPLES, 0, 4).loss < 0.9 * before
 
 
+def test_the_head_has_a_rate_of_its_own(tmp_path):
+    """Adam's first step is the rate, whatever the gradient."""
+    config, model = pooled(tmp_path)
+    state = FedIT().initial(model.spec, 0)
+    model.install(state.adapter, state.scale, {})
+    before = model.tensors()
+    settings = {"steps": 1, "learning-rate": 1e-3, "head-learning-rate": 0.1, "schedule": "constant", "warmup": 0.0}
+    task, one_step = tasks.build(config.task), TrainConfig.model_validate(settings)
+    train(model, model.keys, task, EXAMPLES, one_step, pad=0, seed="s", round=0, rounds=1)
+    moved = {key: float((tensor - before[key]).abs().max()) for key, tensor in model.tensors().items()}
+    assert {round(step, 3) for key, step in moved.items() if key in model.spec.head} == {0.1}
+    assert {round(step, 4) for key, step in moved.items() if key.part == "B"} == {1e-3}
+
+
 def test_plain_peft_loads_the_encoder_and_four_lines_make_the_logits(tmp_path):
     config, model = pooled(tmp_path)
     state = FedIT().initial(model.spec, 0)
