@@ -83,6 +83,7 @@ def test_a_revoked_node_is_shut_out_and_a_rotated_key_comes_back(wards):
 
 def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     private = {"privacy.mode": "example", "privacy.accountant": "rdp", "privacy.expected-batch": 8}
+    private |= {"rule.name": "ffa-lora", "train.weighting": "uniform"}
     trained_on, steps, rounds = 36, 2, 2  # of 40 (data.limit), a tenth is held out
     release = accounting.plan(read_config(private).privacy, trained_on, steps, rounds)
     once, twice = (accounting.epsilon([release] * turns, 1e-5, "rdp") for turns in (1, 2))
@@ -96,13 +97,14 @@ def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     try:
         wait_for(lambda: "online" in _statuses(wards, "frugal"), "the frugal node", pause=1.0)
         asked = " ".join(f"{key}={json.dumps(value)}" for key, value in private.items())
-        settings = f'{SETTINGS} {asked} rule.name="ffa-lora" train.weighting="uniform" num-server-rounds={rounds}'
+        settings = f"{SETTINGS} {asked}".replace("num-server-rounds=1", f"num-server-rounds={rounds}")
         run = wards.submit("private", settings, tmp_path / "runs")
         assert wards.wait(run) == "finished:completed", (wards.folder / "superexec.log").read_text()[-4000:]
     finally:
         node.stop()
     events = [json.loads(line) for line in (tmp_path / "runs/private/metrics.jsonl").read_text().splitlines()]
-    assert [event["nodes"] for event in events if event["phase"] == "merge"] == [3, 2]
+    whole, rest = [event["nodes"] for event in events if event["phase"] == "merge"]
+    assert rest == whole - 1 >= 2
     (refused,) = [event for event in events if event["phase"] == "failure"]
     assert (refused["node"], refused["round"]) == ("frugal", 2)
     assert refused["reason"].startswith("the privacy budget of this node is spent")
