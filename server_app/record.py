@@ -22,7 +22,7 @@ from rich.table import Table
 from common import report
 from common.config import RunConfig
 from common.error import BouquetError
-from common.record import CONFIG, DEFAULT_DIRECTORY, METRICS, SUMMARY
+from common.record import CONFIG, DEFAULT_DIRECTORY, METRICS, SUMMARY, printable
 from common.version import fingerprint
 
 LOCK_ATTEMPTS, LOCK_PAUSE = 5, 0.1
@@ -133,8 +133,8 @@ class Record:
             self._reasons.add(reason)
 
     def say(self, text: str) -> None:
-        """One line for whoever follows the run."""
-        self._console.print(text, markup=False)
+        """One line for whoever follows the run; what a node wrote in it steers no terminal."""
+        self._console.print(printable(text), markup=False)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A small table; the first column is text, the others are figures."""

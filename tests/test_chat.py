@@ -55,7 +55,7 @@ def test_a_classifier_gives_every_class_its_probability(tmp_path, capsys):
 
 def test_what_steers_a_terminal_is_not_shown(capsys):
     _show(Console(), "a\x1b[31m\x07b\n[bold]c")
-    assert capsys.readouterr().out == "a[31mb\n[bold]c"
+    assert capsys.readouterr().out == "a\ufffd[31m\ufffdb\n[bold]c"
 
 
 def test_a_folder_that_is_torn_is_told(tmp_path, capsys):

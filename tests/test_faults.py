@@ -89,6 +89,15 @@ def test_a_defect_on_a_node_shows_its_innermost_frames_at_the_coordinator(settin
     assert "ZeroDivisionError: a defect" in capsys.readouterr().out
 
 
+def test_what_a_node_writes_steers_no_terminal(settings, tmp_path, capsys):
+    steering = RecordDict({"failure": ConfigRecord({"reason": "gone\x1b[2J"})})
+    changes = {"num-server-rounds": 1, "round.min-replies": 0.5}
+    run_in_process(settings(**changes), nodes=2, tamper={1: lambda content: steering})
+    assert "gone\ufffd[2J" in (said := capsys.readouterr().out)
+    assert "\x1b" not in said
+    assert failures(tmp_path / "run") == ["gone\x1b[2J"]
+
+
 def repacked(change: Callable[[wire.Header, Update], ArrayRecord]) -> Callable[[RecordDict], RecordDict]:
     """A change of the update that a node has made."""
 

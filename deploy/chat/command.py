@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from common.error import BouquetError
+from common.record import printable
 from deploy.place import add_place
 from deploy.settings import Commands, add_command
 
@@ -84,5 +85,4 @@ def _answer(model: "Model", text: str, options: argparse.Namespace, console: Con
 
 def _show(console: Console, piece: str) -> None:
     """A piece of an answer, without anything that steers a terminal."""
-    shown = "".join(sign for sign in piece if sign.isprintable() or sign in "\n\t")
-    console.print(shown, end="", markup=False)
+    console.print(printable(piece), end="", markup=False)
