@@ -113,17 +113,20 @@ class Pictures:
 
     def _epsilon(self, axis: Axes, rows: list[Row]) -> list[Label]:
         labels = _levels(axis, [(row, self._quality(row)) for row in rows])
+        bounds = sorted({row.epsilon for row in rows if row.epsilon is not None})
+        without = 2 * max(bounds, default=1.0)
         for method, (colour, marker) in self._style.items():
             line = sorted(
-                (row.epsilon, *figure)
+                (row.epsilon or without, *figure)
                 for row in rows
-                if row.method == method and row.epsilon is not None and (figure := self._quality(row))
+                if row.method == method and (figure := self._quality(row))
             )
             if line:
                 epsilons, means, deviations = zip(*line, strict=True)
                 axis.errorbar(epsilons, means, deviations, color=colour, marker=marker, capsize=2)
                 labels.append(Label(epsilons[-1], means[-1], method, colour))
         _logarithmic(axis, "epsilon of each node (logarithmic); less is more private")
+        axis.set_xticks([*bounds, without], [*(f"{bound:g}" for bound in bounds), "none"])
         return labels
 
     def _convergence(self, axis: Axes, rows: list[Row]) -> list[Label]:
