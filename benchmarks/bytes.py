@@ -42,9 +42,7 @@ def after_a_round(rule: Rule) -> State:
 def stock() -> int:
     """A message of Flower's FedAvg over PEFT's tensors."""
     state = after_a_round(RULES["fedit"]())
-    named = {
-        f"base_model.model.{key.layer}.lora_{key.part}.weight": tensor for key, tensor in state.adapter.items()
-    }
+    named = {f"base_model.model.{key.layer}.lora_{key.part}.weight": tensor for key, tensor in state.adapter.items()}
     return sent(RecordDict({"arrays": ArrayRecord(named)}))
 
 

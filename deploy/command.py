@@ -32,10 +32,21 @@ from strategies import RULES
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code: 2 where the user has something to mend first."""
-    parser = argparse.ArgumentParser(
+    options = parser().parse_args(arguments)
+    try:
+        code: int = options.work(options)
+    except BouquetError as error:
+        print(f"bouquet: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """What is understood on the command line; a subcommand's function is its ``work``."""
+    whole = argparse.ArgumentParser(
         prog="bouquet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = whole.add_subparsers(dest="command", required=True)
     simulation.add_to(commands)
     rules = commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
     rules.set_defaults(work=_rules)
@@ -49,13 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export.add_to(commands)
     chat.add_to(commands)
     serve.add_to(commands)
-    options = parser.parse_args(arguments)
-    try:
-        code: int = options.work(options)
-    except BouquetError as error:
-        print(f"bouquet: {error}", file=sys.stderr)
-        return 2
-    return code
+    return whole
 
 
 def rules_table() -> str:

@@ -4,14 +4,18 @@ import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from strategies import RULES
+from deploy.command import parser
+from deploy.settings import read as settings_of
+from strategies import RULES, read_config
 from tests.factors import dense, started, trained
 from tests.grid import run_in_process
 
@@ -58,6 +62,22 @@ def test_the_rule_that_adding_a_rule_writes_is_lawful_and_runs(settings, tmp_pat
     run_in_process(settings(**{"rule.name": rule.name}), nodes=2)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["after"]["all"] < summary["before"]["all"]
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Every line of the documents that is a bouquet command, and the document; what is left out there is left out."""
+    for document in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
+        text = document.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^ *(?:\.venv/bin/)?bouquet +(.*)$", text, flags=re.MULTILINE):
+            yield document.name, re.sub(r" \.\.\.(?=\s|$)", "", line)
+
+
+@pytest.mark.parametrize(("document", "line"), sorted(set(commands())))
+def test_every_command_of_the_documents_is_understood(document, line, monkeypatch):
+    monkeypatch.chdir(DOCS.parent)
+    options = parser().parse_args(shlex.split(line, comments=True))
+    if options.command in ("run", "plan"):
+        read_config(settings_of(options.settings))
 
 
 def test_links_between_the_documents_lead_somewhere():
