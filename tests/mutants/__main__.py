@@ -33,7 +33,7 @@ def main() -> int:
     survivors = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "copy"
-        ignored = shutil.ignore_patterns(".*", "__pycache__", "runs")
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "runs", "comparisons")
         shutil.copytree(ROOT, folder, ignore=ignored)
         for mutant in mutants:
             killed = caught(mutant, folder)
