@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from common import embedded, sources
@@ -64,7 +65,7 @@ def main() -> None:
     for name, warm, measure in (("cold", 0.0, bouquet), ("warm", 600.0, bouquet), ("stock FedAvg", 0.0, stock)):
         with (
             tempfile.TemporaryDirectory() as folder,
-            federation(Path(folder), NODES, lambda number, warm=warm: node(warm, number)) as own,
+            federation(Path(folder), NODES, partial(node, warm)) as own,
         ):
             seconds = measure(own, options.rounds)
         each = ", ".join(f"{second:.1f}" for second in seconds)

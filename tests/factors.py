@@ -43,6 +43,12 @@ def started(rule: Rule, rank: int = 3) -> State:
     return rule.aggregate(state, [trained(rule, state, seed, 1.0) for seed in (1, 2)])
 
 
+def after_a_round(rule: Rule, layers: dict[str, LayerShape], rank: int, nodes: int) -> State:
+    """The state that the second round begins with."""
+    state = rule.initial(Spec(layers, {}, rank, 2.0, rule.blocks), seed=0)
+    return rule.aggregate(state, [trained(rule, state, seed, 1.0) for seed in range(nodes)])
+
+
 def matrices(update: Update, layer: str) -> torch.Tensor:
     return update.tensors[Key(layer, "B")].double() @ update.tensors[Key(layer, "A")].double()
 

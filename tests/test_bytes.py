@@ -5,29 +5,18 @@ import math
 import pytest
 import torch
 from flwr.app import MessageType, RecordDict
-from flwr.common.serde import recorddict_to_proto
 
 from common import codec, wire
-from common.adapter import LayerShape, Spec
+from common.adapter import LayerShape
 from common.config import WireConfig
 from strategies import RULES, FedSB, Ravan
 from strategies.cost import formula_bytes, round_bytes
 from strategies.strategy import LoraStrategy
-from tests.factors import trained
-from tests.grid import pose_as_an_app
+from tests.factors import after_a_round, trained
+from tests.grid import flowers_bytes, pose_as_an_app
 
 LAYERS = {f"model.layers.{number}.mlp.up_proj": LayerShape(1024, 640) for number in range(6)}
 RANK, NODES = 16, 4
-
-
-def flowers_bytes(content: RecordDict) -> int:
-    return len(recorddict_to_proto(content).SerializeToString())
-
-
-def after_a_round(rule):
-    spec = Spec(LAYERS, {}, RANK, 2.0, rule.blocks)
-    state = rule.initial(spec, seed=0)
-    return rule.aggregate(state, [trained(rule, state, seed, 1.0) for seed in range(NODES)])
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +26,7 @@ def _in_an_app() -> None:
 
 @pytest.mark.parametrize("rule", [cls() for cls in RULES.values()], ids=list(RULES))
 def test_flower_sends_what_the_formula_says(rule):
-    state = after_a_round(rule)
+    state = after_a_round(rule, LAYERS, RANK, NODES)
     (message,) = LoraStrategy(rule).messages(MessageType.TRAIN, state, [1])
     update = wire.pack_update(trained(rule, state, 5, 1.0), rule.name, state.round, "node-000")
     # A core, or nothing at all, is so small that the names of the layers count.
@@ -54,7 +43,7 @@ def test_flower_sends_what_the_formula_says(rule):
 @pytest.mark.parametrize("name", ["hetlora", "flexlora", "fed-plora", "ravan"])
 def test_a_node_of_half_the_rank_sends_half_of_what_the_formula_says(name):
     rule = RULES[name]()
-    state = after_a_round(rule)
+    state = after_a_round(rule, LAYERS, RANK, NODES)
     view = rule.view(state, RANK // 2)
     update = wire.pack_update(trained(rule, view, 5, 1.0), rule.name, state.round, "node-000")
     half, whole = (
@@ -68,7 +57,7 @@ def test_a_node_of_half_the_rank_sends_half_of_what_the_formula_says(name):
 @pytest.mark.parametrize(("name", "share"), [("hetlora", 0.5), ("fed-plora", 1.0), ("ravan", 1.0)])
 def test_a_node_of_half_the_rank_gets_half_unless_its_slots_are_drawn_anew(name, share):
     rule = RULES[name]()
-    state = after_a_round(rule)
+    state = after_a_round(rule, LAYERS, RANK, NODES)
     full, half = (round_bytes(rule, state, {"a": rank}, [], WireConfig()).down for rank in (RANK, RANK // 2))
     assert half == share * full
     (message,) = LoraStrategy(rule).messages(MessageType.TRAIN, state, [1], ranks={1: RANK // 2})
@@ -79,7 +68,7 @@ def test_a_node_of_half_the_rank_gets_half_unless_its_slots_are_drawn_anew(name,
 @pytest.mark.parametrize(("name", "bits"), [("fp32", 32), ("bf16", 16), ("int8", 8 + 32 / 256), ("nf4", 4 + 32 / 64)])
 def test_flower_sends_what_the_codec_says(name, bits):
     rule = RULES["fedit"]()
-    state = after_a_round(rule)
+    state = after_a_round(rule, LAYERS, RANK, NODES)
     update = trained(rule, state, 5, 1.0)
     record = wire.pack_update(update, "fedit", state.round, "node-000", codec=name, received=state.adapter)
     count = sum(tensor.numel() for tensor in update.tensors.values())
@@ -89,7 +78,7 @@ def test_flower_sends_what_the_codec_says(name, bits):
 
 def test_frames_that_cannot_be_drawn_are_sent_once():
     rule = FedSB(start="public", source="public.jsonl")
-    state = after_a_round(rule)
+    state = after_a_round(rule, LAYERS, RANK, NODES)
     strategy = LoraStrategy(rule)
     first, again = strategy.messages(MessageType.TRAIN, state, [1, 2], equipped={2})
     parts = [
@@ -102,7 +91,7 @@ def test_frames_that_cannot_be_drawn_are_sent_once():
 
 def test_a_core_costs_the_same_however_wide_the_layer():
     for rule, cost in ((FedSB(), RANK**2), (Ravan(), RANK**2 // 4)):
-        update = trained(rule, after_a_round(rule), 0, 1.0)
+        update = trained(rule, after_a_round(rule, LAYERS, RANK, NODES), 0, 1.0)
         assert sum(tensor.numel() for tensor in update.tensors.values()) == cost * len(LAYERS)
 
 

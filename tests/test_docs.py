@@ -20,6 +20,7 @@ from tests.factors import dense, started, trained
 from tests.grid import run_in_process
 
 DOCS = Path(__file__).parents[1] / "docs"
+DOCUMENTS = (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md"))
 
 
 @pytest.mark.slow
@@ -66,7 +67,7 @@ def test_the_rule_that_adding_a_rule_writes_is_lawful_and_runs(settings, tmp_pat
 
 def commands() -> Iterator[tuple[str, str]]:
     """Every line of the documents that is a bouquet command, and the document; what is left out there is left out."""
-    for document in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
+    for document in DOCUMENTS:
         text = document.read_text().replace("\\\n", " ")
         for line in re.findall(r"^ *(?:\.venv/bin/)?bouquet +(.*)$", text, flags=re.MULTILINE):
             yield document.name, re.sub(r" \.\.\.(?=\s|$)", "", line)
@@ -81,6 +82,6 @@ def test_every_command_of_the_documents_is_understood(document, line, monkeypatc
 
 
 def test_links_between_the_documents_lead_somewhere():
-    for document in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
+    for document in DOCUMENTS:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"

@@ -15,10 +15,11 @@ from strategies import read_config
 from tests.processes import Federation, Process, bouquet, federation, free_port, simulate, wait_for
 
 NODES = 3
-SETTINGS = (
-    "num-server-rounds=1 data.limit=40 lora.rank=32 train.steps=2 train.batch-size=4 evaluation.limit=8 "
+SMALL = (
+    "data.limit=40 lora.rank=32 train.steps=2 train.batch-size=4 evaluation.limit=8 "
     f'evaluation.prompt="" round.deadline=240.0 min-nodes={NODES}'
 )
+SETTINGS = f"num-server-rounds=1 {SMALL}"
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +98,7 @@ def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     try:
         wait_for(lambda: "online" in _statuses(wards, "frugal"), "the frugal node", pause=1.0)
         asked = " ".join(f"{key}={json.dumps(value)}" for key, value in private.items())
-        settings = f"{SETTINGS} {asked}".replace("num-server-rounds=1", f"num-server-rounds={rounds}")
+        settings = f"num-server-rounds={rounds} {SMALL} {asked}"
         run = wards.submit("private", settings, tmp_path / "runs")
         assert wards.wait(run) == "finished:completed", (wards.folder / "superexec.log").read_text()[-4000:]
     finally:
