@@ -16,6 +16,7 @@ bouquet serve exports/flu exports/colds               several adapters on one Op
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -31,13 +32,18 @@ from strategies import RULES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code: 2 where the user has something to mend first."""
+    """Run one subcommand; returns the exit code: 2 where the user has something to mend first, 130 if interrupted."""
     options = parser().parse_args(arguments)
+    # A scheduler's SIGTERM is a Ctrl-C: either way what this command started is stopped too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code: int = options.work(options)
     except BouquetError as error:
         print(f"bouquet: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("bouquet: interrupted", file=sys.stderr)
+        return 130
     return code
 
 

@@ -1,6 +1,7 @@
 """The ``bouquet`` command, up to where Flower takes over."""
 
 import json
+import signal
 import sqlite3
 
 import pytest
@@ -10,8 +11,11 @@ from common import ledger
 from common.accounting import Release
 from common.config import PrivacyConfig
 from common.ledger import DataSet
+from common.record import Run
 from deploy.command import main
+from deploy.flower import program
 from deploy.settings import located
+from tests.processes import Process, wait_for
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,25 @@ def test_mistakes_are_told_before_anything_is_started(settings, message, capsys,
     assert main(["run", "--directory", str(tmp_path), *settings]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_ended_from_outside_is_stopped_and_not_left_to_go_on(tmp_path):
+    runs = tmp_path / "runs"
+    settings = ["num-server-rounds=99", "run-name=endless", "data.limit=40", "train.steps=1", "train.batch-size=4"]
+    command = [program("bouquet"), "run", "--nodes", "2", "--directory", str(runs), *settings]
+    process = Process(command, tmp_path / "log")
+    try:
+        wait_for(lambda: (runs / "endless/metrics.jsonl").exists(), "the run to begin")
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(60) == 130
+    finally:
+        process.kill()
+    told = process.log.read_text()
+    assert told.endswith("bouquet: interrupted\n")
+    assert "Traceback" not in told
+    wait_for(lambda: not Run.read(runs / "endless").running, "the run to end", 60)
+    assert not (runs / "endless/summary.json").exists()
 
 
 SITE = [f"site {part}" for part in ("create", "add", "kit", "register", "revoke", "rotate", "list")]

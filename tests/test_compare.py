@@ -20,7 +20,7 @@ from deploy.compare.table import markdown
 from strategies import read_config
 from tests.comparison import ROUNDS, finish
 
-DATA = {"data.source": "/data/train.jsonl"}
+DATA = {"data.source": "/data/train.jsonl", "evaluation.source": "/data/validation.jsonl"}
 SMALL = """
 nodes = 2
 seeds = [0, 1]
@@ -42,10 +42,11 @@ def small(tmp_path: Path) -> tuple[Profile, list[Cell], Runs]:
     return profile, cells(profile, {}, quick=False), Runs(tmp_path / "runs", profile.nodes, 1, 0)
 
 
-COMPARISONS = ["ag_news", "banking77", "clinc150", "commonsense", "dolly", "gsm8k", "mnli", "qnli", "sst2", "stdlib"]
+FOLDERS = {"dolly": "dolly3k", "private_sst2": "sst2", "private_qnli": "qnli"}
+TASKS = ["ag_news", "banking77", "clinc150", "commonsense", "gsm8k", "mnli", "qnli", "sst2", *FOLDERS]
 
 
-@pytest.mark.parametrize("name", COMPARISONS)
+@pytest.mark.parametrize("name", [*TASKS, "stdlib"])
 def test_the_profiles_that_come_along_are_right(name):
     profile = read(find(name), DATA)
     everything = cells(profile, DATA, quick=False)
@@ -54,20 +55,21 @@ def test_the_profiles_that_come_along_are_right(name):
         read_config(cell.config)
 
 
-@pytest.mark.parametrize("name", [name for name in COMPARISONS if name != "stdlib"])
+@pytest.mark.parametrize("name", TASKS)
 def test_their_fields_are_those_of_the_data(name, shared):
     """A record of the real data has what the task reads, the field to deal by, and no class too many."""
     import gzip
 
     from common import tasks
 
-    folder = shared / "data" / {"dolly": "dolly3k"}.get(name, name)
+    folder = shared / "data" / FOLDERS.get(name, name)
     with gzip.open(folder / "train.jsonl.gz", "rt") as lines:
         records = [json.loads(line) for line in lines]
     profile = read(find(name), DATA)
     config = read_config(profile.base(DATA))
     tasks.build(config.task).check(list(records[0]), where=str(folder))
-    assert config.data.partition_field in records[0]
+    if {cell.config["data.partition"] for cell in cells(profile, DATA, quick=False)} != {"iid"}:
+        assert config.data.partition_field in records[0]
     if config.task.name == "classify":
         assert {record[config.task.label] for record in records} == set(range(config.task.labels))
     if any(settings.get("data", {}).get("partition") == "natural" for settings in profile.partitions.values()):
@@ -135,6 +137,20 @@ def test_the_cells_are_the_tables_crossed_and_the_baselines(small):
     assert pooled.config["train.steps"] == 2 * fedit.config["train.steps"]
     assert (fed_sb.rank, fed_sb.config["lora.rank"], fed_sb.config["train.learning-rate"]) == (8, 32, 0.02)
     assert len({cell.name for cell in everything}) == len(everything)
+
+
+def test_the_baselines_are_run_wherever_a_run_is_not_private(tmp_path):
+    file = tmp_path / "private.toml"
+    file.write_text(
+        SMALL
+        + "[privacy]\nshort = { train.steps = 2 }\n"
+        + 'private = { train.weighting = "uniform", privacy = { mode = "update-central", epsilon = 3.0 } }\n'
+    )
+    crossed = [(cell.method, cell.privacy) for cell in cells(read(file, {}), {}, quick=False) if cell.seed == 0]
+    assert crossed == [
+        *((method, "short") for method in ("local", "centralised", "fedit", "fed-sb")),
+        *((method, "private") for method in ("fedit", "fed-sb")),
+    ]
 
 
 def test_the_command_line_is_laid_over_the_profile(small):

@@ -67,7 +67,7 @@ def cells(profile: Profile, over: Settings, quick: bool) -> list[Cell]:
         common = profile.base(over) | dict(flatten(profile.partitions[partition])) | {"lora.rank": rank, "seed": seed}
         private = dict(flatten(profile.privacy[privacy]))
         for label, settings in _methods(profile, common, 2 if quick else None):
-            if label in BASELINES and private:
+            if label in BASELINES and private.get("privacy.mode", "none") != "none":
                 continue
             config = _complete(common | private | settings | last, profile.nodes)
             found.append(Cell(label, partition, rank, privacy, seed, config))
