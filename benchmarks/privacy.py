@@ -110,7 +110,7 @@ class Bench:
             def private() -> None:
                 for _ in range(BATCHES):
                     engine.add(self.task.losses(*outputs(self.model, self.batch)))
-                for parameter, noised in mechanism.release(engine.take()).items():
+                for parameter, noised in mechanism.release(engine.take()):
                     parameter.grad = noised.to(parameter.dtype)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)

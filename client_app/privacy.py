@@ -63,7 +63,7 @@ def train_privately(
         def gradients(_: int) -> tuple[float, int]:
             sample = [examples[index] for index in poisson_sample(len(examples), release.sample_rate)]
             figures = _accumulate(engine, model, task, sample, config.batch_size, pad)
-            for parameter, noised in mechanism.release(engine.take()).items():
+            for parameter, noised in mechanism.release(engine.take()):
                 parameter.grad = noised.div_(privacy.expected_batch).to(parameter.dtype)
             return figures
 
@@ -89,7 +89,7 @@ def privatise(start: Tensors | None, sent: Tensors, clip_norm: float, noise_mult
     mechanism = Gaussian(2 * clip_norm, noise_multiplier)
     start = {key: tensor.double() * 0 if start is None else start[key].double() for key, tensor in sent.items()}
     change = clip({key: tensor.double() - start[key] for key, tensor in sent.items()}, mechanism.bound / 2)
-    return {key: (start[key] + noised).to(sent[key].dtype) for key, noised in mechanism.release(change).items()}
+    return {key: (start[key] + noised).to(sent[key].dtype) for key, noised in mechanism.release(change)}
 
 
 def _accumulate(

@@ -18,7 +18,7 @@ trust are the operating system's generator, and that log, sqrt, sin and cos err 
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -53,19 +53,19 @@ class Gaussian:
         """The grid of a sum of so many coordinates: a power of two."""
         return 2.0 ** math.floor(math.log2(self.sensitivity * MARGIN / 2 / math.sqrt(dimension)))
 
-    def release(self, total: Mapping[K, Tensor]) -> dict[K, Tensor]:
-        """The noised sum in float64, every value a multiple of :meth:`step`; as it was where the noise is zero."""
+    def release(self, total: Mapping[K, Tensor]) -> Iterator[tuple[K, Tensor]]:
+        """The noised sum in float64, every value a multiple of :meth:`step`; as it was where the noise is zero.
+
+        Tensor by tensor, because float64 copies of all of them would be most of what a step holds.
+        """
         if not self.noise_multiplier:
-            return dict(total)
-        sizes = [tensor.numel() for tensor in total.values()]
-        step = self.step(sum(sizes))
-        device = next(iter(total.values())).device
+            yield from total.items()
+            return
+        step = self.step(sum(tensor.numel() for tensor in total.values()))
         scale = self.noise_multiplier * self.sensitivity / step
-        noise = torch.split(rounded_normal(sum(sizes), scale, device), sizes)
-        return {
-            key: ((tensor.double() / step).round_() + whole.view_as(tensor)).mul_(step)
-            for (key, tensor), whole in zip(total.items(), noise, strict=True)
-        }
+        for key, tensor in total.items():
+            noise = rounded_normal(tensor.numel(), scale, tensor.device).view_as(tensor)
+            yield key, (tensor.double() / step).round_().add_(noise).mul_(step)
 
 
 def clip(vector: Mapping[K, Tensor], bound: float) -> dict[K, Tensor]:

@@ -36,7 +36,5 @@ class PrivateMean:
             change = {key: tensor.double() - start[key] for key, tensor in update.tensors.items()}
             for key, clipped in clip(change, mechanism.bound).items():
                 total[key] = total[key] + clipped if key in total else clipped
-        mean = {
-            key: (start[key] + noised / asked).to(start[key].dtype) for key, noised in mechanism.release(total).items()
-        }
+        mean = {key: (start[key] + noised / asked).to(start[key].dtype) for key, noised in mechanism.release(total)}
         return Update(mean, 1.0, state.scale)

@@ -51,7 +51,7 @@ def test_a_canary_is_found_no_better_than_epsilon_allows(share, kept):
         with attach("fast", network, mechanism.bound) as engine:
             if sample := poisson_sample(len(examples), release.sample_rate):
                 engine.add(network(examples[sample])[:, 0])
-            return mechanism.release(engine.take())[weight][0, 0]
+            return dict(mechanism.release(engine.take()))[weight][0, 0]
 
     inside = torch.stack([score(torch.cat([data, canary])) for _ in range(1500)])
     outside = torch.stack([score(data) for _ in range(1500)])

@@ -86,14 +86,14 @@ def test_float_noise_gives_the_input_away_and_the_grid_does_not():
     mechanism = Gaussian(sensitivity=1.0, noise_multiplier=1.0)
     step = mechanism.step(n)
     for value in (0.0, 1.0, 1 / 3):
-        released = mechanism.release({"x": torch.full((n,), value)})["x"]
+        released = dict(mechanism.release({"x": torch.full((n,), value)}))["x"]
         assert torch.equal(released / step, (released / step).round())
 
 
 def test_the_noise_is_sigma_times_the_sensitivity_on_every_coordinate():
     mechanism = Gaussian(sensitivity=0.25, noise_multiplier=3.0)
     total = {"matrix": torch.full((300, 400), 2.0), "vector": torch.zeros(80_000), "number": torch.tensor(1000.0)}
-    released = mechanism.release(total)
+    released = dict(mechanism.release(total))
     for name in ("matrix", "vector"):
         noise = (released[name] - total[name]).flatten()
         n = len(noise)
@@ -119,8 +119,8 @@ def test_rounding_keeps_the_sensitivity(dimension):
 
 def test_without_noise_nothing_is_changed():
     total = {"x": torch.randn(5)}
-    assert torch.equal(Gaussian(math.inf, 0.0).release(total)["x"], total["x"])
-    assert torch.equal(Gaussian(1.0, 0.0).release(total)["x"], total["x"])
+    assert torch.equal(dict(Gaussian(math.inf, 0.0).release(total))["x"], total["x"])
+    assert torch.equal(dict(Gaussian(1.0, 0.0).release(total))["x"], total["x"])
 
 
 def test_clipping_takes_all_tensors_as_one_vector():
