@@ -128,8 +128,8 @@ PRIVACY = (
     Mutant(
         "Flower's LocalDpMod: single numbers are sent raw",
         "common/gaussian.py",
-        "+ whole.view_as(tensor)",
-        "+ whole.view_as(tensor) * (tensor.dim() > 0)",
+        ".add_(noise)",
+        ".add_(noise * (tensor.dim() > 0))",
         NOISE,
     ),
     Mutant(
