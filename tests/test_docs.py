@@ -29,14 +29,16 @@ def test_the_commands_of_your_data_work_one_after_the_other(tmp_path):
     assert len(blocks) == 3
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = "set -e\n" + "".join(blocks)
-    variables = {**os.environ, "PATH": path}
-    variables.pop("PYTHONUNBUFFERED", None)
     finished = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     said = finished.stdout
     assert finished.returncode == 0, said
-    # When a line comes is Flower's to say: it asks for the log every few seconds, which short rounds do not take.
     assert said.count("\nround ") == 2
     assert "held-out accuracy" in said
     assert (tmp_path / "runs/tickets/adapter/adapter_model.safetensors").is_file()
