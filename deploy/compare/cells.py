@@ -45,7 +45,7 @@ class Cell:
     @property
     def epsilon(self) -> float | None:
         """What each node's examples cost; None where the run is not private."""
-        return self.config["privacy.epsilon"] if self.config.get("privacy.mode", "none") != "none" else None
+        return self.config["privacy.epsilon"] if _is_private(self.config) else None
 
     @property
     def is_baseline(self) -> bool:
@@ -67,7 +67,7 @@ def cells(profile: Profile, over: Settings, quick: bool) -> list[Cell]:
         common = profile.base(over) | dict(flatten(profile.partitions[partition])) | {"lora.rank": rank, "seed": seed}
         private = dict(flatten(profile.privacy[privacy]))
         for label, settings in _methods(profile, common, 2 if quick else None):
-            if label in BASELINES and private.get("privacy.mode", "none") != "none":
+            if label in BASELINES and _is_private(private):
                 continue
             config = _complete(common | private | settings | last, profile.nodes)
             found.append(Cell(label, partition, rank, privacy, seed, config))
@@ -86,6 +86,10 @@ def _methods(profile: Profile, common: Settings, first: int | None) -> Iterator[
     yield "centralised", pooled | own.get("centralised", {})
     for label in list(profile.rules)[:first]:
         yield label, profile.rule(label)
+
+
+def _is_private(config: Settings) -> bool:
+    return bool(config.get("privacy.mode", "none") != "none")
 
 
 def _complete(flat: dict[str, Any], nodes: int) -> dict[str, Any]:
