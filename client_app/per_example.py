@@ -72,7 +72,7 @@ class Engine(ABC):
         """The sum in float64, zero where nothing was added; the next one starts from zero."""
         total, self._total = self._total, {}
         return {
-            parameter: total.get(parameter, torch.zeros_like(parameter, dtype=torch.float64))
+            parameter: total[parameter] if parameter in total else torch.zeros_like(parameter, dtype=torch.float64)
             for parameter in self.parameters.values()
         }
 
