@@ -17,3 +17,9 @@ class Mutant(NamedTuple):
     old: str
     new: str
     tests: tuple[str, ...]
+
+    def seeded(self, source: str) -> str:
+        """The file's ``source`` with the mistake in it. Raises :class:`ValueError` if it no longer applies."""
+        if source.count(self.old) != 1:
+            raise ValueError(f"{self.file} has {source.count(self.old)} places with {self.old!r}, expected 1")
+        return source.replace(self.old, self.new)
