@@ -154,6 +154,14 @@ def test_the_baselines_are_run_wherever_a_run_is_not_private(tmp_path):
     ]
 
 
+def test_a_comparison_that_is_private_as_a_whole_has_no_baselines(tmp_path):
+    file = tmp_path / "private.toml"
+    file.write_text(SMALL)
+    over = {"privacy.mode": "update-central", "privacy.epsilon": 3.0, "train.weighting": "uniform"}
+    crossed = [cell.method for cell in cells(read(file, over), over, quick=False) if cell.seed == 0]
+    assert crossed == ["fedit", "fed-sb"]
+
+
 def test_the_command_line_is_laid_over_the_profile(small):
     profile, everything, _ = small
     other = cells(profile, {"train.steps": 5, "train.learning-rate": 0.5}, quick=False)

@@ -45,7 +45,7 @@ class Cell:
     @property
     def epsilon(self) -> float | None:
         """What each node's examples cost; None where the run is not private."""
-        return self.config["privacy.epsilon"] if _is_private(self.config) else None
+        return self.config["privacy.epsilon"] if self.config["privacy.mode"] != "none" else None
 
     @property
     def is_baseline(self) -> bool:
@@ -65,16 +65,17 @@ def cells(profile: Profile, over: Settings, quick: bool) -> list[Cell]:
     found: list[Cell] = []
     for seed, partition, rank, privacy in product(seeds, partitions, ranks, privacies):
         common = profile.base(over) | dict(flatten(profile.partitions[partition])) | {"lora.rank": rank, "seed": seed}
-        private = dict(flatten(profile.privacy[privacy]))
-        for label, settings in _methods(profile, common, 2 if quick else None):
-            if label in BASELINES and _is_private(private):
+        common |= dict(flatten(profile.privacy[privacy]))
+        private = common.get("privacy.mode", "none") != "none"
+        for label, settings in _methods(profile, 2 if quick else None):
+            if private and label in BASELINES:
                 continue
-            config = _complete(common | private | settings | last, profile.nodes)
+            config = _complete(common | settings | last, profile.nodes)
             found.append(Cell(label, partition, rank, privacy, seed, config))
     return found
 
 
-def _methods(profile: Profile, common: Settings, first: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _methods(profile: Profile, first: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The baselines and the rules, with what each lays over the rest.
 
     ``local`` is every node on its own. ``centralised`` is one model that sees all nodes' examples: in every round one
@@ -86,10 +87,6 @@ def _methods(profile: Profile, common: Settings, first: int | None) -> Iterator[
     yield "centralised", pooled | own.get("centralised", {})
     for label in list(profile.rules)[:first]:
         yield label, profile.rule(label)
-
-
-def _is_private(config: Settings) -> bool:
-    return bool(config.get("privacy.mode", "none") != "none")
 
 
 def _complete(flat: dict[str, Any], nodes: int) -> dict[str, Any]:
