@@ -12,6 +12,7 @@ from tests.mutants.privacy import PRIVACY
 from tests.mutants.rules import RULES
 
 ROOT = Path(__file__).parents[2]
+MUTANTS = RULES + PRIVACY + BUDGET
 
 
 def caught(mutant: Mutant, folder: Path) -> bool:
@@ -27,17 +28,16 @@ def caught(mutant: Mutant, folder: Path) -> bool:
 
 def main() -> int:
     """Try every mutant; returns the exit code."""
-    mutants = RULES + PRIVACY + BUDGET
     survivors = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "copy"
         ignored = shutil.ignore_patterns(".*", "__pycache__", "runs", "comparisons")
         shutil.copytree(ROOT, folder, ignore=ignored)
-        for mutant in mutants:
+        for mutant in MUTANTS:
             killed = caught(mutant, folder)
             survivors += not killed
             print(f"{'caught  ' if killed else 'SURVIVED'}  {mutant.bug}", flush=True)
-    print(f"{len(mutants) - survivors} of {len(mutants)} mutants caught")
+    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} mutants caught")
     return 1 if survivors else 0
 
 
