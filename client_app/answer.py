@@ -14,16 +14,18 @@ from common.section import ConfigError
 if TYPE_CHECKING:
     from client_app.session import Session
 
-# Of a defect's traceback, the innermost frames travel.
+# Of a defect's traceback, the innermost frames travel where the policy lets details leave.
 FRAMES = 6
-WITHHELD = "an error that a private run does not tell, since its text may hold some of the data; the node's log has it"
+DEFECT = "an error that Bouquet did not foresee"
+ELSEWHERE = "; this node's own log says more"
 
 
 def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig], Message] | None = None) -> Message:
     """The reply to a message: checked against the node's policy, and in its audit log, before it leaves.
 
     A node that keeps its model warm has it made ``elsewhere``. An error is a reply too, so that the coordinator can say
-    why a node failed. From a private run only the reasons go that hold none of the data.
+    why a node failed: a refusal in full, since it holds facts of configs alone; anything else as one fixed sentence,
+    since it may hold pieces of the data, unless the node's policy lets details leave.
     """
     session = None
     try:
@@ -34,19 +36,15 @@ def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig],
         session = Session(context)
         content = _work(session, message)
         session.check(message.metadata.message_type, content)
-    except (RefusalError, ConfigError) as error:
-        print(error, file=sys.stderr)
-        content = _failure(str(error), refused=True)
     except Exception as error:
-        known = isinstance(error, BouquetError)
-        frames = "".join(traceback.format_exception(error, limit=-FRAMES))
-        reason = str(error) if known else f"{type(error).__name__}: {error}\n{frames}"
-        print(reason, file=sys.stderr)
-        private = context.run_config.get("privacy.mode", "none") != "none"
-        content = _failure(WITHHELD if private else reason)
-    from client_app import audit
+        content = _failure(error, context)
+    try:
+        from client_app import audit
 
-    audit.write(_node(context), message, content, session.epsilon if session else None)
+        audit.write(_node(context), message, content, session.epsilon if session else None)
+    except OSError as error:
+        # What is not written down does not leave.
+        content = _failure(BouquetError("the audit log cannot be written", got=str(error)), context)
     return Message(content, reply_to=message)
 
 
@@ -65,6 +63,27 @@ def _node(context: Context) -> NodeConfig:
         return NodeConfig()
 
 
-def _failure(reason: str, refused: bool = False) -> RecordDict:
+def _failure(error: Exception, context: Context) -> RecordDict:
     """A reply that says why there is no other; ``refused`` where asking again will not help."""
+    refused = isinstance(error, RefusalError | ConfigError)
+    frames = "".join(traceback.format_exception(error, limit=-FRAMES))
+    whole = str(error) if isinstance(error, BouquetError) else f"{type(error).__name__}: {error}\n{frames}"
+    print(whole, file=sys.stderr)
+    if isinstance(error, RefusalError) or _tells_details(context):
+        reason = whole
+    else:
+        reason = (error.what if isinstance(error, BouquetError) else DEFECT) + ELSEWHERE
     return RecordDict({"failure": ConfigRecord({"reason": reason, "refused": refused})})
+
+
+def _tells_details(context: Context) -> bool:
+    """Whether the text of an error may leave: by the node's policy, and in a private run in a simulation alone."""
+    from client_app.policy import Policy, simulated
+
+    if simulated():
+        return True
+    try:
+        node = NodeConfig.from_flower(context.node_config)
+        return context.run_config.get("privacy.mode", "none") == "none" and Policy.of(node).tell.details
+    except BouquetError:
+        return False

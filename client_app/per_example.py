@@ -1,27 +1,34 @@
-"""Per-example gradients of the trained layers: their norms, and one sum of them, each clipped.
+"""Per-example gradients of the trained layers, added up by unit: their norms, and one sum of them, each clipped.
 
 The fast engine is book-keeping (Bu et al., *Differentially Private Optimization on Large Foundation Models at Little
 Cost*, arXiv:2210.00038) cut to LoRA. In the one backward pass a trained linear layer ``y = x W^T + b`` hands over its
 input ``x`` (N x T x d_in) and the gradient of its output ``g`` (N x T x d_out) and leaves its ordinary weight gradient
-out. From them come the per-example gradients
+out. From them come the per-example gradients and, of every unit u (a record, or a person with several),
 
-    G_i = sum_t g_it x_it^T        |G_i|^2        sum_i c_i G_i        c_i = min(1, C / |G_i|)
+    G_i = sum_t g_it x_it^T        G_u = sum_(i of u) G_i        sum_u c_u G_u        c_u = min(1, C / |G_u|)
 
-which are small, because LoRA's factors are. Opacus's own two ways stay selectable: ``hooks`` forms the same gradients
-beside the ordinary ones; ``ghost`` has the norms without the gradients, and needs a second backward pass.
+which are small, because LoRA's factors are. Opacus's ``hooks`` stay selectable: they form the same gradients beside the
+ordinary ones. Ghost clipping is not to be had: a crafted state pulls its norms and what it sums apart.
+
+**Why no finite gradient is longer than C in the sum.** Gradients are float32, what is done with them is float64. There
+no square overflows or vanishes, so a norm of n values is right to n 2^-53 of itself; and since a factor below
+:data:`SMALLEST` counts as zero, no product is subnormal, each is right to 2^-53, and what is summed has that norm times
+its factor, which is at most C.
 """
 
 import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from bitsandbytes.nn.modules import Linear8bitLt
-from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
+from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.nn.functional import linear
 
 from common.error import BouquetError
@@ -29,44 +36,58 @@ from common.error import BouquetError
 AUTO_S = 0.01
 """Gamma of AUTO-S: Bu et al., *Automatic Clipping*, arXiv:2206.07136."""
 
+SMALLEST = 2.0**-800
+"""The least factor that is applied: times the least float32, 2^-149, it is a normal float64 still."""
+
 Clipping = Literal["flat", "automatic"]
+Record = Callable[[nn.Linear, Tensor, Tensor], None]
 
 
-class Engine(ABC):
-    """Sums the clipped gradients of examples, over as many physical batches as there are.
+class Engine(AbstractContextManager["Engine"], ABC):
+    """Sums the clipped gradients of units, over as many physical batches as there are.
 
-    A context: on leaving it the network is as it was (but see :func:`_keep_apart` for int8). ``bound`` is the norm that
-    no example's gradient exceeds in the sum, over all trained parameters together; ``flat`` clipping scales down what
-    is longer, ``automatic`` scales every gradient to (almost) that norm.
+    A context: on leaving it the network is as it was, but for the threshold of int8 layers. ``bound`` is the norm that
+    no unit's gradient exceeds in the sum, over all trained parameters together; ``flat`` clipping scales down what is
+    longer, ``automatic`` scales every gradient to (almost) that norm. With ``sequences`` every trained layer must see
+    N x T x d, as in a language model: rows of N x d would be tokens there, and might be N by chance.
     """
 
-    def __init__(self, network: nn.Module, bound: float, clipping: Clipping = "flat") -> None:
+    def __init__(self, network: nn.Module, bound: float, clipping: Clipping = "flat", sequences: bool = False) -> None:
         self.network = network
         self.bound = bound
         self.clipping = clipping
         self.parameters: dict[str, Tensor] = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self._total: dict[Tensor, Tensor] = {}
-        _keep_apart(network)
+        self._handles: list[Any] = []
+        for module in network.modules():
+            if isinstance(module, Linear8bitLt):
+                # On a GPU, the columns that LLM.int8 leaves in 16 bit are chosen over the whole batch.
+                module.state.threshold = 0.0
+        layers = {n: m for n, m in network.named_modules() if any(p.requires_grad for p in m.parameters(recurse=False))}
+        self._install(layers)
+        if sequences:
+            self._handles += [layer.register_forward_pre_hook(_refuse_rows) for layer in layers.values()]
 
-    def __enter__(self) -> Self:
-        return self
-
-    @abstractmethod
     def __exit__(self, *exception: object) -> None:
         """Take everything off the network."""
+        self.network.zero_grad(set_to_none=True)
+        for handle in self._handles:
+            handle.remove()
 
-    def add(self, losses: Tensor) -> None:
-        """Add the clipped gradients of N ``losses``, one an example. One that is not finite counts as zero.
+    def add(self, losses: Tensor, units: Tensor | None = None) -> None:
+        """Add the clipped gradients of N ``losses``, one an example; ``units`` (N, int64) says whose each example is.
 
-        Raises :class:`BouquetError` if a trainable parameter is not one of those that this engine covers.
+        Units are counted from 0, within this call; None makes each example its own. One whose gradient is not finite,
+        or too long to be scaled to the bound, counts as zero. All of it is added or, where this raises, nothing.
+
+        Raises :class:`BouquetError` if a trainable parameter is not one of those that this engine covers, or a layer
+        folds examples together; and whatever the backward pass raises.
         """
-        trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
-        self._check(trainable.values(), self.parameters.values())
-        for parameter, part in self._sum(losses).items():
-            if parameter in self._total:
-                self._total[parameter] += part
-            else:
-                self._total[parameter] = part.double()
+        self._check(parameter for parameter in self.network.parameters() if parameter.requires_grad)
+        parts = {parameter: part.double() for parameter, part in self._sum(losses, units).items()}
+        for parameter, part in parts.items() if self._total else ():
+            self._total[parameter] += part
+        self._total = self._total or parts
 
     def take(self) -> dict[Tensor, Tensor]:
         """The sum in float64, zero where nothing was added; the next one starts from zero."""
@@ -76,19 +97,39 @@ class Engine(ABC):
             for parameter in self.parameters.values()
         }
 
+    def forget(self) -> None:
+        """Drop what a computation that broke off has left; the sum so far stays."""
+        self.network.zero_grad(set_to_none=True)
+
     @abstractmethod
-    def _sum(self, losses: Tensor) -> Mapping[Tensor, Tensor]:
+    def _install(self, layers: Mapping[str, nn.Module]) -> None:
+        """Prepare the ``layers`` that have trainable parameters of their own, by name."""
+
+    @abstractmethod
+    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
         """The sum over one physical batch."""
 
-    def _factors(self, squares: Tensor) -> Tensor:
-        """What scales each example's gradient, from its squared norm."""
-        norms = squares.sqrt()
-        factors = self.bound / (norms + AUTO_S) if self.clipping == "automatic" else (self.bound / norms).clamp(max=1.0)
-        return torch.where(norms.isfinite(), factors, 0.0)
+    def _clipped(self, gradients: Mapping[Tensor, Tensor], units: Tensor | None) -> dict[Tensor, Tensor]:
+        """The sum over the units, from float32 gradients of ``N x shape of the parameter``."""
+        if units is not None:
+            gradients = {parameter: _by_unit(gradient, units) for parameter, gradient in gradients.items()}
+        # In float32, squares vanish below 1e-23 and overflow above 1e19.
+        parts = [vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64) for gradient in gradients.values()]
+        norms = torch.stack(parts).norm(dim=0)
+        if not (finite := norms.isfinite()).all():
+            for gradient in gradients.values():
+                gradient[~finite] = 0  # zero times NaN would be NaN
+        factors = self._factors(norms)
+        return {p: torch.mv(g.flatten(1).T.double(), factors).view_as(p) for p, g in gradients.items()}
 
-    def _check(self, got: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
-        """Raise :class:`BouquetError` unless both are the same parameters."""
-        if different := set(got) ^ set(expected):
+    def _factors(self, norms: Tensor) -> Tensor:
+        """What scales each unit's gradient, from its norm; both float64."""
+        factors = self.bound / (norms + AUTO_S) if self.clipping == "automatic" else (self.bound / norms).clamp(max=1.0)
+        return torch.where(norms.isfinite() & (factors >= SMALLEST), factors, 0.0)
+
+    def _check(self, got: Iterable[Tensor]) -> None:
+        """Raise :class:`BouquetError` unless these are the parameters that were trainable at first."""
+        if different := set(got) ^ set(self.parameters.values()):
             names = sorted(name for name, p in self.network.named_parameters() if p in different)
             raise BouquetError(
                 f"{len(different)} trainable parameters without a per-example gradient, such as {names[0]}",
@@ -101,14 +142,11 @@ class Engine(ABC):
 class Fast(Engine):
     """One backward pass that forms per-example gradients in the place of the ordinary ones."""
 
-    def __init__(self, network: nn.Module, bound: float, clipping: Clipping = "flat") -> None:
-        super().__init__(network, bound, clipping)
+    def _install(self, layers: Mapping[str, nn.Module]) -> None:
         self._gradients: dict[Tensor, Tensor] = {}
         self._examples = 0
         self._layers: list[nn.Module] = []
-        for name, module in network.named_modules():
-            if not any(p.requires_grad for p in module.parameters(recurse=False)):
-                continue
+        for name, module in layers.items():
             if type(module) is not nn.Linear or "forward" in vars(module):
                 self.__exit__()
                 raise BouquetError(
@@ -122,18 +160,18 @@ class Fast(Engine):
             self._layers.append(module)
 
     def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
         for module in self._layers:
             del module.forward
         self._layers.clear()
 
+    def forget(self) -> None:
+        super().forget()
+        self._gradients = {}
+
     def _record(self, layer: nn.Linear, x: Tensor, g: Tensor) -> None:
         if len(x) != self._examples:
-            raise BouquetError(
-                "a trained layer does not see one row an example",
-                expected=f"an input of {self._examples} x ... x {layer.in_features}",
-                got=f"shape {tuple(x.shape)}",
-                cure="This model folds examples together; it cannot be trained with privacy.mode = 'example'.",
-            )
+            raise _folded(f"an input of {self._examples} x ... x {layer.in_features}", x)
         x, g = (tensor.reshape(len(tensor), -1, tensor.shape[-1]).float() for tensor in (x, g))
         if layer.weight.requires_grad:
             self._keep(layer.weight, torch.bmm(g.mT, x))
@@ -147,120 +185,96 @@ class Fast(Engine):
         else:
             self._gradients[parameter] = gradient
 
-    def _sum(self, losses: Tensor) -> Mapping[Tensor, Tensor]:
+    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
         self._examples = len(losses)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(losses.sum())
         gradients, self._gradients = self._gradients, {}
-        self._check(gradients, self.parameters.values())
-        return _weighted_sum(gradients, self._factors)
+        self._check(gradients)
+        return self._clipped(gradients, units)
 
 
-class OpacusEngine(Engine):
-    """What Opacus's two ways have in common. Its hooks find no activation where gradient checkpointing drops them."""
+class Hooks(Engine):
+    """Opacus's hooks: per-example gradients beside the ordinary ones, which are thrown away."""
 
-    hooks: type[Any]
-
-    def __init__(self, network: nn.Module, bound: float, clipping: Clipping = "flat") -> None:
-        super().__init__(network, bound, clipping)
-        if any(getattr(module, "gradient_checkpointing", False) for module in network.modules()):
+    def _install(self, layers: Mapping[str, nn.Module]) -> None:
+        if any(getattr(module, "gradient_checkpointing", False) for module in self.network.modules()):
             raise BouquetError(
-                "Opacus's engines do not work with gradient checkpointing",
+                "Opacus's hooks do not work with gradient checkpointing",
                 where="privacy.engine",
                 expected="'fast', or model.gradient-checkpointing = false",
             )
-        self._hooks: Any = self.hooks(network, loss_reduction="sum")
+        self._hooks: Any = GradSampleHooks(self.network, loss_reduction="sum")
 
     def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
         self._hooks.cleanup()
 
-    def _backward(self, loss: Tensor, **options: bool) -> None:
+    def forget(self) -> None:
+        super().forget()
+        self._hooks.cleanup()
+        for module in self.network.modules():
+            # What a forward pass that had no whole backward pass has left would be taken for the next one's.
+            vars(module).pop("activations", None)
+            vars(module).pop("max_batch_len", None)
+        self._hooks = GradSampleHooks(self.network, loss_reduction="sum")
+
+    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
         self.network.zero_grad(set_to_none=True)
         with warnings.catch_warnings():
             # The first layers' inputs are embeddings, which need no gradient.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            loss.backward(**options)  # type: ignore[no-untyped-call]
-
-
-class Hooks(OpacusEngine):
-    """Opacus's hooks: per-example gradients beside the ordinary ones, which are thrown away."""
-
-    hooks = GradSampleHooks
-
-    def _sum(self, losses: Tensor) -> Mapping[Tensor, Tensor]:
-        self._backward(losses.sum())
-        gradients: dict[Tensor, Tensor] = {p: p.grad_sample for p in self.parameters.values()}  # type: ignore[attr-defined]
+            torch.autograd.backward(losses.sum())
+        samples = {p: getattr(p, "grad_sample", None) for p in self.parameters.values()}
+        gradients = {parameter: sample.float() for parameter, sample in samples.items() if sample is not None}
         self._hooks.set_grad_sample_to_none()
-        return _weighted_sum(gradients, self._factors)
-
-
-class Ghost(OpacusEngine):
-    """Opacus's ghost clipping: one backward pass for the norms, one for the sum of the scaled losses."""
-
-    hooks = GradSampleHooksFastGradientClipping
-
-    def _sum(self, losses: Tensor) -> Mapping[Tensor, Tensor]:
-        self._backward(losses.sum(), retain_graph=True)
-        squares = self._hooks.get_norm_sample().pow(2)
-        if not squares.isfinite().all():
-            raise BouquetError(
-                "ghost clipping cannot leave out an example whose gradient is not finite",
-                where="privacy.engine = 'ghost'",
-                cure="Set privacy.engine = 'fast' or 'hooks'.",
-            )
-        self._hooks.disable_hooks()
-        self._backward((losses * self._factors(squares)).sum())
-        self._hooks.enable_hooks()
-        return {p: p.grad for p in self.parameters.values() if p.grad is not None}
+        self._check(gradients)
+        for gradient in gradients.values():
+            if len(gradient) != len(losses):
+                raise _folded(f"gradients of {len(losses)} examples", gradient)
+        return self._clipped(gradients, units)
 
 
 class Unclipped(Engine):
     """No norm to keep: the ordinary gradient of the summed losses, to the bit."""
 
-    def __exit__(self, *exception: object) -> None:
-        self.network.zero_grad(set_to_none=True)
+    def _install(self, layers: Mapping[str, nn.Module]) -> None:
+        pass
 
-    def _sum(self, losses: Tensor) -> Mapping[Tensor, Tensor]:
+    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
         self.network.zero_grad(set_to_none=True)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(losses.sum())
         return {p: p.grad for p in self.parameters.values() if p.grad is not None}
 
 
-ENGINES: Mapping[str, type[Engine]] = {"fast": Fast, "hooks": Hooks, "ghost": Ghost}
+ENGINES: Mapping[str, type[Engine]] = {"fast": Fast, "hooks": Hooks}
 
 
-def attach(name: str, network: nn.Module, bound: float, clipping: Clipping = "flat") -> Engine:
+def attach(name: str, network: nn.Module, bound: float, clipping: Clipping = "flat", sequences: bool = False) -> Engine:
     """The engine of this name on ``network``, whose trainable parameters are set; none is needed for no bound."""
-    return (Unclipped if math.isinf(bound) else ENGINES[name])(network, bound, clipping)
+    return (Unclipped if math.isinf(bound) else ENGINES[name])(network, bound, clipping, sequences)
 
 
-def _keep_apart(network: nn.Module) -> None:
-    """Make sure that no example changes what is computed of another. Raises :class:`BouquetError` if it would."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise BouquetError(
-                "batch normalisation mixes examples",
-                where=name,
-                expected="a model in which every example is computed by itself",
-                got=type(module).__name__,
-                cure="Choose a model with layer normalisation, or privacy.mode = 'none'.",
-            )
-        if isinstance(module, Linear8bitLt):
-            # On a GPU, the columns that LLM.int8 leaves in 16 bit are chosen over the whole batch.
-            module.state.threshold = 0.0
+def _refuse_rows(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    if arguments[0].dim() < 3:
+        raise _folded("an input of N x T x d", arguments[0])
 
 
-def _weighted_sum(gradients: Mapping[Tensor, Tensor], factors: Callable[[Tensor], Tensor]) -> dict[Tensor, Tensor]:
-    """The sum over the examples, from gradients of ``N x shape of the parameter``."""
-    # pow(2).sum, because torch.norm loses 1e-4 in float32 on large tensors.
-    squares = torch.stack([gradient.flatten(1).pow(2).sum(1) for gradient in gradients.values()]).sum(0)
-    if not (finite := squares.isfinite()).all():
-        for gradient in gradients.values():
-            gradient[~finite] = 0  # zero times NaN would be NaN
-    weights = factors(squares)
-    return {p: torch.mv(gradient.flatten(1).T, weights).view_as(p) for p, gradient in gradients.items()}
+def _folded(expected: str, got: Tensor) -> BouquetError:
+    return BouquetError(
+        "a trained layer does not see one row an example",
+        expected=expected,
+        got=f"shape {tuple(got.shape)}",
+        cure="This layer folds examples together: leave it out of lora.targets, or choose another model.",
+    )
 
 
-def _forward(layer: nn.Linear, record: Callable[[nn.Linear, Tensor, Tensor], None], x: Tensor) -> Tensor:
+def _by_unit(gradients: Tensor, units: Tensor) -> Tensor:
+    """Sums over the examples of each unit: ``U x ...`` from ``N x ...``."""
+    sums = gradients.new_zeros(int(units.max()) + 1, *gradients.shape[1:])
+    return sums.index_add_(0, units.to(gradients.device), gradients)
+
+
+def _forward(layer: nn.Linear, record: Record, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return linear(x, layer.weight, layer.bias)
     # The weight is an argument so that the layer has a gradient even where its input needs none.
@@ -272,9 +286,7 @@ class _Linear(torch.autograd.Function):
     """A linear layer whose backward pass records in the place of forming the weight's gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, layer: nn.Linear, record: Callable[[nn.Linear, Tensor, Tensor], None]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: nn.Linear, record: Record) -> Tensor:
         ctx.save_for_backward(x)
         # The layer itself: under gradient checkpointing a saved parameter comes back as another object.
         ctx.layer, ctx.record = layer, record

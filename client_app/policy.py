@@ -1,51 +1,95 @@
 """What this node allows: a TOML file of its operator's, checked against what a run asks for and what would leave.
 
-    rules = ["ffa-lora", "fedsvd"]        # an empty list, or a missing key, allows everything
-    models = ["/models/llama-3.2-1b"]
+    rules = ["ffa-lora", "fedsvd"]        # "*" allows all
+    models = ["/models/llama-3.2-1b"]     # local folders have to be listed
     parts = ["B"]                         # kinds of tensors that may leave
     codecs = ["fp32", "bf16"]
     max-bytes = 20_000_000                # of one message
-    min-examples = 200                    # fewer, and this node takes no part
+    min-examples = 200                    # fewer, and this node takes no part; in private runs it goes by `records`
+
+    [task]                                # what a coordinator may name of the task; a key left out keeps its default
+    name = "classify"
+    label = ["diagnosis", "urgency"]      # or one of several
+
+    [data]
+    sources = ["stdlib", "/data/public"]  # for a node without `data`: names, files, folders with all below them
+
+    [tell]
+    text = false                          # generated text
+    details = false                       # of an error, which file, record, field and value
 
     [privacy]
     modes = ["example"]
-    max-epsilon = 8.0                     # of one run, every round of it
+    unit = "patient"                      # whose records are one unit
+    scoring = false                       # noised scores, which cost budget
+    largest-batch = 1                     # units that are computed together; 1 keeps them apart for certain
+    max-epsilon = 8.0                     # of one run, by the node's own budget; needs privacy-epsilon
     min-noise-multiplier = 0.5
 
-What holds without a file: a reply has the records of its kind and no others, and in a private run no figure at all.
+    [budget]
+    fields = ["text"]                     # a budget for each data set, known by these fields; else one for the node
+
+A key left out allows what is harmless, and nothing of what concerns the data. A node with a budget (`privacy-epsilon`)
+answers only what its policy names: rules, models, task and modes must be there. What holds without a file: a reply has
+the records of its kind and no others, and in a private run no figure at all.
 """
 
+import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from flwr.app import RecordDict
 
-from common import accounting, wire
+from common import wire
 from common.accounting import Release
 from common.adapter import HEAD
 from common.codec import CodecName
-from common.config import CountOrOff, Mode, NonNegative, RunConfig
+from common.config import CountOrOff, Mode, NonNegative, RunConfig, TaskConfig
 from common.error import RefusalError
+from common.node_config import NodeConfig
 from common.section import Section, unknown_choice, validate
 from common.tasks import TASKS
 from strategies import RULES, Rule
 
 RECORDS = {"query": {"node"}, "train": {"update", "metrics"}, "evaluate": {"metrics", "tallies", "sample"}}
 PUBLIC_FACTS = {"name", "rank", "code", "where"}
+ANY = "*"
+
+
+class DataPolicy(Section):
+    """What a coordinator may name on a node that has no ``data`` of its own."""
+
+    sources: Sequence[str] = ("stdlib",)
+
+
+class TellPolicy(Section):
+    """What may leave beside tensors, named numbers and fixed sentences."""
+
+    text: bool = False
+    details: bool = False
 
 
 class PrivacyPolicy(Section):
     """How private a run must be."""
 
     modes: Sequence[Mode] = ()
+    unit: str = ""
+    scoring: bool = False
+    largest_batch: CountOrOff = 0
     max_epsilon: NonNegative = 0.0
     min_noise_multiplier: NonNegative = 0.0
 
 
+class BudgetPolicy(Section):
+    """What makes two records one: the fields whose values they share. Without fields the node has one budget."""
+
+    fields: Sequence[str] = ()
+
+
 class Policy(Section):
-    """One node's policy. Empty lists and zeros allow everything."""
+    """One node's policy. Empty lists and zeros allow everything, but on a node with a budget."""
 
     rules: Sequence[str] = ()
     models: Sequence[str] = ()
@@ -53,67 +97,108 @@ class Policy(Section):
     codecs: Sequence[CodecName] = ()
     max_bytes: CountOrOff = 0
     min_examples: CountOrOff = 0
+    task: Mapping[str, Any] = {}
+    data: DataPolicy = DataPolicy()
+    tell: TellPolicy = TellPolicy()
     privacy: PrivacyPolicy = PrivacyPolicy()
+    budget: BudgetPolicy = BudgetPolicy()
 
     @classmethod
-    def read(cls, file: str) -> Self:
-        """The policy in a TOML file; one that allows everything where ``file`` is empty.
+    def of(cls, node: NodeConfig) -> Self:
+        """The policy of a node: its file's; without one, what is harmless, and in a simulation everything.
 
-        Raises :class:`RefusalError` where it cannot be read, :class:`ConfigError` with every mistake in it.
+        Raises :class:`RefusalError` where the file cannot be read, :class:`ConfigError` with every mistake in it.
         """
+        file = node.policy
         if not file:
-            return cls()
+            own = {"data": DataPolicy(sources=(ANY,)), "tell": TellPolicy(text=True, details=True), "models": (ANY,)}
+            return cls().model_copy(update=own) if simulated() else cls()
         try:
             written = tomllib.loads(Path(file).expanduser().read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RefusalError("the node's policy cannot be read", where=file, got=str(error)) from error
         mistakes = [
             unknown_choice(key, name, known)
-            for key, known in (("rules", list(RULES)), ("parts", ["A", "B", "R", "W", "b"]))
-            for name in (written[key] if isinstance(written.get(key), list) else [])
+            for key, known in (
+                ("rules", [*RULES, ANY]),
+                ("parts", ["A", "B", "R", "W", "b"]),
+                ("task", list(TaskConfig().model_dump(by_alias=True))),
+            )
+            for name in (written[key] if isinstance(written.get(key), list | dict) else [])
             if name not in known
         ]
-        return validate(cls, written, mistakes, f"policy {file}", "Correct them in the file.")
+        policy = validate(cls, written, mistakes, f"policy {file}", "Correct them in the file.")
+        if policy.privacy.max_epsilon and not node.privacy_epsilon:
+            raise RefusalError(
+                "a limit for one run and none for all of them, which a run of another name would pass",
+                where=f"{file}, privacy.max-epsilon",
+                expected="privacy-epsilon in --node-config",
+            )
+        return policy
 
-    def check_run(self, config: RunConfig, rule: Rule, budget: float) -> None:
+    def check_run(self, config: RunConfig, rule: Rule, node: NodeConfig) -> None:
         """Raise :class:`RefusalError` with everything that the run asks for and this node does not allow.
 
-        A node with a privacy ``budget`` (its ``privacy-epsilon``) takes part in private runs only, and in one whose
-        noise is the coordinator's only where ``privacy.modes`` names it.
+        A node with a budget (its ``privacy-epsilon``) takes part in private runs only, in those that its policy
+        names, and in one whose noise is the coordinator's only where ``privacy.modes`` names that.
         """
-        sent = {part for turn in range(config.num_server_rounds) for part in rule.plan(turn).sent}
+        sent = {part for turn in range(min(config.num_server_rounds, 2)) for part in rule.plan(turn).sent}
         if rule.head == "shared" and TASKS[config.task.name].sequence_classification:
             sent |= HEAD
+        mode, wanted = config.privacy.mode, self.privacy
         mistakes = [
             *_outside("rule.name", [rule.name], self.rules),
-            *_outside("model.name", [config.model.name], self.models),
+            *_outside("model.name", [config.model.name], self.models or _distant(config.model.name)),
             *_outside(f"what the rule '{rule.name}' sends", sorted(sent), self.parts),
             *_outside("wire.up", [config.wire.up], self.codecs),
-            *_outside("privacy.mode", [config.privacy.mode], self.privacy.modes),
+            *_outside("privacy.mode", [mode], wanted.modes),
+            *_outside("privacy.unit", [config.privacy.unit], [wanted.unit] if wanted.unit else []),
+            *self._outside_task(config.task, node),
         ]
-        mode, wanted = config.privacy.mode, self.privacy.max_epsilon or self.privacy.min_noise_multiplier
-        if mode == "none" and (budget or wanted):
-            what = "privacy-epsilon" if budget else "max-epsilon, min-noise-multiplier"
+        if not node.data and not any(_covers(source, config.data.source) for source in self.data.sources):
+            allowed = " or ".join(self.data.sources) or "nothing"
+            mistakes.append(f"data.source: expected {allowed} (data.sources), got {config.data.source!r}")
+        if node.privacy_epsilon:
+            mistakes += self._silent()
+        if mode == "example" and 0 < wanted.largest_batch < config.train.batch_size:
+            least = f"at most {wanted.largest_batch} (largest-batch)"
+            mistakes.append(f"train.batch-size: expected {least}, got {config.train.batch_size}")
+        if config.privacy.score_noise and node.privacy_epsilon and not wanted.scoring:
+            mistakes.append("privacy.score-noise: expected 0 (privacy.scoring), got a run with noised scores")
+        if mode == "none" and (node.privacy_epsilon or wanted.min_noise_multiplier):
+            what = "privacy-epsilon" if node.privacy_epsilon else "min-noise-multiplier"
             mistakes.append(f"privacy.mode: expected a private run ({what}), got 'none'")
-        if mode == "update-central" and budget and mode not in self.privacy.modes:
+        if mode == "update-central" and node.privacy_epsilon and mode not in wanted.modes:
             mistakes.append("privacy.mode: expected noise of this node's own (privacy-epsilon), got 'update-central'")
         _refuse(mistakes)
+
+    def _silent(self) -> Iterator[str]:
+        """What the policy of a node with a budget has to name, and does not."""
+        named = {"rules": self.rules, "models": self.models, "[task]": self.task, "privacy.modes": self.privacy.modes}
+        for key, value in named.items():
+            if not value:
+                yield f"{key}: expected in the policy of a node with a budget (privacy-epsilon), got nothing"
+
+    def _outside_task(self, task: TaskConfig, node: NodeConfig) -> Iterator[str]:
+        """A mistake for every ``task.*`` of the run that is not as the policy has it; none where it has no table."""
+        if not self.task:
+            return
+        default = TaskConfig().model_dump(by_alias=True)
+        for key, got in task.model_dump(by_alias=True).items():
+            allowed = self.task.get(key, default[key])
+            choices = list(allowed) if isinstance(allowed, list) else [allowed]
+            if not any(type(got) is type(choice) and got == choice for choice in choices):
+                yield f"task.{key}: expected {' or '.join(map(repr, choices))}, got {got!r}"
 
     def check_data(self, examples: int) -> None:
         """Raise :class:`RefusalError` if there are too few examples; how many there are is not said."""
         if examples < self.min_examples:
             _refuse([f"examples: expected {self.min_examples} or more (min-examples), got fewer"])
 
-    def check_release(self, release: Release, config: RunConfig, delta: float) -> None:
-        """Raise :class:`RefusalError` if a run of such releases is not private enough, at the node's own ``delta``."""
-        mistakes = []
+    def check_release(self, release: Release) -> None:
+        """Raise :class:`RefusalError` if a release has too little noise."""
         if release.noise_multiplier < (least := self.privacy.min_noise_multiplier):
-            mistakes.append(f"the noise multiplier: expected {least:g} or more (min-noise-multiplier), got less")
-        if limit := self.privacy.max_epsilon:
-            whole = accounting.epsilon([release] * config.num_server_rounds, delta, config.privacy.accountant)
-            if whole > limit:
-                mistakes.append(f"the run's epsilon at delta {delta:g}: expected at most {limit:g}, got more")
-        _refuse(mistakes)
+            _refuse([f"the noise multiplier: expected {least:g} or more (min-noise-multiplier), got less"])
 
     def check_reply(self, kind: str, content: RecordDict, config: RunConfig, public_weight: float) -> None:
         """Raise :class:`RefusalError` if a reply holds anything that may not leave this machine."""
@@ -129,7 +214,8 @@ class Policy(Section):
         if self.max_bytes and size > self.max_bytes:
             mistakes.append(f"bytes: expected at most {self.max_bytes:,} (max-bytes), got {size:,}")
         if config.privacy.mode != "none":
-            figures = [name for record in content.metric_records.values() for name in record]
+            scored = {"merit", "count"} if kind == "evaluate" and config.privacy.score_noise else set[str]()
+            figures = [name for record in content.metric_records.values() for name in record if name not in scored]
             facts = [name for record in content.config_records.values() for name in record]
             mistakes += [f"figures in a private run: expected none, got {name!r}" for name in figures]
             mistakes += _outside("facts in a private run", facts, sorted(PUBLIC_FACTS))
@@ -143,4 +229,27 @@ def _refuse(mistakes: list[str]) -> None:
 
 def _outside(what: str, got: Sequence[str], allowed: Sequence[str]) -> list[str]:
     """A mistake for everything in ``got`` that is not in ``allowed``; an empty ``allowed`` allows all."""
-    return [f"{what}: expected {' or '.join(allowed)}, got {name!r}" for name in got if allowed and name not in allowed]
+    if not allowed or ANY in allowed:
+        return []
+    return [f"{what}: expected {' or '.join(allowed)}, got {name!r}" for name in got if name not in allowed]
+
+
+def _distant(model: str) -> list[str]:
+    """What a policy that lists no models allows: the embedded one, and hub ids, which are no folders here."""
+    path = Path(model).expanduser()
+    local = path.is_absolute() or model.startswith((".", "~")) or path.exists()
+    return ["embedded", "a hub id"] if local else []
+
+
+def _covers(allowed: str, source: str) -> bool:
+    """Whether a listed source allows one: itself, any where it is ``*``, and of a folder all below it."""
+    if allowed in (ANY, source):
+        return True
+    folder = Path(allowed).expanduser()
+    return folder.is_absolute() and Path(source).expanduser().resolve().is_relative_to(folder.resolve())
+
+
+def simulated() -> bool:
+    """Whether this process is an actor of Flower's simulation, where coordinator, nodes and data are one user's."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())

@@ -1,11 +1,16 @@
 """Differential privacy on the node: DP-SGD, and noise on the whole change.
 
-**Example level** (Abadi et al., arXiv:1607.00133). Two data sets are neighbours if one has one example more. A step
-draws a Poisson sample (each example by itself with probability q), clips every example's gradient to norm C over all
-that is trained, head included, sums, adds noise, and divides by the public expected batch. An empty sample is a step of
-noise alone. Optimizer, rule, codec and server only see the noised sums; all they do is post-processing. Not covered is
-what an example's companions in a physical batch do to the last bits of its gradient: some 1e-7 of it in float32, which
-the mechanism's margin absorbs, but more where ``model.dtype`` is a 16-bit one.
+**Example level** (Abadi et al., arXiv:1607.00133). Two data sets are neighbours if one has one unit more, a record or a
+person with several. A step draws a Poisson sample (each unit by itself with probability q), clips every unit's gradient
+to norm C over all that is trained, head included, sums, adds noise, and divides by the public expected batch. An empty
+sample is a step of noise alone. Optimizer, rule, codec and server only see the noised sums; all they do is
+post-processing. Not covered is what a unit's companions in a physical batch do to the last bits of its gradient: some
+1e-7 of it in float32, which the mechanism's margin absorbs, but more where ``model.dtype`` is a 16-bit one, or where a
+state is made to magnify it, which is looked for before the round and during it (:mod:`client_app.probe`).
+
+**A failure is not a message.** Whether a round fails would tell the coordinator something of the data, so nothing that
+goes wrong with a unit leaves the step: its physical batch is done again one unit at a time, and a unit that fails alone
+counts as zero. What fails on made-up data fails before, and may be told.
 
 **Update level, on the node.** Two data sets are neighbours if they are two data sets of one node, whatever is in them:
 the change that leaves has norm at most C, so it can move by 2 C, and that is what the noise is for.
@@ -16,12 +21,15 @@ so that under a known seed one example more would change the gradient of every o
 """
 
 import secrets
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
 
 from client_app.per_example import Engine, attach
+from client_app.probe import probe, vocabulary
 from client_app.training import Penalty, Training, descend, outputs
 from common.accounting import Release
 from common.adapter import Key, Tensors
@@ -31,12 +39,15 @@ from common.gaussian import Gaussian, clip
 from common.models import LoraModel
 from common.tasks import Example, Task
 
+Unit = Sequence[Example]
+"""What the promise is about: one example of a record, or all of a person's."""
+
 
 def train_privately(
     model: LoraModel,
     keys: Sequence[Key],
     task: Task,
-    examples: Sequence[Example],
+    units: Sequence[Unit],
     config: TrainConfig,
     privacy: PrivacyConfig,
     release: Release,
@@ -47,27 +58,31 @@ def train_privately(
     blocks: Sequence[int] = (),
     penalty: Penalty = lambda _: None,
 ) -> Training:
-    """Train ``keys`` of the model on ``examples`` by DP-SGD: ``release.steps`` steps, as noisy as ``release`` says.
+    """Train ``keys`` of the model on ``units`` by DP-SGD: ``release.steps`` steps, as noisy as ``release`` says.
 
     Of a core only ``blocks`` are trained, if some are named.
 
-    The figures returned are not private: they may not leave the node. Raises :class:`BouquetError` where something
-    trained has no per-example gradient, and where something trained has not moved.
+    The figures returned are not private: they may not leave the node. Raises :class:`BouquetError` where the model does
+    not keep made-up examples apart or cannot compute them, and where something trained has not moved; never because
+    of what is in ``units``.
     """
     model.train_only(keys, blocks)
     before = model.tensors()
     torch.manual_seed(secrets.randbits(63))
     mechanism = Gaussian(privacy.clip, release.noise_multiplier)
-    with attach(privacy.engine, model.network, mechanism.bound, privacy.clipping) as engine:
+    sequences = not task.sequence_classification
+    with attach(privacy.engine, model.network, mechanism.bound, privacy.clipping, sequences) as engine:
+        batches = _Batches(engine, model, task, config.batch_size, pad)
 
-        def gradients(_: int) -> tuple[float, int]:
-            sample = [examples[index] for index in poisson_sample(len(examples), release.sample_rate)]
-            figures = _accumulate(engine, model, task, sample, config.batch_size, pad)
+        def gradients(step: int) -> tuple[float, int]:
+            probe(engine, model, task, pad, step)
+            figures = batches.add([units[index] for index in poisson_sample(len(units), release.sample_rate)])
             for parameter, noised in mechanism.release(engine.take()):
                 parameter.grad = noised.div_(privacy.expected_batch).to(parameter.dtype)
             return figures
 
         training = descend(model, keys, gradients, config, release.steps, round, rounds, penalty)
+    batches.report()
     if release.noise_multiplier:
         _check_moved(before, model.tensors(), keys)
     return training
@@ -92,19 +107,74 @@ def privatise(start: Tensors | None, sent: Tensors, clip_norm: float, noise_mult
     return {key: (start[key] + noised).to(sent[key].dtype) for key, noised in mechanism.release(change)}
 
 
-def _accumulate(
-    engine: Engine, model: LoraModel, task: Task, sample: Sequence[Example], batch_size: int, pad: int
-) -> tuple[float, int]:
-    """Add the sample's clipped gradients, in physical batches of like length; the mean loss, and the tokens."""
-    by_length = sorted(sample, key=lambda example: len(example.tokens))
-    total, tokens = 0.0, 0
-    for first in range(0, len(by_length), batch_size):
-        batch = task.collate(by_length[first : first + batch_size], pad)
-        losses = task.losses(*outputs(model, batch))
-        engine.add(losses)
-        total += float(losses.detach().sum())
-        tokens += int(batch["attention_mask"].sum())
-    return total / max(1, len(sample)), tokens
+class _Batches:
+    """Adds the clipped gradients of samples to the engine's sum, and lets nothing that goes wrong with them out."""
+
+    def __init__(self, engine: Engine, model: LoraModel, task: Task, batch_size: int, pad: int) -> None:
+        self._engine = engine
+        self._model = model
+        self._task = task
+        self._batch_size = batch_size
+        self._pad = pad
+        self._broken = 0
+        self._left_out = 0
+
+    def add(self, sample: Sequence[Unit]) -> tuple[float, int]:
+        """Add a sample; the mean loss of its examples (0 of none), and the tokens, not counting what failed."""
+        total, examples, tokens = 0.0, 0, 0
+        for batch in _physical_batches(sample, self._batch_size):
+            computed = [self._try(batch)]
+            if computed == [None]:
+                self._broken += 1
+                computed = [self._try([unit]) for unit in batch]
+                self._left_out += computed.count(None)
+            for loss, count, read in filter(None, computed):
+                total, examples, tokens = total + loss, examples + count, tokens + read
+        return total / max(1, examples), tokens
+
+    def report(self) -> None:
+        """Tell the operator, and nobody else, what failed."""
+        if self._broken:
+            print(
+                f"{self._broken} physical batches failed and were done one unit at a time; "
+                f"{self._left_out} times a unit failed alone and counted as zero; the coordinator is not told",
+                file=sys.stderr,
+            )
+
+    def _try(self, batch: Sequence[Unit]) -> tuple[float, int, int] | None:
+        """Add a physical batch: its summed loss, examples and tokens; None, and nothing added, if that failed."""
+        with suppress(Exception):
+            return self._compute(batch)
+        # Not before here has what the exception held been let go of.
+        self._engine.forget()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _compute(self, batch: Sequence[Unit]) -> tuple[float, int, int]:
+        examples = [example for unit in batch for example in unit]
+        whose = torch.tensor([number for number, unit in enumerate(batch) for _ in unit])
+        collated = self._task.collate(examples, self._pad)
+        # On a GPU an index beyond the embedding would leave no way to go on.
+        if int(collated["input_ids"].max()) >= vocabulary(self._model):
+            raise IndexError
+        losses = self._task.losses(*outputs(self._model, collated))
+        figures = float(losses.detach().sum()), len(examples), int(collated["attention_mask"].sum())
+        # The last thing that can fail: nothing is added twice.
+        self._engine.add(losses, whose if len(examples) > len(batch) else None)
+        return figures
+
+
+def _physical_batches(sample: Sequence[Unit], size: int) -> Iterator[Sequence[Unit]]:
+    """Whole units of like length, together at most ``size`` examples; a unit of more is by itself."""
+    batch: list[Unit] = []
+    for unit in sorted(filter(None, sample), key=lambda unit: max(len(example.tokens) for example in unit)):
+        if batch and sum(map(len, batch)) + len(unit) > size:
+            yield batch
+            batch = []
+        batch.append(unit)
+    if batch:
+        yield batch
 
 
 def _check_moved(before: Tensors, after: Tensors, trained: Sequence[Key]) -> None:

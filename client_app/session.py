@@ -1,31 +1,37 @@
-"""One node at work on one message: its config, rule, task, examples and model."""
+"""One node at work on one message: its config, rule, task, examples and model.
+
+In a private run whose noise is the node's own, the coordinator is trusted with nothing, so nothing that depends on the
+records may decide whether there is a reply, or of what form. Up to the charge, a message is worked on without them;
+after it, whatever fails with them is done as if there were none.
+"""
 
 import os
 import time
+import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from client_app.ledger import Ledger
+from client_app.exchange import Exchange
 from client_app.memory import Memory
-from client_app.policy import Policy
+from client_app.policy import Policy, simulated
 from client_app.privacy import privatise, train_privately
+from client_app.scoring import noised_score
+from client_app.spending import Spending
 from client_app.training import Training, train
-from common import accounting, base, models, sources, tasks, wire
+from client_app.units import Units, Wanted, node_units
+from common import base, sources, tasks
 from common.accounting import Release
-from common.adapter import State, Tensors, Update, chosen_blocks, digest, leading
-from common.codec import CODECS
-from common.config import DataConfig, ModelConfig, TaskConfig
+from common.adapter import Key, State, Tensors, Update, chosen_blocks
+from common.config import DataConfig, ModelConfig, RunConfig, TaskConfig
 from common.error import BouquetError
 from common.export import export
-from common.ledger import DataSet
 from common.models import LoraModel
 from common.node_config import NodeConfig
 from common.tasks import Example, Task
@@ -48,17 +54,18 @@ class Session:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
-        self.config = read_config(context.run_config)
+        self.config = _exact(read_config(context.run_config))
         self.node = NodeConfig.from_flower(context.node_config)
         self.rule: Rule = build(self.config)
+        self.policy = Policy.of(self.node)
+        self.policy.check_run(self.config, self.rule, self.node)
         self.task: Task = tasks.build(self.config.task)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         # A run that is resumed has another id, and its name.
         self.run = self.config.run_name or str(context.run_id)
         self.memory = Memory(self.node.state, self.run, self.node.label)
-        self.ledger = Ledger(self.node.state, self.node.label, self.node.privacy_epsilon, self.node.privacy_delta)
-        self.policy = Policy.read(self.node.policy)
-        self.policy.check_run(self.config, self.rule, self.node.privacy_epsilon)
+        self.exchange = Exchange(self.config, self.node, self.rule, self.memory)
+        self.spending = Spending(self.config, self.node, self.policy, self.rule.name, self.run)
         self.epsilon: float | None = None
 
     @property
@@ -67,10 +74,14 @@ class Session:
         return self.config.privacy.mode != "none"
 
     @property
-    def rank(self) -> int:
-        """The rank this node starts with: its own, or what it had come down to when the run was broken off."""
-        own = self.node.lora_rank or self.config.lora.rank
-        return (self.config.resume and self.memory.rank) or own
+    def guarded(self) -> bool:
+        """Whether nothing that the records decide may leave, but for what this node's own noise covers."""
+        return self.config.privacy.mode in ("example", "update-local")
+
+    @property
+    def scored(self) -> bool:
+        """Whether held-out units are scored under noise of this node's own."""
+        return self.config.privacy.mode == "example" and self.config.privacy.score_noise > 0
 
     @property
     def pad(self) -> int:
@@ -78,47 +89,78 @@ class Session:
         return int(self.tokenizer.pad_token_id)
 
     def examples(self) -> Examples:
-        """The node's examples."""
+        """The node's examples. Raises :class:`BouquetError` where they cannot be had, with pieces of them."""
         config = self.config
-        # A record is what the ledger charges, so under example-level privacy it may be no more than one example.
-        most = 1 if config.privacy.mode == "example" else None
-        examples = _examples(config.data, self.node, config.task, config.model, config.seed, most)
+        examples = _examples(config.data, self.node, config.task, config.model, config.seed)
         self.policy.check_data(len(examples.train))
         return examples
+
+    def units(self) -> Units:
+        """The node's units; none where they cannot be had, which is told to this machine's log alone."""
+        try:
+            return self._units()
+        except Exception:
+            traceback.print_exc()
+            return Units((), ())
+
+    def _units(self) -> Units:
+        config = self.config
+        wanted = Wanted(config.data, config.task, config.model, config.privacy, config.seed)
+        return node_units(wanted, self.node, self.spending.records if config.privacy.mode == "example" else 0)
 
     def check(self, kind: str, content: RecordDict) -> None:
         """Raise :class:`RefusalError` if a reply holds what may not leave this machine."""
         self.policy.check_reply(kind, content, self.config, self.node.weight)
 
     def answer_roll_call(self) -> RecordDict:
-        """Who is here: the node's name and rank, and the code it runs. The data is read, so that it can be read."""
-        self.examples()
+        """Who is here: the node's name and rank, and the code it runs.
+
+        The data is read, so that it can be read; in a private run only what is no record's doing is looked at.
+        """
+        if not self.guarded:
+            self.examples()
+        elif simulated():
+            self._units()
+        else:
+            self._check_public()
         facts: dict[str, Any] = {
             "name": self.node.label,
-            "rank": self.rank,
+            "rank": self.exchange.rank,
             "code": fingerprint(),
-            "where": str(ROOT),
+            "where": str(ROOT) if self.policy.tell.details else "",
         }
         return RecordDict({"node": ConfigRecord(facts)})
 
+    def _check_public(self) -> None:
+        """Raise :class:`BouquetError` where a private run cannot be, whatever stands in the records."""
+        sources.files(self.node.data or self.config.data.source)
+        if self.config.privacy.mode == "example" or self.policy.min_examples:
+            self.policy.check_data(self.spending.records)
+
     def train(self, message: Message) -> RecordDict:
         """One round of local training, from the state in the message to the update that leaves."""
-        config, rule = self.config, self.rule
-        model, state = self._receive(message)
+        model, state = self.exchange.receive(message)
+        release = self._charge(state.round) if self.private else None
+        if release and self.guarded:
+            sent, count, metrics = self._guarded_change(model, state, release), 1, dict[str, Any]()
+        else:
+            sent, count, metrics = self._change(model, state)
+        weights = {"examples": float(count), "declared": self.node.weight, "uniform": 1.0}
+        record = self.exchange.pack(Update(sent, weights[self.config.train.weighting], state.scale, state.slots), state)
+        return RecordDict({"update": record, "metrics": MetricRecord({} if self.private else metrics)})
+
+    def _charge(self, round: int) -> Release:
+        """Plan what this round gives away, and charge it."""
+        if self.guarded:
+            self._check_public()
+        release = self.spending.plan()
+        self.epsilon = self.spending.charge(release, round)
+        return release
+
+    def _change(self, model: LoraModel, state: State) -> tuple[Tensors, int, dict[str, Any]]:
+        """What a round of plain training sends, from how many examples, and its figures."""
         examples = self.examples().train
-        release = self._charge(state.round, len(examples)) if self.private else None
-        training = self._train(model, state, examples, release)
-        local = model.tensors()
-        if kept := {key: tensor for key, tensor in local.items() if rule.keeps(state.round, key)}:
-            self.memory.save("personal", kept, state.round + 1)
-        if (rank := rule.next_rank(state, local)) < state.rank:
-            self.memory.rank = rank
-        sent = rule.send(state, local)
-        if release and config.privacy.mode == "update-local":
-            start = None if rule.relative else {k: chosen_blocks(k, state.adapter[k], state.slots) for k in sent}
-            sent = privatise(start, sent, config.privacy.clip, release.noise_multiplier)
-        weights = {"examples": float(len(examples)), "declared": self.node.weight, "uniform": 1.0}
-        record = self._pack(Update(sent, weights[config.train.weighting], state.scale, state.slots), state)
+        training = self._train(model, state, examples)
         metrics: dict[str, Any] = {
             "loss": training.loss,
             "steps": training.steps,
@@ -127,39 +169,72 @@ class Session:
             "seconds": training.seconds,
             "peak-memory": training.peak_memory,
         }
-        return RecordDict({"update": record, "metrics": MetricRecord({} if self.private else metrics)})
+        return self._keep_and_send(model, state), len(examples), metrics
 
-    def _charge(self, round: int, examples: int) -> Release:
-        """Plan what this round gives away, and write it in the ledger: from here on it counts as given."""
-        config = self.config
-        release = accounting.plan(config.privacy, examples, config.train.steps, config.num_server_rounds)
-        self.policy.check_release(release, config, self.node.privacy_delta)
-        dataset = _dataset(config.data, self.node, config.seed)
-        entry = self.ledger.charge(release, dataset, config.privacy, run=self.run, round=round, rule=self.rule.name)
-        self.epsilon = entry.epsilon
-        return release
+    def _guarded_change(self, model: LoraModel, state: State, release: Release) -> Tensors:
+        """What a round of private training sends, under this node's own noise, whatever becomes of the records.
 
-    def _train(self, model: LoraModel, state: State, examples: Sequence[Example], release: Release | None) -> Training:
-        """The local loop, plain or private."""
+        Training that fails with them starts again without: from noise alone, or as no change.
+        """
+        units, whole = self.units().train, self.config.privacy.mode == "update-local"
+
+        def learn(units: Sequence[Sequence[Example]]) -> Tensors:
+            if not whole:
+                self._train_privately(model, state, units, release)
+            elif units:
+                self._train(model, state, [example for unit in units for example in unit])
+            return self._keep_and_send(model, state)
+
+        try:
+            sent = learn(units)
+        except Exception:
+            traceback.print_exc()
+            self.exchange.install(model, state)
+            sent = learn(())
+        if not whole:
+            return sent
+        start = None if self.rule.relative else {k: chosen_blocks(k, state.adapter[k], state.slots) for k in sent}
+        return privatise(start, sent, self.config.privacy.clip, release.noise_multiplier)
+
+    def _keep_and_send(self, model: LoraModel, state: State) -> Tensors:
+        """What leaves of the trained model; what is the node's own is kept."""
+        local = model.tensors()
+        if kept := {key: tensor for key, tensor in local.items() if self.rule.keeps(state.round, key)}:
+            self.memory.save("personal", kept, state.round + 1)
+        if (rank := self.rule.next_rank(state, local)) < state.rank:
+            self.memory.rank = rank
+        return self.rule.send(state, local)
+
+    def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
+        config, seed = self.config, f"{self.config.seed}/{self.node.label}/{state.round}"
+        keys, options = self._trained(model, state)
+        return train(model, keys, self.task, examples, config.train, seed=seed, **options)
+
+    def _train_privately(
+        self, model: LoraModel, state: State, units: Sequence[Sequence[Example]], release: Release
+    ) -> Training:
         config = self.config
+        keys, options = self._trained(model, state)
+        return train_privately(model, keys, self.task, units, config.train, config.privacy, release, **options)
+
+    def _trained(self, model: LoraModel, state: State) -> tuple[list[Key], dict[str, Any]]:
+        """The keys that the rule trains in this round, and what else a local loop has to know of it."""
         keys = [key for key in model.keys if self.rule.trains(state.round, key)]
-        common: dict[str, Any] = {"pad": self.pad, "round": state.round, "rounds": config.num_server_rounds}
-        common |= {"penalty": self.rule.penalty, "blocks": state.slots if self.rule.blocks else ()}
-        if release and config.privacy.mode == "example":
-            return train_privately(model, keys, self.task, examples, config.train, config.privacy, release, **common)
-        seed = f"{config.seed}/{self.node.label}/{state.round}"
-        return train(model, keys, self.task, examples, config.train, seed=seed, **common)
+        options: dict[str, Any] = {"pad": self.pad, "round": state.round, "rounds": self.config.num_server_rounds}
+        options |= {"penalty": self.rule.penalty, "blocks": state.slots if self.rule.blocks else ()}
+        return keys, options
 
     def evaluate(self, message: Message) -> RecordDict:
-        """Score the received state on the held-out examples; continue a prompt if the coordinator sends one.
+        """Score the received state on the held-out examples; continue a prompt if one comes and the policy allows it.
 
-        In a private run nothing is scored: a score is a figure of the data that no noise covers.
+        In a private run nothing is scored but under noise that is charged, where the run and the policy want it.
         """
         config = self.config.evaluation
-        model, state = self._receive(message)
+        model, state = self.exchange.receive(message)
         if self.private:
             self._export(model, state)
-            return RecordDict({"metrics": MetricRecord({})})
+            figures = self._noised_score(model, state) if self.scored else {}
+            return RecordDict({"metrics": MetricRecord(dict(figures))})
         started = time.monotonic()
         heldout = self.examples().heldout
         score = model.score(self.task, heldout[: config.limit or None], self.pad, config.batch_size)
@@ -174,28 +249,17 @@ class Session:
         if score.tallies:
             content["tallies"] = MetricRecord({name: list(values) for name, values in score.tallies.items()})
         self._export(model, state)
-        if prompt := message.content.config_records["config"].get("prompt"):
+        prompt = message.content.config_records["config"].get("prompt")
+        if prompt and self.policy.tell.text:
             content["sample"] = ConfigRecord({"text": model.generate(str(prompt), self.tokenizer)})
         return content
 
-    def _pack(self, update: Update, state: State) -> ArrayRecord:
-        """The update as it leaves. What a coarse codec loses of it is kept, and added to the next one."""
-        codec, name = self.config.wire.up, self.rule.name
-        received = None if self.rule.relative else state.adapter
-        # Other slots in every round: what was lost of one is not owed to another.
-        if not CODECS[codec].coarse or self.rule.relative or self.rule.reframes or update.slots:
-            return wire.pack_update(update, name, state.round, self.node.label, codec=codec, received=received)
-        owed = self.memory.load("feedback", state.round) if state.round else {}
-        tensors = {
-            key: tensor + owed[key] if key in owed and owed[key].shape == tensor.shape else tensor
-            for key, tensor in update.tensors.items()
-        }
-        due = replace(update, tensors=tensors)
-        record = wire.pack_update(due, name, state.round, self.node.label, codec=codec, received=received)
-        _, arrived = wire.unpack_update(record, rule=name, round=state.round, received=received)
-        left = {key: t - arrived.tensors[key] for key, t in tensors.items()}
-        self.memory.save("feedback", owed | left, state.round + 1)
-        return record
+    def _noised_score(self, model: LoraModel, state: State) -> dict[str, float]:
+        """The private score of the held-out units, charged before any of them is looked at."""
+        noise = self.config.privacy.score_noise
+        self.epsilon = self.spending.charge(Release(noise, 1.0, 1), state.round)
+        batch_size = self.config.evaluation.batch_size
+        return noised_score(model, self.task, self.units().heldout, self.pad, batch_size, noise)
 
     def _export(self, model: LoraModel, state: State) -> None:
         """Leave the node's own adapter in its state directory, where the rule or the head is personal."""
@@ -203,61 +267,29 @@ class Session:
             own = State(model.tensors(), state.scale, state.round, state.offset)
             export(own, self.config, self.memory.adapter, with_head=True)
 
-    def _receive(self, message: Message) -> tuple[LoraModel, State]:
-        """The state in a message: checked, completed with what this side has of it, and installed in the model."""
-        header, state = wire.unpack_state(message.content.array_records["state"], rule=self.rule.name)
-        config, rule = self.config, self.rule
-        model = models.load(config.model, config.lora, config.task, self.node.device, rule.blocks)
-        if header.held:
-            state = replace(state, adapter=self._held(model, state, header) | state.adapter)
-        if frames := {key: t for key, t in state.adapter.items() if key.part in rule.fixed - rule.drawn}:
-            self.memory.save("frames", frames, state.round)
-        state = rule.view(state, state.rank)
-        model.resize(state.rank)
-        # Before the first round nothing is kept: what there is, an attempt that did not count has left.
-        kept = self.memory.load("personal", state.round) if state.round else {}
-        kept = {key: tensor for key, tensor in kept.items() if rule.keeps(state.round, key)}
-        model.install(rule.install(state, kept), state.scale, state.offset)
-        return model, state
 
-    def _held(self, model: LoraModel, state: State, header: wire.Header) -> Tensors:
-        """What the message leaves out: drawn here, or received before; the coordinator's digest proves it the same."""
-        spec = replace(model.spec, rank=self.config.lora.rank, scale=self.config.lora.scale)
-        drawn = self.rule.draw(spec, self.config.seed, state.round)
-        held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
-        held |= {key: t for key, t in self.memory.load("frames", state.round).items() if key not in state.adapter}
-        if digest(held) != header.held:
-            raise BouquetError(
-                "this node has other frozen tensors than the coordinator",
-                where=self.node.label,
-                expected=f"digest {header.held[:16]}",
-                got=digest(held)[:16],
-                cure="Use the same torch version and the same seed on every machine.",
-            )
-        return held
+def _exact(config: RunConfig) -> RunConfig:
+    """The config with the type that keeps an example's companions out of its gradient, where a run leaves it open."""
+    if config.privacy.mode != "example" or config.model.dtype != "auto":
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
 
 
 @lru_cache(maxsize=8)
-def _examples(
-    data: DataConfig, node: NodeConfig, task: TaskConfig, model: ModelConfig, seed: int, most: int | None
-) -> Examples:
-    """Read, split and tokenise once a process, ``most`` examples a record; a simulation runs several nodes in one."""
+def _examples(data: DataConfig, node: NodeConfig, task: TaskConfig, model: ModelConfig, seed: int) -> Examples:
+    """Read, split and tokenise once a process; a simulation runs several nodes in one."""
     kind = tasks.build(task)
     dataset = sources.node_dataset(data, node, seed)
     kind.check(dataset.column_names, where=node.data or data.source)
     tokenizer = base.load_tokenizer(model)
     own, heldout = sources.split(dataset, data.holdout, seed)
     parts = [
-        [example for record in part for example in islice(kind.encode(record, tokenizer), most)]
+        [example for record in part for example in kind.encode(record, tokenizer)]
         for part in (sources.pool(data, node, seed) if data.pooled else own, heldout)
     ]
     for name, part in zip(("train on", "hold out"), parts, strict=True):
         if not part:
-            raise BouquetError(f"a node has nothing to {name}", where=f"{node.label}, {node.data or data.source}")
+            raise BouquetError(
+                "a node has too few examples", where=f"{node.label}, {node.data or data.source}", got=f"none to {name}"
+            )
     return Examples(*parts)
-
-
-@lru_cache(maxsize=8)
-def _dataset(data: DataConfig, node: NodeConfig, seed: int) -> DataSet:
-    """All of the node's records, as the ledger knows them."""
-    return DataSet.of(sources.own_records(data, node, seed))

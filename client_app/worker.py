@@ -136,13 +136,10 @@ def _ask(state: Path, frames: tuple[bytes, ...]) -> bytes | None:
         except ConnectionError as error:
             if frames[0] == STOP:
                 return None
-            log = state / "worker.log"
-            said = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
             raise BouquetError(
                 "the worker ended before it had answered",
-                where=str(log),
-                got="; ".join(said) or "nothing in its log",
-                cure="Ended without a word, it was out of memory: bouquet doctor node estimates what a run takes.",
+                where=str(state / "worker.log"),
+                cure="Read its log. Ended without a word, it was out of memory: see bouquet doctor node.",
             ) from error
 
 

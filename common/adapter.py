@@ -26,6 +26,9 @@ CORE = frozenset({"R", "s"})
 OFFSET = frozenset({"Q", "P"})
 HEAD = frozenset({"W", "b"})
 
+LARGEST = 1e6
+"""The size of the values of a state that a node works with: well above what any training has led to."""
+
 
 class Key(NamedTuple):
     """The name of one tensor: the adapted layer's path in the model, and the part."""
@@ -126,6 +129,20 @@ def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor an infinity."""
     # A finite sum proves it in one pass and no memory; one that is not may be an overflow of finite values.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def check_range(state: State) -> None:
+    """Raise :class:`BouquetError` unless every value of a received state is one that training can have led to."""
+    for key, tensor in {**state.adapter, **state.offset}.items():
+        if not (all_finite(tensor) and float(tensor.abs().max() if tensor.numel() else 0) <= LARGEST):
+            raise BouquetError("a state out of range", where=str(key), expected=f"values within {LARGEST:g}")
+    if not 0 < state.scale <= LARGEST or not 0 <= state.round <= LARGEST:
+        raise BouquetError(
+            "a state out of range",
+            where="scale, round",
+            expected=f"up to {LARGEST:g}",
+            got=f"{state.scale}, {state.round}",
+        )
 
 
 def leading(key: Key, tensor: Tensor, rank: int) -> Tensor:

@@ -22,9 +22,24 @@ RuleOption = int | float | str
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+Delta = Annotated[float, Field(ge=1e-15, le=0.1)]
+LearningRate = Annotated[float, Field(ge=0, le=10)]
+
 Mode = Literal["none", "example", "update-local", "update-central"]
 
 TRACKERS = ("tensorboard", "mlflow", "wandb")
+
+
+def _file_name(name: str) -> str:
+    # What names a folder on every machine must not lead out of one.
+    if name and not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise PydanticCustomError(
+            "file_name", "at most 100 letters, digits, dots and hyphens, a dot or hyphen not first"
+        )
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
 
 
 class ModelConfig(Section):
@@ -123,8 +138,8 @@ class TrainConfig(Section):
     epochs: Count = 1
     batch_size: Count = 8
     accumulation: Count = 1
-    learning_rate: Positive = 5e-3
-    head_learning_rate: NonNegative = 0.0
+    learning_rate: Annotated[LearningRate, Field(gt=0)] = 5e-3
+    head_learning_rate: LearningRate = 0.0
     weight_decay: NonNegative = 0.0
     clip_norm: NonNegative = 1.0
     proximal: NonNegative = 0.0
@@ -133,25 +148,38 @@ class TrainConfig(Section):
     weighting: Literal["examples", "uniform", "declared"] = "examples"
 
 
+def _noise(multiplier: float) -> float:
+    if multiplier and not 0.01 <= multiplier <= 1e6:
+        raise PydanticCustomError("noise_multiplier", "0, or a number from 0.01 to 1,000,000")
+    return multiplier
+
+
 class PrivacyConfig(Section):
     """Differential privacy: of single examples (DP-SGD), or of a node's whole change, noised here or on the mean.
 
     ``epsilon`` and ``delta`` are for the whole run of one node that takes part in every round. ``noise_multiplier`` is
     sigma over what one neighbour can move: ``clip``, or for ``update-local`` 2 ``clip``; 0 lets ``epsilon`` decide.
-    ``clip`` bounds the norm of an example's gradient, or of the change.
+    ``clip`` bounds the norm of a unit's gradient, or of the change. ``unit`` is what one of two neighbours has more: a
+    ``record``, or all records with one value of the field it names, of which ``unit_cap`` at most are read.
+    ``records`` is the public number of units of a node, for nodes whose operator names none; the true one is never
+    used. ``score_noise`` is the noise multiplier of a score on held-out units, 0 for no score.
     ``expected_batch`` is the mean size of a Poisson batch, computed ``train.batch_size`` at a time (and
     ``train.accumulation`` plays no part); ``engine`` is how per-example gradients are had.
     """
 
     mode: Mode = "none"
-    epsilon: Positive = 8.0
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    noise_multiplier: NonNegative = 0.0
-    clip: Positive = 1.0
+    epsilon: Annotated[float, Field(ge=1e-3, le=1e4)] = 8.0
+    delta: Delta = 1e-5
+    noise_multiplier: Annotated[float, AfterValidator(_noise)] = 0.0
+    clip: Annotated[float, Field(ge=1e-4, le=1e4)] = 1.0
+    unit: str = "record"
+    unit_cap: Count = 8
+    records: Annotated[int, Field(ge=0, le=10**9)] = 0
+    score_noise: Annotated[float, AfterValidator(_noise)] = 0.0
     clipping: Literal["flat", "automatic"] = "flat"
-    expected_batch: Count = 64
+    expected_batch: Annotated[int, Field(ge=1, le=10**9)] = 64
     accountant: Literal["prv", "rdp"] = "prv"
-    engine: Literal["fast", "hooks", "ghost"] = "fast"
+    engine: Literal["fast", "hooks"] = "fast"
 
 
 class WireConfig(Section):
@@ -231,7 +259,7 @@ class RunConfig(Section):
     fraction_train: Share = 1.0
     fraction_evaluate: Share = 1.0
     seed: CountOrOff = 0
-    run_name: str = ""
+    run_name: FileName = ""
     run_directory: str = ""
     resume: bool = False
     model: ModelConfig = ModelConfig()
@@ -296,9 +324,29 @@ class RunConfig(Section):
             mistakes.append("train.weighting: expected 'uniform' or 'declared' in a private run, got 'examples'")
         if self.privacy.mode == "example" and not self.train.steps:
             mistakes.append("train.steps: expected 1 or more in a private run, got 0, which counts a node's examples")
+        if self.privacy.score_noise and self.privacy.mode != "example":
+            mistakes.append("privacy.score-noise: expected 0 where privacy.mode is not 'example'")
         if self.data.pooled:
-            mistakes.append("data.pooled: expected false in a private run, got true, which no node's ledger covers")
+            mistakes.append("data.pooled: expected false in a private run, got true, which no node's budget covers")
+        if self.data.partition == "dirichlet":
+            mistakes.append("data.partition: expected one that deals each record out by itself, got 'dirichlet'")
         return mistakes
+
+    @property
+    def scores(self) -> int:
+        """How many times a run scores its nodes."""
+        return self.scores_after(self.num_server_rounds)
+
+    def scores_after(self, round: int) -> int:
+        """How many times a run has scored its nodes after a round: before the first, every so many, after the last."""
+        every, last = self.evaluation.every, self.num_server_rounds
+        regular = round // every if every else 0
+        return 1 + regular + (round == last and (not every or last % every > 0))
+
+    def trained_on(self, records: int) -> int:
+        """How many units a private node is taken to train on, from the public number of all of them."""
+        kept = min(self.data.limit or records, records)
+        return max(1, round(kept * (1 - self.data.holdout))) if self.privacy.score_noise else kept
 
     def to_flower(self) -> dict[str, Any]:
         """The flat form, every key present."""

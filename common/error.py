@@ -7,10 +7,12 @@ from collections.abc import Iterable
 class BouquetError(Exception):
     """Something that a user, a file or another machine got wrong, as opposed to a defect of ours.
 
-    The message reads ``what (where): expected E, got G. cure``; parts that are left out are left out of it.
+    The message reads ``what (where): expected E, got G. cure``; parts that are left out are left out of it. ``what``
+    never holds a piece of data: of a node's errors it alone travels.
     """
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", got: str = "", cure: str = "") -> None:
+        self.what = what
         facts = [f"expected {expected}" if expected else "", f"got {got}" if got else ""]
         message = what + (f" ({where})" if where else "")
         if detail := ", ".join(filter(None, facts)):

@@ -71,10 +71,15 @@ class Gaussian:
 def clip(vector: Mapping[K, Tensor], bound: float) -> dict[K, Tensor]:
     """All tensors as one vector, scaled in float64 to a norm of at most ``bound``; zero if it is not finite."""
     doubles = {key: tensor.double() for key, tensor in vector.items()}
-    norm = math.sqrt(sum(float(tensor.pow(2).sum()) for tensor in doubles.values()))
-    if not math.isfinite(norm):
+    # In units of the largest magnitude, in which no square overflows, and none that counts vanishes.
+    magnitudes = [float(tensor.abs().max()) for tensor in doubles.values() if tensor.numel()]
+    if not all(map(math.isfinite, magnitudes)):
         return {key: torch.zeros_like(tensor) for key, tensor in doubles.items()}
-    return {key: tensor * min(1.0, bound / norm) for key, tensor in doubles.items()} if norm else doubles
+    if not (largest := max(magnitudes, default=0.0)):
+        return doubles
+    scaled = {key: tensor / largest for key, tensor in doubles.items()}
+    norm = math.sqrt(sum(float(tensor.pow(2).sum()) for tensor in scaled.values()))
+    return {key: tensor * (bound / norm) for key, tensor in scaled.items()} if norm * largest > bound else doubles
 
 
 def rounded_normal(count: int, scale: float, device: torch.device) -> Tensor:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from common.config import Count, CountOrOff, NonNegative, Positive
+from common import ledger
+from common.config import Count, CountOrOff, Delta, FileName, NonNegative, Positive
 from common.section import Section, validate
 
 STATE_DIRECTORY = Path.home() / ".bouquet" / "state"
@@ -23,29 +24,34 @@ class NodeConfig(Section):
     """Facts of one machine, from ``flower-supernode --node-config``; a simulation sets the first two.
 
     ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device. ``warm`` is
-    how many idle seconds a worker keeps the model in memory between messages (0: no worker). ``weight``
-    is the node's public weight in the mean, for ``train.weighting = "declared"``. ``privacy_epsilon`` at
-    ``privacy_delta`` is what the data may cost over all runs, 0 for no limit; ``policy`` is a file of
-    ``client_app/policy.py``.
+    how many idle seconds a worker keeps the model in memory between messages (0: no worker). ``weight`` is the node's
+    public weight in the mean, for ``train.weighting = "declared"``; ``records`` is the public number of its records
+    (or of its persons, where they are what is protected), for private runs. ``privacy_epsilon`` at
+    ``privacy_delta`` is what the data may cost over all runs, 0 for no limit; ``privacy_witness`` is the file outside
+    the state directory that holds the newest row of what was spent. ``policy`` is a file of ``client_app/policy.py``.
     """
 
     partition_id: CountOrOff = 0
     num_partitions: Count = 1
-    name: str = ""
+    name: FileName = ""
     data: str = ""
     lora_rank: CountOrOff = 0
     device: str = "auto"
     state_directory: Annotated[str, AfterValidator(_absolute)] = ""
     warm: NonNegative = 0.0
     weight: Positive = 1.0
+    records: CountOrOff = 0
     privacy_epsilon: NonNegative = 0.0
-    privacy_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    privacy_delta: Delta = 1e-5
+    privacy_witness: Annotated[str, AfterValidator(_absolute)] = ""
     policy: str = ""
 
     @classmethod
     def from_flower(cls, flat: Mapping[str, Any]) -> Self:
         """Read Flower's node config. Raises :class:`ConfigError` with every mistake."""
-        return validate(cls, flat, [], "node config", "Correct them in --node-config of this flower-supernode.")
+        homeless = bool(flat.get("privacy-epsilon")) and not flat.get("state-directory")
+        mistakes = ["state-directory: expected a folder of its own for privacy-epsilon, got none"] if homeless else []
+        return validate(cls, flat, mistakes, "node config", "Correct them in --node-config of this flower-supernode.")
 
     @property
     def label(self) -> str:
@@ -56,3 +62,13 @@ class NodeConfig(Section):
     def state(self) -> Path:
         """The folder of everything that outlives a run on this machine."""
         return Path(self.state_directory or STATE_DIRECTORY).expanduser()
+
+    @property
+    def ledger(self) -> Path:
+        """The folder of what the data has cost: the state directory, or one of the node's in that of a simulation."""
+        return self.state if self.state_directory else self.state / self.label
+
+    @property
+    def witness(self) -> Path:
+        """The file that holds the newest row of the ledger, outside its folder."""
+        return Path(self.privacy_witness).expanduser() if self.privacy_witness else ledger.witness_of(self.ledger)

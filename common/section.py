@@ -15,6 +15,7 @@ class ConfigError(BouquetError):
         self.mistakes = mistakes
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         super().__init__("\n  ".join([f"{count} in the {where}:", *mistakes]) + f"\n{cure}")
+        self.what = "a config with mistakes"
 
 
 class Section(BaseModel):

@@ -79,27 +79,35 @@ def read(source: str) -> Dataset:
     """All records of a source, read once a process. Raises :class:`BouquetError` that names the file and the line."""
     if source == "stdlib":
         return Dataset.from_list(list(stdlib_records()))
+    found = files(source)
+    return _read_hub(source) if found is None else _read_files(found)
+
+
+def files(source: str) -> list[Path] | None:
+    """The files of a source, all of one form; None for what is no path. Raises :class:`BouquetError`."""
     path = Path(source).expanduser()
+    if source == "stdlib":
+        return None
     if path.exists():
-        files = [path] if path.is_file() else sorted(file for file in path.iterdir() if _reader(file))
-        if not files or not all(map(_reader, files)):
+        found = [path] if path.is_file() else sorted(file for file in path.iterdir() if reader(file))
+        if not found or not all(map(reader, found)):
             raise BouquetError(
                 "no file of a known form",
                 where=str(path),
                 expected=f"{', '.join(READERS)} (or .gz of one)",
                 got=path.name,
             )
-        if len(kinds := {_reader(file) for file in files}) > 1:
+        if len(kinds := {reader(file) for file in found}) > 1:
             raise BouquetError("files of several forms in one folder", where=str(path), got=", ".join(map(str, kinds)))
-        return _read_files(files)
-    if path.is_absolute() or source.startswith((".", "~")) or _reader(path):
+        return found
+    if path.is_absolute() or source.startswith((".", "~")) or reader(path):
         raise BouquetError(
             "there is no such file or folder",
             where="data.source",
             got=source,
             cure="Use an absolute path: an app does not run in the folder it was started from.",
         )
-    return _read_hub(source)
+    return None
 
 
 def stdlib_records() -> Iterator[dict[str, Any]]:
@@ -183,15 +191,16 @@ def _partition(dataset: Dataset, data: DataConfig, node: NodeConfig, seed: int) 
     )
 
 
-def _reader(path: Path) -> str | None:
+def reader(path: Path) -> str | None:
+    """How a file is read, by its ending: json, csv or parquet; None where nothing here reads it."""
     return READERS.get(Path(path.stem).suffix if path.suffix == ".gz" else path.suffix)
 
 
 def _read_files(files: list[Path]) -> Dataset:
     try:
-        return load_dataset(_reader(files[0]), data_files=list(map(str, files)), split="train")
+        return load_dataset(reader(files[0]), data_files=list(map(str, files)), split="train")
     except (DatasetGenerationError, ValueError) as error:
-        if _reader(files[0]) == "json":
+        if reader(files[0]) == "json":
             for file in files:
                 _check_json_lines(file)
         cause = error.__cause__ or error

@@ -4,7 +4,8 @@ bouquet run                                           the main job: four simulat
 bouquet run --nodes 2 num-server-rounds=1 rule.name=fedex-lora
 bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2
 bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
-bouquet plan --examples 5000,1200 privacy.mode=example train.weighting=uniform
+bouquet plan --records 5000,1200 privacy.mode=example train.weighting=uniform
+bouquet audit profiles/private.toml                   try to break that promise, with your own data
 bouquet ledger show                                   what this node's data has cost
 bouquet compare sst2 --data /data/sst2/train.jsonl    every rule of a profile, side by side
 bouquet runs                                          the runs so far
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 
 from common.error import BouquetError
 from deploy import ledger, plan, runs, simulation, watch
+from deploy.audit import command as audit
 from deploy.chat import command as chat
 from deploy.compare import command as compare
 from deploy.doctor import commands as doctor
@@ -59,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     site.add_to(commands)
     doctor.add_to(commands)
     plan.add_to(commands)
+    audit.add_to(commands)
     ledger.add_to(commands)
     compare.add_to(commands)
     runs.add_to(commands)

@@ -1,12 +1,13 @@
 """``bouquet ledger``: what a node's data has cost, for its operator."""
 
+from argparse import Namespace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from common import ledger
-from common.ledger import Entry
+from common import accounting, ledger
+from common.ledger import Book
 from common.node_config import STATE_DIRECTORY
 from deploy.settings import Commands
 
@@ -22,11 +23,17 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("action", choices=list(ACTIONS))
     parser.add_argument("--directory", type=Path, default=STATE_DIRECTORY, help="the node's state-directory")
-    parser.set_defaults(work=lambda options: ACTIONS[options.action](ledger.read(options.directory)))
+    parser.add_argument("--witness", type=Path, help="its privacy-witness (default: beside the folder, NAME.witness)")
+    parser.set_defaults(work=_work)
 
 
-def show(entries: list[Entry]) -> int:
-    """Every release, and under them what each data set has cost so far."""
+def _work(options: Namespace) -> int:
+    directory: Path = options.directory
+    return ACTIONS[options.action](ledger.existing(directory, options.witness or ledger.witness_of(directory)))
+
+
+def show(book: Book) -> int:
+    """Every release, and under them what the node has spent, and each data set that has a budget of its own."""
     table = Table()
     for column in (
         "",
@@ -43,30 +50,38 @@ def show(entries: list[Entry]) -> int:
         "epsilon",
     ):
         table.add_column(column, justify="right" if column in {"", "round", "noise", "rate", "steps"} else "left")
-    for entry in entries:
-        facts = (entry.number, entry.time, entry.dataset[:SHORT], entry.node, entry.run, entry.round + 1, entry.rule)
+    for entry in book.entries:
+        facts = (entry.number, entry.time, _short(entry.dataset), entry.node, entry.run, entry.round + 1, entry.rule)
         cost = (f"{entry.noise_multiplier:.4g}", f"{entry.sample_rate:.4g}", entry.steps, f"{entry.epsilon:.4g}")
         table.add_row(*map(str, (*facts, entry.mechanism, *cost)))
     # Wide enough for every column, whatever the terminal or the pipe says.
     console = Console(width=160, highlight=False, soft_wrap=True)
     console.print(table)
-    for dataset, newest in {entry.dataset: entry for entry in entries}.items():
-        console.print(f"data set {dataset[:SHORT]}: epsilon {newest.epsilon:.4g} at delta {newest.delta:g}")
+    totals = {f"data set {_short(name)}": book.counting(dataset) for name, dataset in book.datasets.items()}
+    for name, spent in ({"node": book.entries} | totals).items():
+        if spent:
+            newest = spent[-1]
+            total = accounting.epsilon([entry.release for entry in spent], newest.delta, newest.accountant)
+            console.print(f"{name}: epsilon {total:.4g} at delta {newest.delta:g}", markup=False)
     return 0
 
 
-def verify(entries: list[Entry]) -> int:
+def verify(book: Book) -> int:
     """Say that the chain holds; reading it has proved that."""
-    digest = entries[-1].digest if entries else "none"
-    print(f"{len(entries)} releases, nothing changed or missing; the last digest is {digest}")
+    print(f"{len(book.entries)} releases, nothing changed or missing; the last digest is {book.head.digest or 'none'}")
     return 0
 
 
-def export(entries: list[Entry]) -> int:
+def export(book: Book) -> int:
     """Every release as a line of JSON."""
-    for entry in entries:
+    for entry in book.entries:
         print(entry.to_json())
     return 0
+
+
+def _short(fingerprint: str) -> str:
+    fields, _, digest = fingerprint.rpartition(":")
+    return f"{fields}:{digest[:SHORT]}" if fields else digest[:SHORT]
 
 
 ACTIONS = {"show": show, "verify": verify, "export": export}

@@ -47,18 +47,32 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "plan",
         help="what a private run would cost each node",
-        description="Example: bouquet plan --examples 5000,1200 profiles/private.toml privacy.epsilon=3",
+        description="Example: bouquet plan --records 5000,1200 profiles/private.toml privacy.epsilon=3",
     )
     parser.add_argument(
-        "--examples", type=_sizes, required=True, metavar="N,N,...", help="training examples of each node"
+        "--records",
+        type=_sizes,
+        default=[],
+        metavar="N,N,...",
+        help="the public number of each node's records (or persons)",
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="run config, or a TOML file of it")
-    parser.set_defaults(work=lambda options: show(read_config(settings.read(options.settings)), options.examples))
+    parser.set_defaults(work=lambda options: _show(options.settings, options.records))
 
 
-def releases(config: RunConfig, examples: Sequence[int]) -> list[Release]:
-    """The release of each round, for each size of a node."""
-    return [accounting.plan(config.privacy, size, config.train.steps, config.num_server_rounds) for size in examples]
+def _show(written: Sequence[str], records: Sequence[int]) -> int:
+    config = read_config(settings.read(written))
+    if not records and not config.privacy.records:
+        raise BouquetError(
+            "a plan needs the public number of each node's records", where="--records, privacy.records", got="neither"
+        )
+    return show(config, records or [config.privacy.records])
+
+
+def releases(config: RunConfig, records: Sequence[int]) -> list[Release]:
+    """The release of each round, for each public number of records."""
+    steps, rounds = config.train.steps, config.num_server_rounds
+    return [accounting.plan(config.privacy, config.trained_on(size), steps, rounds, config.scores) for size in records]
 
 
 def _plans(config: RunConfig, spec: Spec) -> Iterator[RulePlan]:
@@ -85,93 +99,98 @@ def rule_plan(rule: Rule, spec: Spec, config: RunConfig) -> RulePlan:
     )
 
 
-def noise_over_signal(config: RunConfig, values: int, release: Release, examples: int, nodes: int) -> float:
+def noise_over_signal(config: RunConfig, values: int, release: Release, records: int, nodes: int) -> float:
     """The norm of the noise over the largest norm of what it covers."""
     spread = math.sqrt(values) * release.noise_multiplier
     per_mode = {
-        "example": spread / (release.sample_rate * examples),
+        "example": spread / (release.sample_rate * config.trained_on(records)),
         "update-local": 2 * spread,
         "update-central": spread / nodes,
     }
     return per_mode[config.privacy.mode]
 
 
-def warnings(config: RunConfig, examples: Sequence[int], planned: Sequence[Release], own: RulePlan) -> list[str]:
+def warnings(config: RunConfig, records: Sequence[int], planned: Sequence[Release], own: RulePlan) -> list[str]:
     """What the run should not be started with."""
     privacy, found = config.privacy, []
-    for size, release in zip(examples, planned, strict=True):
+    for size, release in zip(records, planned, strict=True):
         if privacy.delta >= 1 / size:
             found.append(
-                f"{size} examples: delta {privacy.delta:g} is not below 1/{size}: a mechanism that gives one record "
+                f"{size} records: delta {privacy.delta:g} is not below 1/{size}: a mechanism that gives one record "
                 f"away in full could keep to it. Set privacy.delta to {0.1 / size:.0e} or less."
             )
         if privacy.mode == "example" and privacy.expected_batch >= size:
-            found.append(f"{size} examples: every one is in every step; sampling protects none of them.")
-        if (share := noise_over_signal(config, own.noised, release, size, len(examples))) >= MOSTLY_NOISE:
+            found.append(f"{size} records: every one is in every step; sampling protects none of them.")
+        if (share := noise_over_signal(config, own.noised, release, size, len(records))) >= MOSTLY_NOISE:
             cure = {
                 "example": "Raise privacy.expected-batch, or train fewer values (another rule, a lower lora.rank).",
                 "update-local": "Use privacy.mode = 'example': this mode is for thousands of nodes or few values.",
                 "update-central": "It takes more nodes, or fewer values.",
             }
-            found.append(f"{size} examples: noise is {share:.2g} times the largest signal. {cure[privacy.mode]}")
+            found.append(f"{size} records: noise is {share:.2g} times the largest signal. {cure[privacy.mode]}")
     if privacy.epsilon > SAYS_LITTLE and not privacy.noise_multiplier:
         ratio = math.exp(min(privacy.epsilon, 700))
         found.append(f"epsilon {privacy.epsilon:g} promises little: it lets odds change {ratio:.0e}-fold.")
     return found
 
 
-def show(config: RunConfig, examples: Sequence[int]) -> int:
+def show(config: RunConfig, records: Sequence[int]) -> int:
     """Print the plan. Raises :class:`BouquetError` where the run is not private."""
     privacy, rounds = config.privacy, config.num_server_rounds
     if privacy.mode == "none":
         raise BouquetError("a run without privacy has no plan", where="privacy.mode", cure="Set privacy.mode=example.")
     build(config)
-    planned = releases(config, examples)
+    planned = releases(config, records)
     console = Console(width=110, highlight=False, soft_wrap=True)
     console.print(
         f"{privacy.mode}, {rounds} rounds, delta {privacy.delta:g}, accountant {privacy.accountant}; "
         "for a node that takes part in every round"
     )
-    console.print(_costs(config, examples, planned))
+    console.print(_costs(config, records, planned))
     from common import models  # what knows models takes seconds to import
 
     spec = models.describe(config.model, config.lora, config.task)
     plans = {plan.name: plan for plan in _plans(config, spec)}
-    console.print(_rules(config, examples, planned, plans))
-    for warning in warnings(config, examples, planned, plans[config.rule.name]):
+    console.print(_rules(config, records, planned, plans))
+    for warning in warnings(config, records, planned, plans[config.rule.name]):
         console.print(f"warning: {warning}", markup=False)
     return 0
 
 
-def _costs(config: RunConfig, examples: Sequence[int], planned: Sequence[Release]) -> Table:
+def _costs(config: RunConfig, records: Sequence[int], planned: Sequence[Release]) -> Table:
     """A column a node: its release, and epsilon after each round."""
     privacy = config.privacy
-    table = Table("examples", *map(str, examples))
+    table = Table("records", *map(str, records))
     for label, facts in (
         ("noise multiplier", [f"{release.noise_multiplier:.4g}" for release in planned]),
         ("sampling rate", [f"{release.sample_rate:.4g}" for release in planned]),
         ("steps a round", [str(release.steps) for release in planned]),
     ):
         table.add_row(label, *facts)
+    scored = Release(privacy.score_noise, 1.0, 1) if privacy.score_noise else None
+    if scored:
+        price = accounting.epsilon([scored] * config.scores, privacy.delta, privacy.accountant)
+        table.add_row(f"epsilon of {config.scores} scores alone", *[f"{price:.3f}"] * len(records))
     table.add_section()
     for turn in range(1, config.num_server_rounds + 1):
-        spent = [accounting.epsilon([release] * turn, privacy.delta, privacy.accountant) for release in planned]
+        scores = [scored] * config.scores_after(turn) if scored else []
+        spent = [accounting.epsilon([*[r] * turn, *scores], privacy.delta, privacy.accountant) for r in planned]
         table.add_row(f"epsilon after round {turn}", *(f"{epsilon:.3f}" for epsilon in spent))
         if config.fraction_train < 1 and turn == round(config.fraction_train * config.num_server_rounds):
             table.add_row(f"  (a node's mean share of the rounds: {turn})")
     return table
 
 
-def _rules(config: RunConfig, examples: Sequence[int], planned: Sequence[Release], plans: dict[str, RulePlan]) -> Table:
+def _rules(config: RunConfig, records: Sequence[int], planned: Sequence[Release], plans: dict[str, RulePlan]) -> Table:
     """A row a rule: what it trains, what crosses, and a node's noise over its signal."""
-    sizes = [f"noise/signal, {size}" for size in examples]
+    sizes = [f"noise/signal, {size}" for size in records]
     table = Table(
         "rule", "trained values", "MB up", "MB down", *sizes, title="a round of one node", title_justify="left"
     )
     for name, plan in plans.items():
         ratios = [
-            noise_over_signal(config, plan.noised, release, size, len(examples))
-            for size, release in zip(examples, planned, strict=True)
+            noise_over_signal(config, plan.noised, release, size, len(records))
+            for size, release in zip(records, planned, strict=True)
         ]
         facts = (f"{plan.trained:,}", f"{plan.up / 1e6:.3f}", f"{plan.down / 1e6:.3f}", *(f"{r:.3g}" for r in ratios))
         table.add_row(f"{name} *" if name == config.rule.name else name, *facts)

@@ -233,7 +233,7 @@ def _introduction(message: Message) -> tuple[str, int]:
     """The name and rank in an answer to the roll call. Raises :class:`BouquetError`."""
     facts = message.content.config_records.get("node", ConfigRecord())
     name, rank = facts.get("name"), facts.get("rank")
-    if not (isinstance(name, str) and re.fullmatch(r"[\w.-]{1,64}", name) and isinstance(rank, int) and rank > 0):
+    if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,99}", name) and isinstance(rank, int) and rank > 0):
         raise BouquetError(
             "an answer to the roll call of unknown form",
             expected="a name of letters, digits, dots and hyphens, and a rank",

@@ -15,7 +15,7 @@ from common.tasks import Score, Task
 from common.units import size
 from server_app.nodes import Nodes
 from server_app.record import Record, Stopwatch, peak_memory
-from server_app.scores import read_score
+from server_app.scores import read_noised, read_score
 from server_app.scrutiny import Scrutiny
 from server_app.spool import Spool
 from strategies import RULES
@@ -222,27 +222,29 @@ class Rounds:
     def _evaluate(self, outcome: Outcome) -> Evaluation | None:
         """Score the state on the nodes' held-out examples, and centrally; None where no node did.
 
-        In a private run no node does; those that have models of their own install the state all the same.
+        In a private run a node does under noise, if the run asks for it; those that have models of their own install
+        the state all the same.
         """
         state, config, metric = outcome.state, self._config, self._task.metric
-        private = config.privacy.mode != "none"
+        private, noised = config.privacy.mode != "none", config.privacy.score_noise > 0
         if self._central is not None:
             self._score_centrally(state, self._central)
-        if private and not (self._strategy.rule.personal or config.task.head == "local"):
+        if private and not (noised or self._strategy.rule.personal or config.task.head == "local"):
             return None
         watch = Stopwatch()
         nodes = self._nodes.sample(config.fraction_evaluate, state.round)
         messages = self._messages(MessageType.EVALUATE, state, nodes)
-        if messages and config.evaluation.prompt and not self._task.sequence_classification:
+        prompted = bool(config.evaluation.prompt) and not private and not self._task.sequence_classification
+        if messages and prompted:
             messages[0].content["config"] = ConfigRecord({"prompt": config.evaluation.prompt})
         outcome.bytes_down += (down := _bytes_down(messages))
         total, figures, sample = Score(), dict[str, float](), ""
         for name, message in self._nodes.exchange(messages):
             try:
                 raise_failure(message)
-                if private:
+                if private and not noised:
                     continue
-                score, metrics = read_score(message, self._task)
+                score, metrics = (read_noised if private else read_score)(message, self._task)
             except BouquetError as reason:
                 self._nodes.failed("evaluate", state.round, name, str(reason))
                 continue
@@ -261,7 +263,9 @@ class Rounds:
         )
         overall = self._task.figures(total)
         self._record.event("heldout", state.round, loss=evaluation.loss, **overall)
-        self._record.say(f"    held-out {_figures(overall)} over {len(figures)} nodes")
+        self._record.say(f"    held-out {_figures(overall)} over {len(figures)} nodes{', noised' if private else ''}")
+        if prompted and not sample and not state.round:
+            self._record.say("    the prompt is not continued: the node's policy lets no generated text leave")
         return evaluation
 
     def _score_centrally(self, state: State, central: Central) -> None:

@@ -47,7 +47,8 @@ def conduct(grid: Grid, context: Context) -> None:
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
         if config.privacy.mode != "none":
-            record.say(f"private ({config.privacy.mode}): no figure leaves a node, and none is scored on a node")
+            scores = "noised scores" if config.privacy.score_noise else "no figure"
+            record.say(f"private ({config.privacy.mode}): {scores} and no text leave a node")
         strategy = LoraStrategy(
             rule,
             codec_down=config.wire.down,
@@ -69,7 +70,7 @@ def _private_mean(config: RunConfig, rule: Rule) -> PrivateMean | None:
     """The coordinator's own part in privacy, where it has one; its noise is for a node that is in every round."""
     if config.privacy.mode != "update-central":
         return None
-    release = plan(config.privacy, examples=1, steps_per_round=1, rounds=config.num_server_rounds)
+    release = plan(config.privacy, records=1, steps_per_round=1, rounds=config.num_server_rounds)
     return PrivateMean(config.privacy.clip, release.noise_multiplier, rule.relative)
 
 

@@ -28,5 +28,12 @@ def read_score(message: Message, task: Task) -> tuple[Score, Metrics]:
     return Score(metrics["loss"] * count, int(metrics["correct"]), count, tallies), metrics
 
 
+def read_noised(message: Message, task: Task) -> tuple[Score, Metrics]:
+    """The score that a noised sum of merits and a noised count stand for, and no other figure."""
+    metrics = read_metrics(message, "merit", "count")
+    count = max(1.0, metrics["count"])
+    return task.score_of(min(max(0.0, metrics["merit"]), count), count), {}
+
+
 def _is_count(value: float) -> bool:
     return isinstance(value, int) and 0 <= value < 2**31

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -16,7 +17,16 @@ from common.version import fingerprint
 from server_app.run import conduct
 
 RUN_ID = 1
+# What a simulation allows; without it a node is one of a deployment, and a policy of its own is all that holds.
+OPEN = str(Path(__file__).with_name("open_policy.toml"))
+# Everything that a node with a budget has to name, as wide as the tests' private runs need it.
+NAMED = str(Path(__file__).with_name("budget_policy.toml"))
 Tamper = Callable[[RecordDict], RecordDict | None]
+
+
+def with_budget(folder: Path, epsilon: float, policy: str = NAMED) -> dict[str, Any]:
+    """The config of a node with a budget, whose state directory is ``folder``."""
+    return {"privacy-epsilon": epsilon, "state-directory": str(folder), "policy": policy}
 
 
 def pose_as_an_app() -> None:
@@ -79,6 +89,7 @@ class InProcessGrid(OneProcessGrid):
                 node_config={
                     "partition-id": partition,
                     "num-partitions": nodes,
+                    "policy": OPEN,
                     **(node_config or {}).get(partition, {}),
                 },
                 state=RecordDict(),

@@ -1,6 +1,7 @@
 """Epsilon and noise: Opacus's figures, held to Google's dp-accounting and to what the literature gets wrong."""
 
 import math
+import time
 
 import pytest
 from dp_accounting import dp_event
@@ -99,7 +100,7 @@ def test_epsilon_grows_with_steps_and_rate_and_falls_with_noise(noise, rate, ste
 
 
 def test_the_plan_keeps_to_epsilon_with_every_round_and_would_not_with_one_more():
-    release = accounting.plan(example(epsilon=3.0), examples=1000, steps_per_round=10, rounds=20)
+    release = accounting.plan(example(epsilon=3.0), records=1000, steps_per_round=10, rounds=20)
     assert (release.sample_rate, release.steps) == (0.064, 10)
     assert 2.99 <= accounting.epsilon([release] * 20, DELTA, "prv") <= 3.0
     assert accounting.epsilon([release] * 21, DELTA, "prv") > 3.0
@@ -107,28 +108,54 @@ def test_the_plan_keeps_to_epsilon_with_every_round_and_would_not_with_one_more(
 
 def test_noise_sized_for_the_mean_participation_is_found_too_little():
     """FedSVD's published script: half of the nodes a round, so noise for half of the rounds."""
-    release = accounting.plan(example(epsilon=6.0), examples=1000, steps_per_round=10, rounds=50)
+    release = accounting.plan(example(epsilon=6.0), records=1000, steps_per_round=10, rounds=50)
     assert accounting.epsilon([release] * 100, DELTA, "prv") > 7
 
 
 def test_a_whole_change_is_one_unsampled_mechanism_a_round():
-    release = accounting.plan(PrivacyConfig(mode="update-local"), examples=7, steps_per_round=10, rounds=20)
+    release = accounting.plan(PrivacyConfig(mode="update-local"), records=7, steps_per_round=10, rounds=20)
     assert (release.sample_rate, release.steps) == (1.0, 1)
     assert 7.98 <= accounting.epsilon([release] * 20, DELTA, "prv") <= 8.0
 
 
 def test_a_given_noise_multiplier_is_used_as_it_is():
-    release = accounting.plan(example(**{"noise-multiplier": 1.5}), examples=1000, steps_per_round=10, rounds=20)
+    release = accounting.plan(example(**{"noise-multiplier": 1.5}), records=1000, steps_per_round=10, rounds=20)
     assert release == Release(1.5, 0.064, 10)
 
 
 def test_a_batch_larger_than_the_data_is_every_example():
-    assert accounting.plan(example(), examples=40, steps_per_round=1, rounds=1).sample_rate == 1.0
+    assert accounting.plan(example(), records=40, steps_per_round=1, rounds=1).sample_rate == 1.0
+
+
+def test_noise_that_covers_the_scores_too_is_more():
+    scored = example(epsilon=3.0, **{"score-noise": 5.0})
+    plain, beside = (accounting.plan(scored, 1000, 10, 20, scores) for scores in (0, 6))
+    assert beside.noise_multiplier > plain.noise_multiplier
+    assert 2.98 <= accounting.epsilon([beside] * 20 + [Release(5.0, 1.0, 1)] * 6, DELTA, "prv") <= 3.0
+
+
+def test_under_central_noise_a_record_moves_a_node_by_twice_the_norm():
+    release = Release(4.0, 1.0, 1)
+    assert accounting.by_record(release, "update-central") == Release(2.0, 1.0, 1)
+    assert accounting.by_record(release, "example") == accounting.by_record(release, "update-local") == release
+    assert accounting.by_node(Release(2.0, 1.0, 1), "update-central") == release
 
 
 def test_no_noise_is_no_privacy():
     assert accounting.epsilon([Release(2.0, 0.1, 5), Release(0.0, 0.1, 1)], DELTA, "prv") == math.inf
     assert accounting.epsilon([], DELTA, "prv") == 0.0
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+@pytest.mark.parametrize("noise", [0.01, 0.3, 1.0, 30.0, 1e6])
+@pytest.mark.parametrize("rate", [1e-9, 1e-3, 1.0])
+def test_whatever_a_release_may_be_has_a_finite_epsilon_in_no_time(accountant, noise, rate):
+    """A coordinator chooses it: 1e-160 never returned and 1e-200 divided by zero, while the ledger was locked."""
+    started = time.monotonic()
+    for steps, delta in ((1, 1e-15), (1, 0.1), (1, DELTA), (10**4, DELTA), (10**9, 1e-15), (10**9, 0.1)):
+        found = accounting.epsilon([Release(noise, rate, steps)], delta, accountant)
+        assert 0 <= found < math.inf
+    assert time.monotonic() - started < 60
 
 
 def test_so_little_noise_that_nothing_is_promised_takes_no_memory():
@@ -146,7 +173,14 @@ def test_an_epsilon_that_no_noise_reaches_is_refused():
     [
         ((-1.0, 0.1, 1), "noise multiplier"),
         ((math.nan, 0.1, 1), "noise multiplier"),
+        ((1e-160, 0.1, 1), "noise multiplier"),
+        ((1e-200, 0.1, 1), "noise multiplier"),
+        ((0.0099, 0.1, 1), "noise multiplier"),
+        ((math.inf, 0.1, 1), "noise multiplier"),
         ((1.0, 0.0, 1), "sample rate"),
+        ((1.0, 1e-10, 1), "sample rate"),
+        ((1.0, math.nan, 1), "sample rate"),
+        ((1.0, 0.1, 10**9 + 1), "steps"),
         ((1.0, 1.1, 1), "sample rate"),
         ((1.0, 0.1, 0), "steps"),
     ],
@@ -154,3 +188,9 @@ def test_an_epsilon_that_no_noise_reaches_is_refused():
 def test_a_release_out_of_range_is_refused(values, message):
     with pytest.raises(BouquetError, match=rf"a release that cannot be accounted \({message}\): expected"):
         Release(*values)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1e-16, 0.2, 1.0, math.nan])
+def test_a_delta_out_of_range_is_refused(delta):
+    with pytest.raises(BouquetError, match=r"a release that cannot be accounted \(delta\): expected 1e-15 to 0.1, got"):
+        accounting.epsilon([Release(1.0, 0.1, 1)], delta, "rdp")

@@ -88,7 +88,8 @@ def test_membership_shows_without_privacy_and_within_the_bound_with_it(tmp_path)
         model.install(state.adapter, state.scale, {})
         privacy = PrivacyConfig.model_validate({"expected-batch": 32, "clip": 1.0 if sigma else 100.0})
         release = Release(sigma, 0.5, steps)
-        train_privately(model, model.keys, task, examples[:64], training, privacy, release, pad=0, round=0, rounds=1)
+        units = [[example] for example in examples[:64]]
+        train_privately(model, model.keys, task, units, training, privacy, release, pad=0, round=0, rounds=1)
         model.network.eval()
         with torch.no_grad():
             losses = task.losses(*outputs(model, task.collate(examples, 0)))

@@ -6,11 +6,10 @@ import sqlite3
 
 import pytest
 
-from client_app.ledger import Ledger
+from client_app.budget import Budget, Limits
 from common import ledger
 from common.accounting import Release
 from common.config import PrivacyConfig
-from common.ledger import DataSet
 from common.record import Run
 from deploy.command import main
 from deploy.flower import program
@@ -71,11 +70,11 @@ def test_every_command_has_help_with_an_example(command, capsys):
 def spent(tmp_path):
     """A state directory whose ledger has three releases."""
     privacy = PrivacyConfig.model_validate({"mode": "example", "accountant": "rdp", "noise-multiplier": 2.0})
-    own = Ledger(tmp_path, "ward-3", 0.0, 1e-5)
+    folder = tmp_path / "state"
+    own = Budget(folder, ledger.witness_of(folder), "ward-3", Limits(0.0, 1e-5, 0.0))
     for turn in range(3):
-        release = Release(2.0, 0.05, 10)
-        own.charge(release, DataSet.of([{"text": "a"}]), privacy, run="flu", round=turn, rule="fedit")
-    return tmp_path
+        own.charge(Release(2.0, 0.05, 10), privacy, run="flu", round=turn, rule="fedit")
+    return folder
 
 
 def test_the_ledger_is_shown_verified_and_exported(spent, capsys):
@@ -83,10 +82,10 @@ def test_the_ledger_is_shown_verified_and_exported(spent, capsys):
         assert main(["ledger", action, "--directory", str(spent)]) == 0
         return capsys.readouterr().out
 
-    rows = ledger.read(spent)
+    rows = ledger.read(spent, ledger.witness_of(spent))
     shown = say("show")
     assert [line.split("│")[6].strip() for line in shown.splitlines() if "│ flu" in line] == ["1", "2", "3"]
-    assert f"data set {rows[0].dataset[:12]}: epsilon {rows[-1].epsilon:.4g} at delta 1e-05" in shown
+    assert f"node: epsilon {rows[-1].epsilon:.4g} at delta 1e-05" in shown
     assert say("verify") == f"3 releases, nothing changed or missing; the last digest is {rows[-1].digest}\n"
     assert [ledger.Entry(**json.loads(line)) for line in say("export").splitlines()] == rows
 

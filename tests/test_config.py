@@ -128,7 +128,7 @@ def test_a_private_run_is_refused_where_a_setting_would_let_a_count_out():
         "3 mistakes in the run config:",
         "  train.weighting: expected 'uniform' or 'declared' in a private run, got 'examples'",
         "  train.steps: expected 1 or more in a private run, got 0, which counts a node's examples",
-        "  data.pooled: expected false in a private run, got true, which no node's ledger covers",
+        "  data.pooled: expected false in a private run, got true, which no node's budget covers",
         "A private run lets no un-noised number leave a node.",
     ]
     read_config({"privacy.mode": "update-local", "train.weighting": "declared", "train.steps": 0})

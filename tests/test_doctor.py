@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from common import accounting, sources
+from common import accounting
 from common.error import BouquetError
-from common.ledger import DataSet
 from common.node_config import NodeConfig
 from deploy.command import main
 from deploy.doctor import job, machine, network
@@ -305,12 +304,12 @@ PRIVATE = {
 
 def test_the_budget_is_what_was_spent_and_what_the_run_will_cost(tmp_path):
     """To the figure that the ledger itself comes to, after the rounds that the doctor has foretold."""
-    from client_app.ledger import Ledger
+    from client_app.budget import Budget, Limits
 
     file = tmp_path / "notes.jsonl"
     file.write_text("".join(json.dumps({"text": f"note {number}"}) + "\n" for number in range(40)))
     config = read_config(PRIVATE)
-    facts = {"name": "ward-1", "data": str(file), "state-directory": str(tmp_path / "state")}
+    facts = {"name": "ward-1", "data": str(file), "records": 40, "state-directory": str(tmp_path / "state")}
     node = NodeConfig.from_flower(facts)
 
     def limited(epsilon: float) -> NodeConfig:
@@ -318,11 +317,10 @@ def test_the_budget_is_what_was_spent_and_what_the_run_will_cost(tmp_path):
 
     said = budget(config, limited(3.0))
     assert said.endswith("at delta 1e-05 after the run, 0 before, of 3")
-    dataset = DataSet.of(sources.own_records(config.data, node, config.seed))
-    release = accounting.plan(config.privacy, 36, 2, 4)  # a tenth is held out
-    own = Ledger(node.state, "ward-1", 0.0, 1e-5)
+    release = accounting.plan(config.privacy, 40, 2, 4)
+    own = Budget(node.ledger, node.witness, "ward-1", Limits(0.0, 1e-5, 0.0))
     for turn in range(4):
-        entry = own.charge(release, dataset, config.privacy, run="first", round=turn, rule="fedit")
+        entry = own.charge(release, config.privacy, run="first", round=turn, rule="fedit")
     assert f"epsilon {entry.epsilon:.4g} at delta" in said
 
     assert "; the node has no limit" in budget(config, node)

@@ -132,6 +132,18 @@ def test_clipping_takes_all_tensors_as_one_vector():
         assert torch.equal(untouched["a"], vector["a"].double())
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e170, 1.7e308])
+@pytest.mark.parametrize("bound", [1e-290, 1.0, 1e200])
+def test_clipping_is_right_for_every_finite_vector(size, bound):
+    """Squares of the smallest vanish, and of the largest overflow."""
+    vector = {"a": torch.tensor([0.6 * size, 0.0], dtype=torch.float64), "b": torch.tensor(-size, dtype=torch.float64)}
+    clipped = clip(vector, bound)
+    for key, tensor in vector.items():
+        expected = tensor if math.hypot(0.6, 1) * size <= bound else tensor / size / math.hypot(0.6, 1) * bound
+        torch.testing.assert_close(clipped[key], expected, rtol=1e-14, atol=0)
+    assert clip({}, 1.0) == {}
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_vector_that_is_not_finite_is_zero_and_a_zero_vector_stays(value):
     clipped = clip({"a": torch.tensor([1000.0, value]), "b": torch.ones(3)}, 1.0)

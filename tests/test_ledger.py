@@ -1,240 +1,311 @@
-"""The node's privacy ledger: charged before anything leaves, never overspent, and changes show."""
+"""The file of what the data has cost: nobody else touches it, and whatever is changed in it shows."""
 
 import json
-import multiprocessing
 import os
-import random
+import re
+import shutil
 import signal
 import sqlite3
-import time
-from multiprocessing.synchronize import Event
-from pathlib import Path
 
 import pytest
 
-from client_app.ledger import Ledger
-from common import accounting, ledger
-from common.accounting import Release
-from common.config import PrivacyConfig
+from client_app.budget import Budget, Limits
+from common import ledger, owned
 from common.error import BouquetError, RefusalError
 from common.ledger import DataSet
-
-RECORDS = [{"text": f"note {number}", "label": number % 2} for number in range(20)]
-NOTES = DataSet.of(RECORDS)
-# RDP is exact enough here, and costs a millisecond.
-PRIVACY = PrivacyConfig.model_validate({"mode": "example", "accountant": "rdp", "noise-multiplier": 2.0})
-RELEASE = Release(noise_multiplier=2.0, sample_rate=0.05, steps=10)
-DELTA = 1e-5
-FORK = multiprocessing.get_context("fork")
+from tests.budgets import BROKEN, DELTA, FORK, NOTES, PRIVACY, RECORDS, RELEASE, charge, cost, read, read_head
 
 
-def cost(releases: int) -> float:
-    return accounting.epsilon([RELEASE] * releases, DELTA, "rdp")
+@pytest.fixture
+def state(tmp_path):
+    return tmp_path / "state"
 
 
-def charge(directory: Path, *, releases: int = 0, dataset: DataSet = NOTES, run: str = "run", round: int = 0):
-    """One charge to a ledger whose budget is enough for ``releases`` of them; 0 for no limit."""
-    own = Ledger(directory, "ward-3", cost(releases), DELTA)
-    return own.charge(RELEASE, dataset, PRIVACY, run=run, round=round, rule="ffa-lora")
-
-
-def test_runs_and_restarts_compose(tmp_path):
-    for number in range(6):
-        entry = charge(tmp_path, run=f"run-{number // 3}", round=number % 3)
-        assert entry.epsilon == cost(number + 1)
-    rows = ledger.read(tmp_path)
-    assert [(row.number, row.run, row.round) for row in rows] == [
-        (1, "run-0", 0), (2, "run-0", 1), (3, "run-0", 2), (4, "run-1", 0), (5, "run-1", 1), (6, "run-1", 2)
-    ]  # fmt: skip
-    # A budget that is counted anew in each run, the published bug, would still be at three releases.
-    assert rows[-1].epsilon > cost(3)
-
-
-def test_the_release_that_would_pass_the_budget_is_refused_and_leaves_no_trace(tmp_path):
-    for number in range(4):
-        charge(tmp_path, releases=4, run=f"run-{number}")
-    with pytest.raises(RefusalError) as refusal:
-        charge(tmp_path, releases=4, run="run-4")
-    assert str(refusal.value) == (
-        f"the privacy budget of this node is spent (ward-3, privacy-epsilon): expected at most epsilon {cost(4):g} "
-        "at delta 1e-05 over all runs on its data, got more with this round. "
-        "Its operator sees what was spent with `bouquet ledger show`."
-    )
-    rows = ledger.read(tmp_path)
-    assert len(rows) == 4
-    assert rows[-1].epsilon <= cost(4) < accounting.epsilon([row.release for row in rows] + [RELEASE], DELTA, "rdp")
-
-
-def test_a_run_does_not_pass_what_it_declared_though_rounds_are_tried_again(tmp_path):
-    declared = PrivacyConfig(mode="example", accountant="rdp", epsilon=cost(3))
-    own = Ledger(tmp_path, "ward-3", 0.0, DELTA)
-    for turn in (0, 1, 1):
-        own.charge(RELEASE, NOTES, declared, run="run", round=turn, rule="fedit")
-    with pytest.raises(RefusalError, match=r"this run has cost the node what it said it would \(ward-3, privacy.eps"):
-        own.charge(RELEASE, NOTES, declared, run="run", round=2, rule="fedit")
-    own.charge(RELEASE, NOTES, declared, run="another", round=0, rule="fedit")
-    Ledger(tmp_path, "ward-4", 0.0, DELTA).charge(RELEASE, NOTES, declared, run="run", round=0, rule="fedit")
-
-
-def test_a_data_set_is_known_by_its_content():
-    shuffled = [dict(reversed(record.items())) for record in reversed(RECORDS)]
-    assert DataSet.of(shuffled) == NOTES
-    assert DataSet.of(RECORDS[:-1]).fingerprint != NOTES.fingerprint
-    assert DataSet.of([*RECORDS[:-1], {**RECORDS[-1], "label": 7}]).fingerprint != NOTES.fingerprint
-
-
-def test_data_that_grew_by_one_record_shares_what_was_spent_and_other_data_does_not(tmp_path):
-    for _ in range(3):
-        charge(tmp_path, releases=4)
-    grown = DataSet.of([*RECORDS, {"text": "new", "label": 0}])
-    assert charge(tmp_path, releases=4, dataset=grown).epsilon == cost(4)
-    with pytest.raises(RefusalError, match="the privacy budget of this node is spent"):
-        charge(tmp_path, releases=4, dataset=grown)
-    assert charge(tmp_path, releases=4, dataset=DataSet.of([{"text": "elsewhere"}])).epsilon == cost(1)
+# Who can touch it
 
 
 def test_only_the_operator_can_read_it(tmp_path):
-    folder = tmp_path / "state"
-    charge(folder)
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()} == {
-        "ledger.sqlite": 0o600,
-        "ledger.witness": 0o600,
-    }
+    state = tmp_path / "made" / "state"
+    before = os.umask(0)
+    charge(state)
+    os.umask(before)
+    assert {folder.stat().st_mode & 0o777 for folder in (state, state.parent)} == {0o700}
+    files = {file.name: file.stat().st_mode & 0o777 for file in state.parent.rglob("*") if file.is_file()}
+    assert files == {"ledger.sqlite": 0o600, "ledger.lock": 0o600, "state.witness": 0o600}
 
 
-@pytest.mark.parametrize(
-    ("change", "row"),
-    [
-        ("UPDATE release SET noise_multiplier = 4.0 WHERE number = 2", "row 2"),
-        ("UPDATE release SET epsilon = 0.0 WHERE number = 4", "row 4"),
-        ("UPDATE release SET time = '2020-01-01T00:00:00Z' WHERE number = 1", "row 1"),
-        ("DELETE FROM release WHERE number = 1", "row 1"),
-        ("DELETE FROM release WHERE number = 3", "row 3"),
-        ("DELETE FROM release WHERE number = 4", "row 4"),
-        ("DELETE FROM release", "row 4"),
-        ("DELETE FROM example WHERE digest = (SELECT min(digest) FROM example)", "data set"),
-    ],
-)
-def test_tampering_shows_and_stops_the_node(change, row, tmp_path):
-    for turn in range(4):
-        charge(tmp_path, round=turn)
-    with sqlite3.connect(ledger.path(tmp_path)) as connection:
-        connection.execute(change)
+@pytest.mark.parametrize("name", ["state", "state/ledger.sqlite", "state/ledger.lock", "state.witness"])
+@pytest.mark.parametrize("bit", [0o040, 0o020, 0o010, 0o004, 0o002, 0o001])
+def test_what_others_may_touch_is_refused(name, bit, state):
+    charge(state)
+    file = state.parent / name
+    file.chmod(file.stat().st_mode | bit)
+    for act in (read, charge):
+        with pytest.raises(
+            RefusalError, match=r"one user alone should .*got mode 0\d\d\d. See who has changed it; then"
+        ):
+            act(state)
+
+
+@pytest.mark.parametrize("name", ["state", "state/ledger.sqlite", "state/ledger.lock", "state.witness"])
+def test_a_symbolic_link_is_refused(name, state):
+    charge(state)
+    file = state.parent / name
+    file.rename(file.with_name("elsewhere"))
+    file.symlink_to(file.with_name("elsewhere"))
+    for act in (read, charge):
+        with pytest.raises(RefusalError, match=r"what one user alone should read and write .*got a symbolic link"):
+            act(state)
+
+
+def test_another_users_folder_is_refused_before_anything_is_made(state, monkeypatch):
+    state.mkdir(mode=0o700)
+    monkeypatch.setattr(owned.os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(RefusalError, match=r"what one user alone should read and write .*got another user's"):
+        charge(state)
+    assert list(state.parent.iterdir()) == [state]
+    assert not list(state.iterdir())
+
+
+# What shows
+
+
+def tampered(connection: sqlite3.Connection) -> list[str]:
+    """Every change of one cell, every row less, every table emptied and every table gone."""
+    changes = []
+    for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        changes += [f"DELETE FROM {table}", f"DROP TABLE {table}"]
+        columns = [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
+        for (row,) in connection.execute(f"SELECT rowid FROM {table}").fetchall():
+            changes.append(f"DELETE FROM {table} WHERE rowid = {row}")
+            for column in columns:
+                (value,) = connection.execute(f"SELECT {column} FROM {table} WHERE rowid = {row}").fetchone()
+                others = {
+                    int: [f"{column} + 100"],
+                    float: [f"{column} * 1.0001"],
+                    str: [f"{column} || 'x'", "''"],
+                    bytes: [
+                        f"X'{value.hex()}00'",
+                        f"X'{value[:16].hex()}{value.hex()}'",
+                        f"X'{value[16:].hex()}'",
+                        "X''",
+                    ]
+                    if isinstance(value, bytes)
+                    else [],
+                }[type(value)]
+                changes += [f"UPDATE {table} SET {column} = {other} WHERE rowid = {row}" for other in others if value]
+    return changes
+
+
+def test_every_change_shows_and_stops_the_node(state):
+    grown = DataSet.of([*RECORDS, {"text": "new"}], ["text"])
+    for turn, dataset in enumerate((NOTES, None, grown, NOTES), start=1):
+        charge(state, round=turn, dataset=dataset)
+    with sqlite3.connect(ledger.path(state)) as connection:
+        changes = tampered(connection)
     connection.close()
-    with pytest.raises(BouquetError, match=rf"not as it was written \(.*ledger.sqlite, {row}\).*Restore the newest"):
-        ledger.read(tmp_path)
-    if "example" not in change:
-        with pytest.raises(RefusalError, match="the privacy ledger is not as it was written"):
-            charge(tmp_path)
+    assert len(changes) > 100
+    unnoticed, said = [], set()
+    for number, change in enumerate(changes):
+        copy = state.with_name(f"copy-{number}")
+        shutil.copytree(state, copy)
+        shutil.copy(ledger.witness_of(state), ledger.witness_of(copy))
+        with sqlite3.connect(ledger.path(copy)) as connection:
+            connection.execute(change)
+        connection.close()
+        for act in (read, charge, lambda folder: charge(folder, dataset=DataSet.of([{"text": "else"}], ["text"]))):
+            try:
+                act(copy)
+                unnoticed.append(change)
+            except RefusalError as error:
+                said.add((str(error).startswith(BROKEN), str(error).endswith(ledger.LOST)))
+    assert not unnoticed
+    assert said == {(True, True)}
 
 
-def test_a_ledger_that_is_gone_stops_the_node_instead_of_starting_at_nothing(tmp_path):
-    charge(tmp_path)
-    ledger.path(tmp_path).unlink()
-    with pytest.raises(RefusalError, match=r"ledger.sqlite, row 1\): expected the row of digest .*, got 0 rows"):
-        charge(tmp_path)
+def test_a_file_that_is_no_database_stops_the_node(state):
+    charge(state)
+    ledger.path(state).write_bytes(b"x" * 5000)
+    with pytest.raises(RefusalError, match=r"the privacy ledger cannot be read .*got file is not a database. What was"):
+        charge(state)
 
 
-def test_an_older_backup_stops_the_node(tmp_path):
-    charge(tmp_path)
-    backup = ledger.path(tmp_path).read_bytes()
-    charge(tmp_path)
-    ledger.path(tmp_path).write_bytes(backup)
-    with pytest.raises(RefusalError, match=r"row 2\): expected the row of digest .*, got 1 rows"):
-        charge(tmp_path)
+@pytest.mark.parametrize("lost", ["the file", "the folder"])
+def test_a_ledger_that_is_gone_stops_the_node_instead_of_starting_at_nothing(lost, state):
+    charge(state)
+    shutil.rmtree(state) if lost == "the folder" else ledger.path(state).unlink()
+    for act in (read, charge):
+        with pytest.raises(
+            RefusalError, match=r"ledger.sqlite, row 1\): expected digest .*, got 0 rows. What was spent"
+        ):
+            act(state)
 
 
-def test_a_release_without_noise_has_no_finite_epsilon(tmp_path):
-    own = Ledger(tmp_path, "ward-3", 1000.0, DELTA)
-    with pytest.raises(RefusalError, match="the privacy budget of this node is spent"):
-        own.charge(Release(0.0, 0.05, 1), NOTES, PRIVACY, run="run", round=0, rule="fedit")
+def test_an_older_backup_stops_the_node_and_is_not_what_is_advised(state):
+    charge(state)
+    shutil.copytree(state, state.with_name("backup"))
+    charge(state)
+    shutil.rmtree(state)
+    state.with_name("backup").rename(state)
+    with pytest.raises(
+        RefusalError, match=r"row 2\): expected digest .*, got 1 rows. .*older copy forgets what"
+    ) as error:
+        charge(state)
+    assert "estore" not in str(error.value)
 
 
-def spend_until_refused(
-    directory: Path, releases: int, released: Path, charge_first: bool = True, begun: Event | None = None
-) -> None:
-    """A node that charges, then lets an update go, for ever; a line in ``released`` is an update that left."""
-    out = os.open(released, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    if begun:
-        begun.set()
-    while True:
-        if not charge_first:
-            os.write(out, b"sent\n")
-        try:
-            charge(directory, releases=releases)
-        except RefusalError:
-            os.write(out, b"refused\n")
-            os._exit(0)
-        if charge_first:
-            os.write(out, b"sent\n")
+def test_a_ledger_that_went_another_way_since_shows(state):
+    charge(state)
+    shutil.copytree(state, state.with_name("backup"))
+    charge(state)
+    witness = ledger.witness_of(state).read_text()
+    shutil.rmtree(state)
+    state.with_name("backup").rename(state)
+    ledger.witness_of(state).write_text("1 " + read_head(state, 1))
+    charge(state, run="another")
+    ledger.witness_of(state).write_text(witness)
+    with pytest.raises(RefusalError, match=r"row 2\): expected digest [0-9a-f]{16}, got digest [0-9a-f]{16}"):
+        read(state)
 
 
-def overspent_after(kills: int, folder: Path, releases: int, charge_first: bool = True) -> bool:
-    """Kill a node at random instants and start it again; whether more left than was charged, or than the budget is.
+def test_rows_without_a_witness_stop_the_node_until_the_journals_line_is_the_witness(state, capsys):
+    charge(state)
+    charge(state)
+    witness = ledger.witness_of(state)
+    witness.unlink()
+    for act in (read, charge):
+        with pytest.raises(
+            RefusalError, match=r"the witness of the privacy ledger is missing .*If the witness alone was"
+        ):
+            act(state)
+    assert not witness.exists()
+    line = capsys.readouterr().err.splitlines()[-1]
+    number, head = re.fullmatch(r"privacy budget: row (\d+), head (\w+)", line).groups()
+    with os.fdopen(os.open(witness, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+        file.write(f"{number} {head}\n")
+    assert charge(state).number == 3
 
-    A node whose budget is spent makes way for another one.
-    """
-    draw, killed, node = random.Random(0), 0, 0
-    charge(folder / "warm", releases=releases)  # what is cached before the fork need not be computed in each child
-    while killed < kills:
-        directory, released = folder / f"node-{node}", folder / f"released-{node}"
-        begun = FORK.Event()
-        child = FORK.Process(target=spend_until_refused, args=(directory, releases, released, charge_first, begun))
+
+@pytest.mark.parametrize("text", ["", "2", "x y", "1 -", f"0 {'a' * 64}", "1 abcdef", f"-1 {'a' * 64}"])
+def test_a_witness_that_says_nothing_stops_the_node(text, state):
+    charge(state)
+    ledger.witness_of(state).write_text(text)
+    with pytest.raises(RefusalError, match=rf"{BROKEN} \(.*state.witness, the witness\): expected the number and"):
+        charge(state)
+
+
+def test_the_witness_lies_outside_the_folder(state):
+    for witness in (state / "witness", state / "deep" / "witness"):
+        with pytest.raises(RefusalError, match=r"lies in the folder that it is to watch .*expected a file outside"):
+            Budget(state, witness, "ward", Limits(0, DELTA, 0)).charge(RELEASE, PRIVACY, run="r", round=0, rule="fedit")
+
+
+def test_a_witness_that_cannot_be_written_stops_the_node_before_the_first_row(state):
+    witness = state.with_name("nowhere") / "witness"
+    own = Budget(state, witness, "ward-3", Limits(0, DELTA, 0))
+    with pytest.raises(
+        RefusalError, match=r"witness of the privacy ledger cannot be written .*got No such file .*Name a"
+    ):
+        own.charge(RELEASE, PRIVACY, run="r", round=0, rule="fedit")
+    witness.parent.mkdir()
+    assert own.charge(RELEASE, PRIVACY, run="r", round=0, rule="fedit").number == 1
+
+
+def test_a_process_that_dies_between_row_and_witness_leaves_no_alarm(state, monkeypatch):
+    charge(state)
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "_testify", lambda witness, head: os.kill(os.getpid(), signal.SIGKILL))
+        child = FORK.Process(target=charge, args=(state,))
         child.start()
-        begun.wait()
-        time.sleep(draw.uniform(0.0, 0.02))
-        os.kill(child.pid, signal.SIGKILL)
         child.join()
-        killed += child.exitcode == -signal.SIGKILL
-        node += child.exitcode == 0
-    charged = 0
-    for number in range(node + 1):
-        directory, released = folder / f"node-{number}", folder / f"released-{number}"
-        rows = ledger.read(directory) if ledger.path(directory).exists() else []
-        sent = released.read_text().split().count("sent") if released.exists() else 0
-        if sent > len(rows) or len(rows) > releases or any(row.epsilon > cost(releases) for row in rows):
-            return True
-        charged += len(rows)
-    assert charged
-    return False
+    assert child.exitcode == -signal.SIGKILL
+    assert ledger.witness_of(state).read_text().startswith("1 ")
+    assert len(read(state)) == 2
+    assert charge(state).number == 3
+    assert ledger.witness_of(state).read_text() == f"3 {read_head(state, 3)}\n"
 
 
-@pytest.mark.slow
-def test_killed_at_200_random_instants_it_never_overspends_and_the_chain_holds(tmp_path):
-    assert not overspent_after(200, tmp_path, releases=40)
+def test_a_process_that_dies_while_it_writes_the_witness_leaves_nothing_that_stays(state, monkeypatch):
+    charge(state)
+    with monkeypatch.context() as patched:
+        patched.setattr(owned.os, "replace", lambda old, new: os.kill(os.getpid(), signal.SIGKILL))
+        for _ in range(3):
+            child = FORK.Process(target=charge, args=(state,))
+            child.start()
+            child.join()
+    charge(state)
+    assert sorted(file.name for file in state.parent.iterdir()) == ["state", "state.witness"]
 
 
-def test_a_node_that_charges_after_it_sends_would_be_found_out(tmp_path):
-    assert overspent_after(40, tmp_path, releases=10, charge_first=False)
+# Of a node of the edition before
+
+FORMER = """
+CREATE TABLE release (
+    number INTEGER PRIMARY KEY, time TEXT NOT NULL, dataset TEXT NOT NULL, node TEXT NOT NULL, run TEXT NOT NULL,
+    round INTEGER NOT NULL, rule TEXT NOT NULL, mechanism TEXT NOT NULL, noise_multiplier REAL NOT NULL,
+    sample_rate REAL NOT NULL, steps INTEGER NOT NULL, accountant TEXT NOT NULL, delta REAL NOT NULL,
+    epsilon REAL NOT NULL, digest TEXT NOT NULL
+) STRICT;
+CREATE TABLE dataset (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE example (
+    digest BLOB NOT NULL, dataset INTEGER NOT NULL REFERENCES dataset, PRIMARY KEY (digest, dataset)
+) STRICT, WITHOUT ROWID;
+INSERT INTO dataset VALUES (1, 'FINGERPRINT');
+INSERT INTO example VALUES (X'00112233445566778899aabbccddeeff', 1);
+"""
 
 
-def test_two_processes_cannot_both_spend_the_last_release(tmp_path):
-    for attempt in range(10):
-        directory, released = tmp_path / str(attempt), tmp_path / f"released-{attempt}"
-        charge(directory, releases=2)
-        racers = [FORK.Process(target=spend_until_refused, args=(directory, 2, released)) for _ in range(2)]
-        for racer in racers:
-            racer.start()
-        for racer in racers:
-            racer.join()
-        assert sorted(released.read_text().split()) == ["refused", "refused", "sent"]
-        assert len(ledger.read(directory)) == 2
+@pytest.fixture
+def former(state):
+    """A state directory of the edition before, with two rows."""
+    state.mkdir(mode=0o700)
+    rows, previous = [], ""
+    for number in (1, 2):
+        row = ledger.Entry(
+            number, "2026-01-01T00:00:00Z", "f" * 64, "ward-3", "old", number - 1, "fedit", "example",
+            2.0, 0.05, 10, "rdp", DELTA, cost(number),
+        ).chained(previous)  # fmt: skip
+        previous = row.digest
+        rows.append(row)
+    owned.make_file(ledger.path(state))
+    with sqlite3.connect(ledger.path(state)) as connection:
+        connection.executescript("PRAGMA journal_mode = WAL;" + FORMER.replace("FINGERPRINT", "f" * 64))
+        for row in rows:
+            connection.execute(f"INSERT INTO release VALUES ({', '.join('?' * 15)})", list(vars(row).values()))
+    connection.close()
+    owned.write(state / "ledger.witness", f"2 {previous}\n")
+    return state
 
 
-def test_processes_that_make_the_ledger_at_once_all_find_themselves_in_it(tmp_path):
-    charge(tmp_path / "warm")
-    for attempt in range(5):
-        directory = tmp_path / str(attempt)
-        nodes = [FORK.Process(target=charge, args=(directory,)) for _ in range(6)]
-        for node in nodes:
-            node.start()
-        for node in nodes:
-            node.join()
-        assert [node.exitcode for node in nodes] == [0] * 6
-        assert len(ledger.read(directory)) == 6
+def test_a_ledger_of_the_edition_before_counts_in_full_for_whatever_data(former):
+    assert len(read(former)) == 2
+    with pytest.raises(RefusalError, match="the privacy budget of this node is spent"):
+        charge(former, releases=2)
+    # It knew records by digests that no record has any more.
+    assert charge(former, releases=3, dataset=NOTES).epsilon == cost(3)
+    assert sorted(file.name for file in former.iterdir()) == ["ledger.lock", "ledger.sqlite"]
+    assert ledger.witness_of(former).read_text() == f"3 {read_head(former, 3)}\n"
+    assert [row.run for row in read(former)] == ["old", "old", "run"]
 
 
-def test_an_export_holds_what_is_needed_to_check_it_again(tmp_path):
-    entry = charge(tmp_path)
-    assert ledger.Entry(**json.loads(entry.to_json())) == ledger.read(tmp_path)[0]
+def test_a_ledger_of_the_edition_before_that_was_changed_or_cut_stops_the_node(former):
+    with sqlite3.connect(ledger.path(former)) as connection:
+        connection.execute("DELETE FROM release WHERE number = 2")
+    connection.close()
+    with pytest.raises(RefusalError, match=rf"{BROKEN} .*row 2\).*got 1 rows"):
+        charge(former)
+    (former / "ledger.witness").unlink()
+    with pytest.raises(RefusalError, match="the witness of the privacy ledger is missing"):
+        charge(former)
+
+
+def test_an_export_holds_what_is_needed_to_check_it_again(state):
+    entry = charge(state)
+    assert ledger.Entry(**json.loads(entry.to_json())) == read(state)[0]
+
+
+def test_a_ledger_that_is_not_there_is_told_and_not_made(state):
+    with pytest.raises(BouquetError, match=r"there is no ledger \(.*ledger.sqlite\). Name the node's state-directory"):
+        read(state)
+    assert not list(state.parent.iterdir())
+    assert ledger.related(state, ledger.witness_of(state), None) == []

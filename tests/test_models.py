@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 
 import pytest
 import torch
@@ -307,8 +308,9 @@ def test_epochs_count_every_example():
 
 def test_a_loss_that_is_not_finite_stops_the_round_with_a_reason():
     model = fresh()
-    start(model)
-    config = TrainConfig.model_validate({"steps": 30, "batch-size": 4, "learning-rate": 1e12, "clip-norm": 0.0})
+    state = start(model)
+    model.install({key: tensor * math.nan for key, tensor in state.adapter.items()}, state.scale, {})
+    config = TrainConfig.model_validate({"steps": 1, "batch-size": 4})
     with pytest.raises(
         BouquetError, match=r"the training loss is not finite \(round 1, step .*Lower train.learning-rate"
     ):

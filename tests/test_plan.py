@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from common import accounting, ledger
+from common import accounting
 from common.adapter import Key, LayerShape, Spec
 from deploy import plan
 from deploy.command import main
 from strategies import build, read_config
 from tests.grid import run_in_process
-from tests.test_private_run import PRIVATE, TRAINED_ON, events
+from tests.test_private_run import PRIVATE, events, spent
 
 PROFILE = str(Path(__file__).parents[1] / "profiles/private.toml")
 SPEC = Spec({"up": LayerShape(48, 16), "down": LayerShape(16, 48)}, {Key("head", "W"): (2, 16)}, rank=4, scale=2.0)
@@ -24,10 +24,9 @@ def test_the_plan_is_what_the_run_does(settings, tmp_path, capsys):
     run_in_process(flat, nodes=2)
     capsys.readouterr()
     overrides = [f"{key}={json.dumps(value)}" for key, value in flat.items()]
-    assert main(["plan", "--examples", f"{TRAINED_ON}", *overrides]) == 0
+    assert main(["plan", "--records", "400", *overrides]) == 0
     shown = capsys.readouterr().out
-    rows = ledger.read(tmp_path / "state")
-    rows = [row for row in rows if row.dataset == rows[0].dataset]
+    rows = spent(tmp_path, "node-000")
     assert re.findall(r"epsilon after round \d+ +│ ([\d.]+)", shown) == [f"{row.epsilon:.3f}" for row in rows]
     assert re.findall(r"noise multiplier +│ ([\d.]+)", shown) == [f"{row.noise_multiplier:.4g}" for row in rows[:1]]
     assert re.findall(r"sampling rate +│ ([\d.]+)", shown) == [f"{row.sample_rate:.4g}" for row in rows[:1]]
@@ -77,9 +76,9 @@ def test_noise_over_signal_is_the_measured_one():
         (
             {"privacy.delta": 0.01},
             [100],
-            r"100 examples: delta 0.01 is not below 1/100: .*Set privacy.delta to 1e-03 or",
+            r"100 records: delta 0.01 is not below 1/100: .*Set privacy.delta to 1e-03 or",
         ),
-        ({"privacy.expected-batch": 64}, [40], r"40 examples: every one is in every step; sampling protects none"),
+        ({"privacy.expected-batch": 64}, [40], r"40 records: every one is in every step; sampling protects none"),
         (
             {"privacy.epsilon": 0.1, "privacy.accountant": "prv"},
             [400],
@@ -105,7 +104,7 @@ def test_a_sound_plan_has_no_warning():
 
 def test_a_plan_is_read_from_a_profile_and_overrides(capsys):
     changes = ["task.name=text", "model.pooling=default", "num-server-rounds=2", "privacy.accountant=rdp"]
-    assert main(["plan", "--examples", "5000,600", PROFILE, *changes, "fraction-train=0.5"]) == 0
+    assert main(["plan", "--records", "5000,600", PROFILE, *changes, "fraction-train=0.5"]) == 0
     shown = capsys.readouterr().out
     assert "example, 2 rounds, delta 1e-05, accountant rdp; for a node that takes part in every round" in shown
     assert "a node's mean share of the rounds: 1" in shown
@@ -115,9 +114,13 @@ def test_a_plan_is_read_from_a_profile_and_overrides(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--examples", "100"], "a run without privacy has no plan (privacy.mode). Set privacy.mode=example"),
-        (["--examples", "100", "no.toml"], "a file of settings cannot be read (no.toml)"),
-        (["--examples", "100", "privacy.mode=example"], "train.weighting: expected 'uniform' or 'declared'"),
+        (["--records", "100"], "a run without privacy has no plan (privacy.mode). Set privacy.mode=example"),
+        (["--records", "100", "no.toml"], "a file of settings cannot be read (no.toml)"),
+        (
+            ["privacy.mode=example", "train.weighting=uniform"],
+            "a plan needs the public number of each node's records (--records, privacy.records): got neither",
+        ),
+        (["--records", "100", "privacy.mode=example"], "train.weighting: expected 'uniform' or 'declared'"),
     ],
 )
 def test_mistakes_are_told(arguments, message, capsys):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from client_app import audit
 from client_app.policy import Policy
-from common import ledger, wire
+from common import wire
 from common.adapter import Key, Update
 from common.error import BouquetError, RefusalError
+from common.node_config import NodeConfig
 from common.section import ConfigError
 from strategies import build, read_config
-from tests.grid import run_in_process
-from tests.test_private_run import PRIVATE, events
+from tests.grid import run_in_process, with_budget
+from tests.test_private_run import PRIVATE, events, spent
 
 
 def policy(tmp_path, text: str) -> str:
@@ -34,7 +36,7 @@ def reply(*, part: str = "B", weight: float = 1.0, codec: str = "fp32", **metric
 def test_every_mistake_in_a_policy_is_told_at_once(tmp_path):
     file = policy(tmp_path, 'rules = ["fedex"]\nmax-byte = 5\nmin-examples = "many"\n[privacy]\nmodes = ["exmple"]\n')
     with pytest.raises(ConfigError) as caught:
-        Policy.read(file)
+        Policy.of(NodeConfig(policy=file))
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert lines[0] == f"4 mistakes in the policy {file}:"
     assert re.match(r"rules: expected one of fedit, .*, got 'fedex'. Did you mean 'fedex-lora'\?", lines[1])
@@ -47,13 +49,16 @@ def test_every_mistake_in_a_policy_is_told_at_once(tmp_path):
 def test_a_policy_that_cannot_be_read_allows_nothing(text, tmp_path):
     file = policy(tmp_path, text) if text else str(tmp_path / "no.toml")
     with pytest.raises(RefusalError, match=r"the node's policy cannot be read \(.*toml\): got"):
-        Policy.read(file)
+        Policy.of(NodeConfig(policy=file))
 
 
 def test_a_coordinator_that_asks_for_more_is_refused_with_everything_it_may_not_have(settings, tmp_path):
     text = 'rules = ["ffa-lora", "fedsvd"]\nmodels = ["/models/small"]\nparts = ["B"]\ncodecs = ["bf16"]\n'
-    file = policy(tmp_path, text + '[privacy]\nmodes = ["example"]\nmax-epsilon = 8.0\n')
-    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: {"policy": file}})
+    privacy = '[privacy]\nmodes = ["example"]\nmin-noise-multiplier = 0.5\n'
+    file = policy(tmp_path, text + '[task]\nname = "classify"\n' + privacy)
+    wanted = {"num-server-rounds": 1, "min-nodes": 1, "data.source": "/etc/passwd"}
+    with pytest.raises(BouquetError, match="no node can take part"):
+        run_in_process(settings(**wanted), nodes=1, node_config={0: {"policy": file}})
     (failure,) = events(tmp_path, "failure")
     assert failure["during"] == "roll call"
     assert failure["reason"].splitlines() == [
@@ -63,26 +68,64 @@ def test_a_coordinator_that_asks_for_more_is_refused_with_everything_it_may_not_
         "  what the rule 'fedit' sends: expected B, got 'A'",
         "  wire.up: expected bf16, got 'fp32'",
         "  privacy.mode: expected example, got 'none'",
-        "  privacy.mode: expected a private run (max-epsilon, min-noise-multiplier), got 'none'",
+        "  task.name: expected 'classify', got 'text'",
+        "  task.max-length: expected 128, got 32",
+        "  data.source: expected stdlib (data.sources), got '/etc/passwd'",
+        "  privacy.mode: expected a private run (min-noise-multiplier), got 'none'",
     ]
-    (line,) = events(tmp_path, "merge")
-    assert line["nodes"] == 1
 
 
 def test_too_few_examples_or_too_little_noise_is_refused_before_anything_is_charged(settings, tmp_path):
-    few = policy(tmp_path, "min-examples = 37\n")
+    few = policy(tmp_path, 'min-examples = 401\n[data]\nsources = ["*"]\n')
     noisy = tmp_path / "noisy.toml"
-    noisy.write_text("[privacy]\nmin-noise-multiplier = 50.0\nmax-epsilon = 2.0\n")
+    noisy.write_text('[data]\nsources = ["*"]\n[privacy]\nmin-noise-multiplier = 50.0\n')
     nodes = {1: {"policy": few}, 2: {"policy": str(noisy)}}
     run_in_process(settings(**{**PRIVATE, "num-server-rounds": 1}), nodes=3, node_config=nodes)
     reasons = [failure["reason"] for failure in events(tmp_path, "failure")]
     assert reasons == [
-        "this node's policy does not allow it:\n  examples: expected 37 or more (min-examples), got fewer",
+        "this node's policy does not allow it:\n  examples: expected 401 or more (min-examples), got fewer",
         "this node's policy does not allow it:\n"
-        "  the noise multiplier: expected 50 or more (min-noise-multiplier), got less\n"
-        "  the run's epsilon at delta 1e-05: expected at most 2, got more",
+        "  the noise multiplier: expected 50 or more (min-noise-multiplier), got less",
     ]
-    assert len(ledger.read(tmp_path / "state")) == 1
+    assert [row.node for row in spent(tmp_path, "node-000")] == ["node-000"]
+    assert not (tmp_path / "state/node-001").exists()
+
+
+def test_a_limit_for_one_run_needs_one_for_all_of_them(tmp_path):
+    file = policy(tmp_path, "[privacy]\nmax-epsilon = 8.0\n")
+    with pytest.raises(RefusalError, match=r"a limit for one run and none .*max-epsilon\): expected privacy-epsilon"):
+        Policy.of(NodeConfig(policy=file))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "source", "covered"),
+    [
+        (["stdlib"], "stdlib", True),
+        (["stdlib"], "/data/public/a.jsonl", False),
+        (["/data/public"], "/data/public/a.jsonl", True),
+        (["/data/public"], "/data/public/../private/a.jsonl", False),
+        (["/data/public"], "/data/publicity.jsonl", False),
+        (["/data/public"], "owner/data", False),
+    ],
+)
+def test_a_node_without_data_reads_what_its_policy_lists(allowed, source, covered, tmp_path):
+    file = policy(tmp_path, f"[data]\nsources = {json.dumps(allowed)}\n")
+    config = read_config({"data.source": source})
+    node = NodeConfig(policy=file)
+    with nullcontext() if covered else pytest.raises(RefusalError, match=r"data\.source: expected"):
+        Policy.of(node).check_run(config, build(config), node)
+    # What the coordinator names is not read where the node has its own.
+    own = NodeConfig(policy=file, data="/data/own.jsonl")
+    Policy.of(own).check_run(config, build(config), own)
+
+
+@pytest.mark.parametrize("model", ["/models/small", "./small", "~/small", "tests"])
+def test_a_local_model_is_loaded_where_the_policy_lists_it(model, tmp_path):
+    config = read_config({"model.name": model})
+    with pytest.raises(RefusalError, match=r"model\.name: expected embedded or a hub id, got"):
+        Policy().check_run(config, build(config), NodeConfig())
+    listed = NodeConfig(policy=policy(tmp_path, f'models = ["{model}"]\n'))
+    Policy.of(listed).check_run(config, build(config), listed)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +155,9 @@ def test_too_few_examples_or_too_little_noise_is_refused_before_anything_is_char
     ],
 )
 def test_what_may_not_leave_does_not(kind, content, message, tmp_path):
-    allowed = Policy.read(policy(tmp_path, 'parts = ["B"]\ncodecs = ["fp32"]\n'))
+    allowed = Policy.of(NodeConfig(policy=policy(tmp_path, 'parts = ["B"]\ncodecs = ["fp32"]\n')))
     config = read_config(PRIVATE)
-    allowed.check_run(config, build(config), 0.0)
+    allowed.check_run(config, build(config), NodeConfig())
     allowed.check_reply("train", reply(), config, 1.0)
     allowed.check_reply("train", reply(weight=3.0), config, 3.0)
     with pytest.raises(RefusalError, match=re.escape(message)):
@@ -122,24 +165,25 @@ def test_what_may_not_leave_does_not(kind, content, message, tmp_path):
 
 
 def test_an_update_that_is_too_large_stays_and_is_charged_all_the_same(settings, tmp_path):
-    file = policy(tmp_path, "max-bytes = 1000\n")
+    file = policy(tmp_path, 'max-bytes = 1000\n[data]\nsources = ["*"]\n')
     with pytest.raises(BouquetError, match="no node can take part"):
         run_in_process(settings(**PRIVATE), nodes=2, node_config={0: {"policy": file}, 1: {"policy": file}})
     reasons = {failure["reason"] for failure in events(tmp_path, "failure")}
     (reason,) = reasons
     assert re.search(r"bytes: expected at most 1,000 \(max-bytes\), got [\d,]+", reason)
-    assert len(ledger.read(tmp_path / "state")) == 2
+    assert len(spent(tmp_path)) == 2
 
 
 def test_the_audit_log_has_a_line_for_everything_that_left_and_nothing_else_left(settings, tmp_path):
-    grid = run_in_process(
-        settings(**{**PRIVATE, "num-server-rounds": 2}), nodes=2, node_config={1: {"privacy-epsilon": 0.5}}
-    )
+    """One of the nodes has a budget that is spent; it shares its log with the other, as in a simulation."""
+    flat = settings(**{**PRIVATE, "num-server-rounds": 2})
+    budget = with_budget(tmp_path / "state", 0.5)
+    grid = run_in_process(flat, nodes=2, node_config={1: budget})
     log = audit.path(tmp_path / "state")
     assert log.stat().st_mode & 0o777 == 0o600
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(lines) == len(grid.returned)
-    rows = ledger.read(tmp_path / "state")
+    rows = spent(tmp_path, "node-000")
     for line, (kind, content) in zip(lines, grid.returned, strict=True):
         assert (line["message"], line["records"]) == (kind, sorted(content))
         said = {name: dict(record) for name, record in content.metric_records.items()}

@@ -30,10 +30,10 @@ PRIVATE = PrivacyConfig.model_validate({"mode": "example", "expected-batch": 4})
 UNBOUNDED = PrivacyConfig.model_construct(mode="example", clip=math.inf, expected_batch=1)
 
 
-def train_here(model, examples, release, privacy=PRIVATE, config=PLAIN, task=TEXT, round=0):
-    return train_privately(
-        model, model.keys, task, examples, config, privacy, release, pad=0, round=round, rounds=round + 1
-    )
+def train_here(model, examples, release, privacy=PRIVATE, config=PLAIN, task=TEXT, units=None):
+    """One round on ``units``, or on ``examples`` of which each is one."""
+    units = [[example] for example in examples] if units is None else units
+    return train_privately(model, model.keys, task, units, config, privacy, release, pad=0, round=0, rounds=1)
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def test_no_noise_and_no_clipping_is_the_rule_itself_to_the_bit(rule):
         common = {"pad": 0, "round": 1, "rounds": 2}
         if private:
             release = Release(0.0, 1.0, 3)
-            train_privately(model, keys, TEXT, [Example(tokens, tokens)], PLAIN, UNBOUNDED, release, **common)
+            train_privately(model, keys, TEXT, [[Example(tokens, tokens)]], PLAIN, UNBOUNDED, release, **common)
         else:
             config = PLAIN.model_copy(update={"steps": 3, "batch_size": 1})
             train(model, keys, TEXT, [Example(tokens, tokens)], config, seed="s", **common)
@@ -133,7 +133,7 @@ def test_an_empty_sample_is_a_step_of_noise_alone():
     model = fresh()
     before = model.tensors()
     with gradients() as seen:
-        training = train_here(model, EXAMPLES, Release(2.0, 1e-12, 3))
+        training = train_here(model, EXAMPLES, Release(2.0, 1e-9, 3))
     assert (training.steps, training.tokens, len(seen)) == (3, 0, 3)
     for gradient in seen:
         assert within(float(gradient.std()), 2 / 4, 2 / 4 * (2 * len(gradient)) ** -0.5)
@@ -240,7 +240,13 @@ def test_the_private_mean_without_noise_and_bound_is_the_mean():
     ],
 )
 def test_a_private_run_ends_with_an_adapter_that_no_seed_repeats(rule, mode, settings, tmp_path):
-    private = {"rule.name": rule, "privacy.mode": mode, "privacy.noise-multiplier": 0.8, "privacy.expected-batch": 6}
+    private = {
+        "rule.name": rule,
+        "privacy.mode": mode,
+        "privacy.noise-multiplier": 0.8,
+        "privacy.expected-batch": 6,
+        "privacy.records": 400,
+    }
     digests = set()
     for name in ("one", "two"):
         run_in_process(settings(**private, **{"run-name": name, "train.weighting": "uniform"}), nodes=2)

@@ -93,6 +93,7 @@ def test_a_kit_holds_what_its_node_needs_and_nothing_of_others(site, tmp_path):
         "ward-1/node.key": 0o600,
         "ward-1/node.pub": 0o644,
         "ward-1/node.toml": 0o644,
+        "ward-1/policy.toml": 0o644,
         "ward-1/start.sh": 0o755,
     }
     key = load_ssh_private_key((tmp_path / "there/ward-1/node.key").read_bytes(), None)

@@ -1,7 +1,7 @@
 """What a private run has cost each node, as far as the coordinator can know it: an upper bound.
 
-A node pays for every round that it was asked for, whether its reply arrived or not. How many examples it has, and so
-its sampling rate, is its own; its ledger has the exact figure.
+A node pays for every round that it was asked for, whether its reply arrived or not. The number of records that it
+declares, and so its sampling rate, is its own; its ledger has the exact figure.
 """
 
 from collections import Counter

@@ -28,13 +28,13 @@ class Classify(Task):
         return [field for field in (self.config.text, self.config.text_pair, self.config.label) if field]
 
     def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
-        label = record[self.config.label]
-        if not isinstance(label, int) or not 0 <= label < self.config.labels:
+        label = _class(record[self.config.label])
+        if label is None or not 0 <= label < self.config.labels:
             raise BouquetError(
                 "a label is out of range",
                 where=f"field '{self.config.label}'",
                 expected=f"a whole number from 0 to {self.config.labels - 1}",
-                got=repr(label),
+                got=repr(record[self.config.label]),
                 cure="Set task.labels to the number of classes.",
             )
         pair = record[self.config.text_pair] if self.config.text_pair else None
@@ -75,6 +75,13 @@ class Classify(Task):
         """Accuracy, from 0 to 1."""
         return score.correct / score.count
 
+    def merit(self, score: Score) -> float:
+        """The share of right answers."""
+        return self.figure(score)
+
+    def score_of(self, merit: float, count: float) -> Score:
+        return Score(loss=count - merit, correct=round(merit), count=round(count))
+
     def tally_sizes(self) -> Mapping[str, int]:
         """The confusion matrix, row by row: how many examples of each class were taken for each."""
         return {"confusion": self.config.labels**2} if self.config.labels <= MOST_CLASSES else {}
@@ -89,3 +96,10 @@ class Classify(Task):
             f1 = 2 * confusion.diagonal() / occurring
             found[self.further] = f1[occurring > 0].mean().item()
         return found
+
+
+def _class(value: Any) -> int | None:
+    """A class by its number; CSV has it as text. None for anything else."""
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    return value if isinstance(value, int) else None

@@ -86,6 +86,14 @@ class Task(ABC):
     def figure(self, score: Score) -> float:
         """The task's metric, from summed scores."""
 
+    @abstractmethod
+    def merit(self, score: Score) -> float:
+        """How good one unit's score is, from 0 to 1: what a private run sums under noise."""
+
+    @abstractmethod
+    def score_of(self, merit: float, count: float) -> Score:
+        """The score that merits of so much in sum stand for, over so many units."""
+
     def tally_sizes(self) -> Mapping[str, int]:
         """The tallies of a score, and how many numbers each has."""
         return {}

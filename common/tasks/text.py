@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+WORST = 10.0
+"""The loss a token from which on a unit's merit is zero: that of a guess among 22,000 tokens."""
+
+
 class Text(Task):
     """Causal language modelling; a long text becomes several examples of at most ``max_length`` tokens."""
 
@@ -48,3 +52,10 @@ class Text(Task):
     def figure(self, score: Score) -> float:
         """Perplexity: the exponential of the mean loss a token."""
         return math.exp(min(score.loss / score.count, 700.0))
+
+    def merit(self, score: Score) -> float:
+        """One less the share of :data:`WORST` that a token's mean loss is."""
+        return 1 - min(score.loss / score.count, WORST) / WORST if score.count else 0.0
+
+    def score_of(self, merit: float, count: float) -> Score:
+        return Score(loss=WORST * (count - merit), count=round(count))

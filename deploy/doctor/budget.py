@@ -1,9 +1,11 @@
 """What a private run would cost this node, beside what its data has cost before."""
 
+import tomllib
 from bisect import bisect_right
-from itertools import islice
+from pathlib import Path
 
-from common import accounting, base, ledger, sources, tasks
+from common import accounting, ledger, records
+from common.accounting import Release
 from common.config import RunConfig
 from common.error import BouquetError
 from common.ledger import DataSet
@@ -27,12 +29,12 @@ def budget(config: RunConfig, node: NodeConfig) -> str:
                 cure="Set privacy.mode=example, or privacy-epsilon = 0.0 on this node.",
             )
         return "the run is not private, and the node has no budget"
-    dataset = DataSet.of(sources.own_records(config.data, node, config.seed))
-    spent = [entry.release for entry in ledger.related(node.state, dataset)]
-    release = accounting.plan(config.privacy, _examples(config, node), config.train.steps, rounds)
+    spent = [entry.release for entry in ledger.related(node.ledger, node.witness, _dataset(config, node))]
+    a_round, scored = _releases(config, node)
 
     def after(done: int) -> float:
-        return accounting.epsilon([*spent, *[release] * done], delta, config.privacy.accountant)
+        scores = [scored] * config.scores_after(done) if scored else []
+        return accounting.epsilon([*spent, *[a_round] * done, *scores], delta, config.privacy.accountant)
 
     costs = f"epsilon {after(rounds):.4g} at delta {delta:g} after the run, {after(0):.4g} before"
     if not limit:
@@ -57,8 +59,27 @@ def budget(config: RunConfig, node: NodeConfig) -> str:
     return f"{costs}, of {limit:g}"
 
 
-def _examples(config: RunConfig, node: NodeConfig) -> int:
-    """How many examples the node trains on, one a record."""
-    task, tokenizer = tasks.build(config.task), base.load_tokenizer(config.model)
-    own, _ = sources.split(sources.node_dataset(config.data, node, config.seed), config.data.holdout, config.seed)
-    return sum(1 for record in own for _ in islice(task.encode(record, tokenizer), 1))
+def _releases(config: RunConfig, node: NodeConfig) -> tuple[Release, Release | None]:
+    """What a round of training costs a node, and what a score does."""
+    privacy = config.privacy
+    if not (number := node.records or privacy.records):
+        raise BouquetError(
+            "a private run needs the public number of a node's records",
+            where=f"{node.label}, records",
+            expected="1 or more, as its operator rounds it",
+            cure="Set records in --node-config, or privacy.records in the run config for all nodes without.",
+        )
+    own = config.trained_on(number) if privacy.mode == "example" else 1
+    planned = accounting.plan(privacy, own, config.train.steps, config.num_server_rounds, config.scores)
+    scored = Release(privacy.score_noise, 1.0, 1) if privacy.score_noise else None
+    return accounting.by_record(planned, privacy.mode), scored
+
+
+def _dataset(config: RunConfig, node: NodeConfig) -> DataSet | None:
+    """The data set that has a budget of its own; None where the node has one for all, as without a policy."""
+    try:
+        written = tomllib.loads(Path(node.policy).expanduser().read_text("utf-8")) if node.policy else {}
+    except (OSError, ValueError) as error:
+        raise BouquetError("the node's policy cannot be read", where=node.policy, got=str(error)) from error
+    fields = written.get("budget", {}).get("fields")
+    return DataSet.of(records.node_records(config.data, node, config.seed), fields) if fields else None

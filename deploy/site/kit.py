@@ -67,9 +67,10 @@ def write_coordinator(site: Site, place: Place, state: str) -> Path:
 def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any]) -> Path:
     """Complete a node's kit; ``settings`` are its node config in Flower's flat form. Raises :class:`BouquetError`."""
     site.node(name)
-    settings = {"name": name, "state-directory": f"/var/lib/bouquet/{name}", **settings}
+    state = {"state-directory": f"/var/lib/bouquet/{name}", "privacy-witness": f"/var/lib/bouquet-witness/{name}/head"}
+    settings = {"name": name, **state, "policy": f"{place.installed}/policy.toml", **settings}
     node = NodeConfig.from_flower(settings)
-    for key, path in (("data", node.data), ("state-directory", node.state_directory)):
+    for key, path in (("data", node.data), ("state-directory", node.state_directory), ("policy", node.policy)):
         if path and not Path(path).is_absolute():
             raise BouquetError(
                 "a path that is not absolute",
@@ -81,6 +82,8 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
     folder = site.kits / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder / "node.toml").write_text(tomli_w.dumps(settings))
+    if not (folder / "policy.toml").exists():  # it is the operator's from then on
+        _render("node/policy.toml", folder / "policy.toml", {"node": name, "site": site.facts.name})
     facts = {"site": site.facts.name, "superlink": superlink, "port": place.port}
     (folder / "kit.toml").write_text(tomli_w.dumps(facts))
     (folder / "node.pub").write_text(f"{site.node(name).public_key} {name}\n")
@@ -91,6 +94,7 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
         "label": _label(f"{site.facts.name}-{name}"),
         "superlink": superlink,
         "state": node.state_directory,
+        "witness": node.witness.parent,
         # A node without data of its own takes its part of the run's.
         "data_volume": f'- "{node.data}:{node.data}:ro"' if node.data else "",
         "data_mount": f'- {{name: data, mountPath: "{node.data}", readOnly: true}}' if node.data else "",

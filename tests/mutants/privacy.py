@@ -2,8 +2,9 @@
 
 from tests.mutants import Mutant
 
-CLIPPING = ("tests/test_per_example.py",)
-NOISE = ("tests/test_gaussian.py", "tests/test_privacy.py")
+CLIPPING = ("tests/test_per_example.py", "tests/test_clipping.py")
+PROBE = ("tests/test_probe.py",)
+NOISE = ("tests/test_gaussian.py", "tests/test_privacy.py", "tests/test_private_units.py")
 
 PRIVACY = (
     Mutant(
@@ -16,15 +17,43 @@ PRIVACY = (
     Mutant(
         "every tensor is clipped by itself, all at C",
         "client_app/per_example.py",
-        "for gradient in gradients.values()]).sum(0)",
-        "for gradient in gradients.values()]).amax(0)",
+        "norms = torch.stack(parts).norm(dim=0)",
+        "norms = torch.stack(parts).amax(dim=0)",
         CLIPPING,
     ),
     Mutant(
         "the head's bias stands outside the norm",
         "client_app/per_example.py",
-        "gradient.flatten(1).pow(2).sum(1) for gradient in gradients.values()]",
-        "gradient.flatten(1).pow(2).sum(1) for gradient in gradients.values() if gradient.dim() > 2]",
+        "dtype=torch.float64) for gradient in gradients.values()]",
+        "dtype=torch.float64) for gradient in gradients.values() if gradient.dim() > 2]",
+        CLIPPING,
+    ),
+    Mutant(
+        "norms in float32: the squares of small gradients vanish, and nothing clips them",
+        "client_app/per_example.py",
+        "vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)",
+        "gradient.flatten(1).pow(2).sum(1).sqrt().double()",
+        CLIPPING,
+    ),
+    Mutant(
+        "a contribution is summed unverified: what a subnormal factor has scaled is longer than the norm",
+        "client_app/per_example.py",
+        "norms.isfinite() & (factors >= SMALLEST)",
+        "norms.isfinite()",
+        CLIPPING,
+    ),
+    Mutant(
+        "the examples of one person are clipped one by one",
+        "client_app/per_example.py",
+        "        if units is not None:\n",
+        "        if False:\n",
+        CLIPPING,
+    ),
+    Mutant(
+        "a backward pass that broke off: what it recorded is added to the next batch's",
+        "client_app/per_example.py",
+        "        super().forget()\n        self._gradients = {}\n",
+        "        super().forget()\n",
         CLIPPING,
     ),
     Mutant(
@@ -38,13 +67,13 @@ PRIVACY = (
         "Opacus's ghost clipping: of several physical batches only the last counts",
         "client_app/per_example.py",
         "self._total[parameter] += part",
-        "self._total[parameter] = part.double()",
+        "self._total[parameter] = part",
         CLIPPING,
     ),
     Mutant(
         "Opacus's ghost clipping: a parameter that was unfrozen late is trained but not clipped",
         "client_app/per_example.py",
-        "if different := set(got) ^ set(expected):",
+        "if different := set(got) ^ set(self.parameters.values()):",
         "if different := set[Tensor]():",
         CLIPPING,
     ),
@@ -70,17 +99,67 @@ PRIVACY = (
         CLIPPING,
     ),
     Mutant(
+        "a language model's folded tokens pass for examples where they are as many",
+        "client_app/per_example.py",
+        "if arguments[0].dim() < 3:",
+        "if False:",
+        CLIPPING,
+    ),
+    Mutant(
+        "nobody looks whether the model computes every example by itself",
+        "client_app/probe.py",
+        "if not apart <= tolerance * largest:",
+        "if False:",
+        PROBE,
+    ),
+    Mutant(
+        "it is looked at only as LoRA starts, where B = 0 hides what it couples",
+        "client_app/probe.py",
+        "parameter.copy_(SPREAD * ",
+        "(SPREAD * ",
+        PROBE,
+    ),
+    Mutant(
+        "a state made to magnify rounding is looked for before the first step only",
+        "client_app/probe.py",
+        "not (step == 0 or step in OFTEN)",
+        "step > 0",
+        PROBE,
+    ),
+    Mutant(
+        "a round is not probed at all",
+        "client_app/privacy.py",
+        "            probe(engine, model, task, pad, step)\n",
+        "",
+        NOISE,
+    ),
+    Mutant(
+        "one text that fails takes all of its physical batch with it",
+        "client_app/privacy.py",
+        "computed = [self._try([unit]) for unit in batch]",
+        "computed = [None for unit in batch]",
+        NOISE,
+    ),
+    Mutant(
+        "one text that fails ends the round, and the coordinator knows",
+        "client_app/privacy.py",
+        "with suppress(Exception):",
+        "with suppress():",
+        NOISE,
+    ),
+    Mutant(
         "PR 114 of FL4Health, FedSVD: an empty sample is no step",
         "client_app/privacy.py",
-        "            figures = _accumulate(",
-        "            if not sample:\n                return 0.0, 0\n            figures = _accumulate(",
+        "            for parameter, noised in mechanism.release(engine.take()):",
+        "            if not figures[1]:\n                return figures\n"
+        "            for parameter, noised in mechanism.release(engine.take()):",
         NOISE,
     ),
     Mutant(
         "the sum is divided by the batch that came, which tells its size",
         "client_app/privacy.py",
         ".div_(privacy.expected_batch)",
-        ".div_(max(1, len(sample)))",
+        ".div_(max(1, figures[1]))",
         NOISE,
     ),
     Mutant(
@@ -121,8 +200,15 @@ PRIVACY = (
     Mutant(
         "Flower's LocalDpMod: one NaN turns clipping off",
         "common/gaussian.py",
-        "if not math.isfinite(norm):",
+        "if not all(map(math.isfinite, magnitudes)):",
         "if False:",
+        NOISE,
+    ),
+    Mutant(
+        "the whole change: the squares of a small one vanish, and of a large one overflow",
+        "common/gaussian.py",
+        "scaled = {key: tensor / largest for key, tensor in doubles.items()}",
+        "scaled, largest = doubles, 1.0",
         NOISE,
     ),
     Mutant(

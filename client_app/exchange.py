@@ -1,0 +1,88 @@
+"""What a node receives and sends: a state that is checked, completed and installed, and an update that is packed."""
+
+from dataclasses import dataclass, replace
+
+from flwr.app import ArrayRecord, Message
+
+from client_app.memory import Memory
+from common import models, wire
+from common.adapter import State, Tensors, Update, check_range, digest, leading
+from common.codec import CODECS
+from common.config import RunConfig
+from common.error import BouquetError
+from common.models import LoraModel
+from common.node_config import NodeConfig
+from strategies import Rule
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The two ends of a message on a node, between the wire and the model."""
+
+    config: RunConfig
+    node: NodeConfig
+    rule: Rule
+    memory: Memory
+
+    @property
+    def rank(self) -> int:
+        """The rank this node starts with: its own, or what it had come down to when the run was broken off."""
+        own = self.node.lora_rank or self.config.lora.rank
+        return (self.config.resume and self.memory.rank) or own
+
+    def receive(self, message: Message) -> tuple[LoraModel, State]:
+        """The state in a message: checked, completed with what this side has of it, and installed in the model."""
+        header, state = wire.unpack_state(message.content.array_records["state"], rule=self.rule.name)
+        config, rule = self.config, self.rule
+        model = models.load(config.model, config.lora, config.task, self.node.device, rule.blocks)
+        if header.held:
+            state = replace(state, adapter=self._held(model, state, header) | state.adapter)
+        if frames := {key: t for key, t in state.adapter.items() if key.part in rule.fixed - rule.drawn}:
+            self.memory.save("frames", frames, state.round)
+        check_range(state)
+        state = rule.view(state, state.rank)
+        model.resize(state.rank)
+        self.install(model, state)
+        return model, state
+
+    def install(self, model: LoraModel, state: State) -> None:
+        """Let the model start from ``state`` and from what the node keeps for itself."""
+        # Before the first round nothing is kept: what there is, an attempt that did not count has left.
+        kept = self.memory.load("personal", state.round) if state.round else {}
+        kept = {key: tensor for key, tensor in kept.items() if self.rule.keeps(state.round, key)}
+        model.install(self.rule.install(state, kept), state.scale, state.offset)
+
+    def _held(self, model: LoraModel, state: State, header: wire.Header) -> Tensors:
+        """What the message leaves out: drawn here, or received before; the coordinator's digest proves it the same."""
+        spec = replace(model.spec, rank=self.config.lora.rank, scale=self.config.lora.scale)
+        drawn = self.rule.draw(spec, self.config.seed, state.round)
+        held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
+        held |= {key: t for key, t in self.memory.load("frames", state.round).items() if key not in state.adapter}
+        if digest(held) != header.held:
+            raise BouquetError(
+                "this node has other frozen tensors than the coordinator",
+                where=self.node.label,
+                expected=f"digest {header.held[:16]}",
+                got=digest(held)[:16],
+                cure="Use the same torch version and the same seed on every machine.",
+            )
+        return held
+
+    def pack(self, update: Update, state: State) -> ArrayRecord:
+        """The update as it leaves. What a coarse codec loses of it is kept, and added to the next one."""
+        codec, name = self.config.wire.up, self.rule.name
+        received = None if self.rule.relative else state.adapter
+        # Other slots in every round: what was lost of one is not owed to another.
+        if not CODECS[codec].coarse or self.rule.relative or self.rule.reframes or update.slots:
+            return wire.pack_update(update, name, state.round, self.node.label, codec=codec, received=received)
+        owed = self.memory.load("feedback", state.round) if state.round else {}
+        tensors = {
+            key: tensor + owed[key] if key in owed and owed[key].shape == tensor.shape else tensor
+            for key, tensor in update.tensors.items()
+        }
+        due = replace(update, tensors=tensors)
+        record = wire.pack_update(due, name, state.round, self.node.label, codec=codec, received=received)
+        _, arrived = wire.unpack_update(record, rule=name, round=state.round, received=received)
+        left = {key: t - arrived.tensors[key] for key, t in tensors.items()}
+        self.memory.save("feedback", owed | left, state.round + 1)
+        return record

@@ -1,0 +1,176 @@
+"""A look at the model before a private round: whether every example has a gradient of its own.
+
+Clipping bounds what an example adds to the sum, and that is a bound on what it changes only if it changes nothing of
+what the others add. No list foresees how a model may couple them: batch normalisation, rotary embeddings that depend on
+the longest text of a batch, experts that fold all tokens into rows. So made-up examples, never the node's, are computed
+by themselves and together, and the two clipped sums have to be one.
+
+It is done with what is trained as received, since a state may be made to magnify what rounding leaves of a companion,
+and with made-up values in its place: LoRA starts with B = 0, where nothing of A shows. Because the first depends on the
+state, nothing is remembered from one round to the next; it costs eight backward passes, none of more than three texts.
+And because a learning rate may be chosen so that the steps of a round make such a state, it is done again as they go
+on (:data:`OFTEN`); what it says then follows from the noised sums, and tells nothing that they do not.
+
+What it finds is no proof: it sees some of the states of a round, on three texts that a coordinator knows.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from client_app.per_example import Engine
+from client_app.training import outputs
+from common.error import BouquetError
+from common.models import LoraModel
+from common.tasks import Example, Task
+from common.tasks.task import IGNORED
+
+TOLERANCES: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""How far the two sums may lie apart, in the largest contribution: rounding alone, by the type that is computed in."""
+
+OFTEN = frozenset(4**power for power in range(16))
+"""The steps, counted from 0, before which the state is looked at again: as Adam's steps add up, ever more seldom."""
+
+SHORT = 5
+"""Tokens of the short text, of which ``task.max-length`` may be as few as four."""
+
+SPREAD = 0.05
+"""The deviation of made-up values of what is trained."""
+
+DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+ATTENTION = "scaled_dot_product_attention"
+
+
+def probe(engine: Engine, model: LoraModel, task: Task, pad: int, step: int = 0) -> None:
+    """Raise :class:`BouquetError` unless ``engine`` adds up examples as if each were computed by itself.
+
+    Nothing is added to the engine's sum, and parameters, buffers and the state of random generators are left as they
+    were. Without a bound nothing is promised, and nothing looked at; nor is it before most ``step``s but the first.
+    """
+    if math.isinf(engine.bound) or not (step == 0 or step in OFTEN):
+        return
+    examples = made_up(task, vocabulary(model), pad)
+    tolerance = TOLERANCES[_computing_type(model.network)]
+
+    def contribution(chosen: Sequence[Example]) -> Tensor:
+        engine.add(task.losses(*outputs(model, task.collate(chosen, pad))))
+        return torch.cat([tensor.flatten() for tensor in engine.take().values()])
+
+    with _left_as_it_was(engine, model), _no_dropout():
+        model.network.train()
+        _compare(contribution, examples, tolerance, f"the state before step {step + 1}")
+        if step:
+            return
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in engine.parameters.values():
+                parameter.copy_(SPREAD * torch.randn(parameter.shape, generator=generator))
+        _compare(contribution, examples, tolerance, "made-up values of what is trained")
+
+
+def made_up(task: Task, vocabulary: int, pad: int) -> list[Example]:
+    """A short text and two of ``task.max-length`` tokens, the same ones every time; their labels are valid."""
+    generator = torch.Generator().manual_seed(0)
+    longest = task.config.max_length
+    examples = []
+    for number, length in enumerate((min(SHORT, longest - 1), longest, longest)):
+        drawn = torch.randint(vocabulary, (length,), generator=generator).tolist()
+        tokens = [(token + 1) % vocabulary if token == pad else token for token in drawn]
+        # A prompt of two tokens, which is no shorter than any that an answer follows.
+        labels = [number % task.config.labels] if task.sequence_classification else [IGNORED] * 2 + tokens[2:]
+        examples.append(Example(tokens, labels))
+    return examples
+
+
+def vocabulary(model: LoraModel) -> int:
+    """How many token ids the model knows."""
+    size: int = model.network.config.get_text_config().vocab_size
+    return size
+
+
+def _compare(
+    contribution: Callable[[Sequence[Example]], Tensor], examples: Sequence[Example], tolerance: float, where: str
+) -> None:
+    try:
+        alone = [contribution([example]) for example in examples]
+        apart = float((contribution(examples) - torch.stack(alone).sum(0)).norm())
+    except BouquetError:
+        raise
+    except Exception as error:
+        raise BouquetError(
+            "the model cannot compute a made-up text",
+            where=where,
+            expected="a gradient for texts of up to task.max-length tokens",
+            got=type(error).__name__,
+            cure="Lower task.max-length to what the model can take; the node's log has the rest.",
+        ) from error
+    largest = max(float(each.norm()) for each in alone)
+    if not apart <= tolerance * largest:
+        raise BouquetError(
+            "this model does not keep the examples of a batch apart",
+            where=where,
+            expected=f"gradients that do not depend on the batch, to {tolerance:g} of the largest",
+            got=f"a difference of {apart / largest if largest else math.inf:.1e}",
+            cure="Choose another model, or a task.max-length within what it was trained for.",
+        )
+
+
+def _computing_type(network: nn.Module) -> torch.dtype:
+    """The coarsest type that the network's values have: what is not quantised shows it."""
+    found = {parameter.dtype for parameter in network.parameters()} & TOLERANCES.keys()
+    return max(found, key=lambda dtype: TOLERANCES[dtype])
+
+
+@contextmanager
+def _left_as_it_was(engine: Engine, model: LoraModel) -> Iterator[None]:
+    """Put back what the probe, or a forward pass, changes of the network and of the generators' states."""
+    values = [(parameter, parameter.detach().clone()) for parameter in engine.parameters.values()]
+    modules = [(module, dict(vars(module)), dict(module._buffers)) for module in model.network.modules()]
+    contents = [(buffer, buffer.clone()) for buffer in model.network.buffers()]
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        engine.forget()
+        for module, attributes, buffers in modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for tensor, value in [*values, *contents]:
+                tensor.copy_(value)
+
+
+@contextmanager
+def _no_dropout() -> Iterator[None]:
+    """Training mode without its chance: every dropout hands on what it is given.
+
+    The functions are exchanged, since a :class:`torch.overrides.TorchFunctionMode` is not on in a backward pass, and
+    there gradient checkpointing computes again what it has dropped.
+    """
+    kept = {name: getattr(functional, name) for name in (*DROPOUTS, ATTENTION)}
+
+    def attention(
+        query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, *rest: Any, **options: Any
+    ) -> Any:
+        return kept[ATTENTION](query, key, value, attn_mask, 0.0, *rest, **options)
+
+    try:
+        for name in DROPOUTS:
+            setattr(functional, name, _identity)
+        setattr(functional, ATTENTION, attention)
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(functional, name, function)
+
+
+def _identity(input: Tensor, *_: Any, **__: Any) -> Tensor:
+    return input

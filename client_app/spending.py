@@ -1,0 +1,66 @@
+"""What a run takes of a node's budget: planned from public numbers, judged by the policy, charged."""
+
+import traceback
+from dataclasses import dataclass
+
+from client_app.budget import Budget, Limits
+from client_app.policy import Policy
+from common import accounting, records
+from common.accounting import Release
+from common.config import RunConfig
+from common.error import RefusalError
+from common.ledger import DataSet
+from common.node_config import NodeConfig
+
+
+@dataclass(frozen=True)
+class Spending:
+    """The releases of one run on one node. ``run`` and ``rule`` are names, to be written down and not trusted."""
+
+    config: RunConfig
+    node: NodeConfig
+    policy: Policy
+    rule: str
+    run: str
+
+    @property
+    def records(self) -> int:
+        """The public number of the node's units, its operator's or the run's. Raises :class:`RefusalError` without."""
+        if not (number := self.node.records or self.config.privacy.records):
+            raise RefusalError(
+                "a private run needs the public number of a node's records",
+                where=f"{self.node.label}, records",
+                expected="1 or more, as its operator rounds it",
+                cure="Set records in --node-config, or privacy.records in the run config for all nodes without.",
+            )
+        return number
+
+    def plan(self) -> Release:
+        """What a round of training gives away."""
+        config, privacy = self.config, self.config.privacy
+        number = config.trained_on(self.records) if privacy.mode == "example" else 1
+        return accounting.plan(privacy, number, config.train.steps, config.num_server_rounds, config.scores)
+
+    def charge(self, release: Release, round: int) -> float:
+        """Write a release in the ledger: from here on it counts as given. Epsilon with it, over all runs.
+
+        Raises :class:`RefusalError` where the policy or the budget does not allow it.
+        """
+        self.policy.check_release(release)
+        limits = Limits(self.node.privacy_epsilon, self.node.privacy_delta, self.policy.privacy.max_epsilon)
+        budget = Budget(self.node.ledger, self.node.witness, self.node.label, limits)
+        entry = budget.charge(
+            release, self.config.privacy, run=self.run, round=round, rule=self.rule, dataset=self._dataset()
+        )
+        return entry.epsilon
+
+    def _dataset(self) -> DataSet | None:
+        """The data set that a release is charged to; None for all of the node's, by default and where none is read."""
+        if not (fields := self.policy.budget.fields):
+            return None
+        try:
+            found = records.node_records(self.config.data, self.node, self.config.seed)
+            return DataSet.of(found, fields)
+        except Exception:
+            traceback.print_exc()
+            return None

@@ -1,0 +1,93 @@
+"""What a private node trains on: its units, each by itself, so that one more of them is one more and no failure tells.
+
+A unit is what the promise is about: a record, or everything that the data holds of one person. A record that cannot be
+used, whatever is wrong with it, counts as absent; how many those are stays in the node's own log.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+
+from transformers import PreTrainedTokenizerBase
+
+from common import base, records, tasks
+from common.config import DataConfig, ModelConfig, PrivacyConfig, TaskConfig
+from common.node_config import NodeConfig
+from common.records import Record
+from common.tasks import Example, Task
+
+Unit = Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units that a node trains on, and those that it is scored on, if it is."""
+
+    train: Sequence[Unit]
+    heldout: Sequence[Unit]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a run's config decides a node's units."""
+
+    data: DataConfig
+    task: TaskConfig
+    model: ModelConfig
+    privacy: PrivacyConfig
+    seed: int
+
+
+@lru_cache(maxsize=8)
+def node_units(wanted: Wanted, node: NodeConfig, number: int) -> Units:
+    """Read, gather and tokenise once a process; ``number`` is the public one of the node's units.
+
+    ``data.limit`` keeps a share ``limit / number`` of them: a limit in full would put one out for another. It does so
+    where ``number`` is 0, for the neighbours of ``update-local``, of which nothing needs to be alike. Raises
+    :class:`BouquetError` where there is no such source, and on nothing that stands in it.
+    """
+    data, privacy, seed = wanted.data, wanted.privacy, wanted.seed
+    task, tokenizer = tasks.build(wanted.task), base.load_tokenizer(wanted.model)
+    # Under example-level privacy a record may be no more than one example.
+    most = 1 if privacy.mode == "example" else None
+    share = min(1.0, data.limit / number) if data.limit and number else 1.0
+    heldout = share * data.holdout if privacy.score_noise else 0.0
+    found = sorted(_gathered(records.node_records(data, node, seed), privacy, seed), key=lambda placed: placed[0])
+    parts: dict[bool, list[Unit]] = {True: [], False: []}
+    read = usable = 0
+    for place, unit in found if number else found[: data.limit or None]:
+        if place >= share:
+            continue
+        examples = [_examples(record, task, tokenizer, most) for record in unit]
+        read, usable = read + len(unit), usable + sum(map(bool, examples))
+        if whole := [example for own in examples for example in own]:
+            parts[place < heldout].append(whole)
+    print(f"{node.label}: {usable} of {read} records are used; the coordinator is not told", file=sys.stderr)
+    return Units(parts[False], parts[True])
+
+
+def _gathered(found: Sequence[Record], privacy: PrivacyConfig, seed: int) -> Iterator[tuple[float, Sequence[Record]]]:
+    """Every unit with a place from 0 to 1 that it alone decides; of a person's records at most ``unit_cap``."""
+    if privacy.unit == "record":
+        for record in found:
+            yield records.chance(record, f"place {seed}"), [record]
+        return
+    people: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in found:
+        # Whoever's record cannot be told would be protected by nobody's bound.
+        if (person := record.get(privacy.unit)) not in (None, ""):
+            people[str(person)].append(record)
+    for person, own in people.items():
+        chosen = sorted(own, key=lambda record: records.chance(record, f"cap {seed}"))[: privacy.unit_cap]
+        yield records.chance({privacy.unit: person}, f"place {seed}"), chosen
+
+
+def _examples(record: Record, task: Task, tokenizer: PreTrainedTokenizerBase, most: int | None) -> list[Example]:
+    """The examples in a record; none where it cannot be used, since an error would tell that it is there."""
+    try:
+        return list(islice(task.encode(record, tokenizer), most))
+    except Exception:
+        return []

@@ -1,0 +1,87 @@
+"""Files of one user: made so that nobody else can touch them, refused where somebody could, and written to last."""
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.error import RefusalError
+
+OTHERS = 0o077
+
+
+def check(path: Path) -> bool:
+    """Whether there is such a file or folder. Raises :class:`RefusalError` where it is not this user's alone."""
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        return False
+    if stat.S_ISLNK(facts.st_mode):
+        got = "a symbolic link"
+    elif facts.st_uid != os.geteuid():
+        got = "another user's"
+    elif facts.st_mode & OTHERS:
+        got = f"mode {stat.S_IMODE(facts.st_mode):04o}"
+    else:
+        return True
+    raise RefusalError(
+        "what one user alone should read and write is open to others",
+        where=str(path),
+        expected="a file or folder of this user's own, closed to group and others, no symbolic link",
+        got=got,
+        cure=f"See who has changed it; then chmod go= {path}",
+    )
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of mode 0700, and what is missing above it. Raises :class:`RefusalError` as :func:`check` does."""
+    if check(path):
+        return
+    if not path.parent.exists():
+        make_folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync(path.parent)
+    check(path)
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file of mode 0600 where there is none. Raises :class:`RefusalError` as :func:`check` does."""
+    if not check(path):
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))
+        sync(path.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that a file stands for; it goes with the process that holds it."""
+    check(path)
+    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file whole, for good, with mode 0600. One at a time: what it is built in has one name."""
+    building = path.with_name(f"{path.name}.new")
+    check(building)
+    handle = os.open(building, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(building, path)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Put the names of a folder's files on the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,121 @@
+"""The records of a private node, read so that one more in its data is one more here and changes nothing else.
+
+A private run promises that nobody can tell two data sets apart of which one has one record more. That holds only if
+everything between the file and the engine is *1-stable*: each record is read, dealt out, kept or left out by itself. So
+nothing here infers a type from other records, shuffles, counts or cuts off; what has to choose does it by a hash of the
+record's own content. A record that cannot be read is absent, whatever is wrong with it.
+
+In CSV a record is what the file's quotation marks make of it; JSON lines are the form in which one broken line is one
+absent record.
+"""
+
+import csv
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from common import sources
+from common.config import DataConfig
+from common.error import BouquetError
+from common.node_config import NodeConfig
+
+Record = Mapping[str, Any]
+
+
+def node_records(data: DataConfig, node: NodeConfig, seed: int) -> list[Record]:
+    """The records of one node: its own file's, or its part of the run's source.
+
+    Raises :class:`BouquetError` where there is no such source.
+    """
+    found = read(node.data or data.source)
+    return list(found if node.data or data.partition == "none" else _dealt(found, data, node, seed))
+
+
+def chance(record: Record, key: str) -> float:
+    """A number from 0 to 1 that a record's content and ``key`` decide, evenly and by nothing else."""
+    content = json.dumps(record, sort_keys=True, default=repr)
+    return int.from_bytes(hashlib.sha256(f"{key}\0{content}".encode(errors="replace")).digest()[:7]) / 2**56
+
+
+def read(source: str) -> Iterable[Record]:
+    """Every record of a source that can be read. Raises :class:`BouquetError` where there is no such source."""
+    files = sources.files(source)
+    if files is None or sources.reader(files[0]) == "parquet":
+        found: Iterable[Record] = sources.read(source)
+        return found
+    return (record for file in files for record in _lines(file))
+
+
+def _lines(file: Path) -> Iterator[Record]:
+    opener: Any = gzip.open if file.suffix == ".gz" else open
+    # Where a file breaks off, what came before has been read.
+    with suppress(OSError, EOFError, zlib.error), opener(file, "rb") as opened:
+        if sources.reader(file) == "csv":
+            yield from _rows(opened)
+        elif file.name.removesuffix(".gz").endswith(".json"):
+            yield from _whole(opened.read())
+        else:
+            for line in opened:
+                yield from _objects(line)
+
+
+def _rows(lines: Iterable[bytes]) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # a long field would end the reading of all that follow
+    rows = csv.DictReader(line.decode(errors="replace") for line in lines)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error:
+            continue
+        if None not in row:
+            yield row
+
+
+def _whole(content: bytes) -> Iterator[Record]:
+    """The objects of a file that is one JSON array, or JSON lines under another name."""
+    try:
+        values = json.loads(content)
+    except ValueError:
+        values = None
+    if isinstance(values, list):
+        yield from (value for value in values if isinstance(value, dict))
+    else:
+        for line in content.splitlines():
+            yield from _objects(line)
+
+
+def _objects(line: bytes) -> Iterator[Record]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(value, dict):
+        yield value
+
+
+def _dealt(found: Iterable[Record], data: DataConfig, node: NodeConfig, seed: int) -> Iterator[Record]:
+    """The node's part: each record goes where its own content, or its own value of the partition field, says.
+
+    Which values that field has is taken as public: it is what names the nodes.
+    """
+    if data.partition == "iid":
+        nodes, own = node.num_partitions, node.partition_id
+        return (record for record in found if int(chance(record, f"deal {seed}") * nodes) == own)
+    named = [record for record in found if record.get(data.partition_field) is not None]
+    values = list(dict.fromkeys(str(record[data.partition_field]) for record in named))
+    if node.partition_id >= len(values):
+        raise BouquetError(
+            "more nodes than partitions",
+            where=f"{node.label}, data.partition = '{data.partition}'",
+            expected=f"at most {len(values)} nodes",
+            got=f"partition-id {node.partition_id}",
+            cure="Use fewer nodes or data.partition = 'iid'.",
+        )
+    return (record for record in named if str(record[data.partition_field]) == values[node.partition_id])
