@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 
 QUIET = --quiet --disable-pip-version-check
 
-.PHONY: run test unit mutants chaos lint type clean
+.PHONY: run test test-all unit attack mutants chaos lint type clean
 
 run: .venv/ready
 	$(BIN)/bouquet run
@@ -16,8 +16,15 @@ run: .venv/ready
 test: lint type
 	$(BIN)/pytest -n logical --dist loadfile
 
+test-all: lint type
+	$(BIN)/pytest -n logical --dist loadfile -m "exhaustive or not exhaustive"
+	$(BIN)/python -m tests.mutants
+
+attack: .venv/ready
+	$(BIN)/pytest -n logical --dist loadfile -m "exhaustive or not exhaustive" tests/attacks
+
 unit: .venv/ready
-	$(BIN)/pytest -n logical --dist loadfile -m "not slow"
+	$(BIN)/pytest -n logical --dist loadfile -m "not slow and not exhaustive"
 
 mutants: .venv/ready
 	$(BIN)/python -m tests.mutants

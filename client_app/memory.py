@@ -15,9 +15,9 @@ class Memory:
     """What one node keeps in one run, in files of mode 0600.
 
     Three sets of tensors: ``personal`` (trained but not sent), ``frames`` (constant parts that are sent once), and
-    ``feedback`` (what a coarse codec has not sent yet); and a rank, where a rule lowers it. Each set has a file a
-    round: a coordinator that is killed before its checkpoint asks for the round again, and the node must start it from
-    what it had then.
+    ``feedback`` (what a coarse codec has not sent yet); a rank, where a rule lowers it; and a clip, where it follows
+    the gradients. Each set has a file a round: a coordinator that is killed before its checkpoint asks for the round
+    again, and the node must start it from what it had then.
     """
 
     def __init__(self, directory: Path, run: str, node: str) -> None:
@@ -31,14 +31,20 @@ class Memory:
     @property
     def rank(self) -> int:
         """The rank that the node has come down to; 0 where it has not."""
-        file = self._folder / "rank"
-        return int(file.read_text()) if file.exists() else 0
+        return int(self._number("rank"))
 
     @rank.setter
     def rank(self, rank: int) -> None:
-        building = self._building("rank")
-        building.write_text(str(rank))
-        self._replace(building, "rank")
+        self._keep_number("rank", rank)
+
+    @property
+    def clip(self) -> float:
+        """The clip that the node's last private round ended with; 0 before the first."""
+        return self._number("clip")
+
+    @clip.setter
+    def clip(self, clip: float) -> None:
+        self._keep_number("clip", clip)
 
     def load(self, name: str, round: int) -> Tensors:
         """What was saved under a name for ``round``, or last before it; nothing before that."""
@@ -56,6 +62,15 @@ class Memory:
         self._replace(building, f"{name}-{round:04d}.safetensors")
         for old in self._files(name)[:-KEPT]:
             old.unlink()
+
+    def _number(self, name: str) -> float:
+        file = self._folder / name
+        return float(file.read_text()) if file.exists() else 0.0
+
+    def _keep_number(self, name: str, number: float) -> None:
+        building = self._building(name)
+        building.write_text(repr(number))
+        self._replace(building, name)
 
     def _files(self, name: str) -> list[Path]:
         return sorted(self._folder.glob(f"{name}-*.safetensors"))

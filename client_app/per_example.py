@@ -19,7 +19,7 @@ its factor, which is at most C.
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
@@ -29,8 +29,8 @@ from bitsandbytes.nn.modules import Linear8bitLt
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 from torch.linalg import vector_norm
-from torch.nn.functional import linear
 
+from client_app.recording import recorded
 from common.error import BouquetError
 
 AUTO_S = 0.01
@@ -40,7 +40,6 @@ SMALLEST = 2.0**-800
 """The least factor that is applied: times the least float32, 2^-149, it is a normal float64 still."""
 
 Clipping = Literal["flat", "automatic"]
-Record = Callable[[nn.Linear, Tensor, Tensor], None]
 
 
 class Engine(AbstractContextManager["Engine"], ABC):
@@ -58,6 +57,7 @@ class Engine(AbstractContextManager["Engine"], ABC):
         self.clipping = clipping
         self.parameters: dict[str, Tensor] = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self._total: dict[Tensor, Tensor] = {}
+        self._surplus = self._batch_surplus = 0.0
         self._handles: list[Any] = []
         for module in network.modules():
             if isinstance(module, Linear8bitLt):
@@ -88,6 +88,7 @@ class Engine(AbstractContextManager["Engine"], ABC):
         for parameter, part in parts.items() if self._total else ():
             self._total[parameter] += part
         self._total = self._total or parts
+        self._surplus += self._batch_surplus
 
     def take(self) -> dict[Tensor, Tensor]:
         """The sum in float64, zero where nothing was added; the next one starts from zero."""
@@ -96,6 +97,11 @@ class Engine(AbstractContextManager["Engine"], ABC):
             parameter: total[parameter] if parameter in total else torch.zeros_like(parameter, dtype=torch.float64)
             for parameter in self.parameters.values()
         }
+
+    def take_surplus(self) -> float:
+        """The sum over the units of 1/2 where a gradient was within the bound, and -1/2 where not; then from zero."""
+        surplus, self._surplus = self._surplus, 0.0
+        return surplus
 
     def forget(self) -> None:
         """Drop what a computation that broke off has left; the sum so far stays."""
@@ -119,6 +125,7 @@ class Engine(AbstractContextManager["Engine"], ABC):
         if not (finite := norms.isfinite()).all():
             for gradient in gradients.values():
                 gradient[~finite] = 0  # zero times NaN would be NaN
+        self._batch_surplus = float((norms <= self.bound).sum()) - len(norms) / 2
         factors = self._factors(norms)
         return {p: torch.mv(g.flatten(1).T.double(), factors).view_as(p) for p, g in gradients.items()}
 
@@ -156,7 +163,7 @@ class Fast(Engine):
                     got=f"{type(module).__module__}.{type(module).__qualname__}",
                     cure="Train LoRA factors and linear heads only, or set privacy.engine = 'hooks'.",
                 )
-            module.forward = partial(_forward, module, self._record)  # type: ignore[method-assign]
+            module.forward = partial(recorded, module, self._record)  # type: ignore[method-assign]
             self._layers.append(module)
 
     def __exit__(self, *exception: object) -> None:
@@ -272,28 +279,3 @@ def _by_unit(gradients: Tensor, units: Tensor) -> Tensor:
     """Sums over the examples of each unit: ``U x ...`` from ``N x ...``."""
     sums = gradients.new_zeros(int(units.max()) + 1, *gradients.shape[1:])
     return sums.index_add_(0, units.to(gradients.device), gradients)
-
-
-def _forward(layer: nn.Linear, record: Record, x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        return linear(x, layer.weight, layer.bias)
-    # The weight is an argument so that the layer has a gradient even where its input needs none.
-    output: Tensor = _Linear.apply(x, layer.weight, layer, record)  # type: ignore[no-untyped-call]
-    return output
-
-
-class _Linear(torch.autograd.Function):
-    """A linear layer whose backward pass records in the place of forming the weight's gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: nn.Linear, record: Record) -> Tensor:
-        ctx.save_for_backward(x)
-        # The layer itself: under gradient checkpointing a saved parameter comes back as another object.
-        ctx.layer, ctx.record = layer, record
-        return linear(x, weight, layer.bias)
-
-    @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (g,) = outputs
-        ctx.record(ctx.layer, ctx.saved_tensors[0], g)
-        return g @ ctx.layer.weight if ctx.needs_input_grad[0] else None, None, None, None

@@ -24,10 +24,12 @@ import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from client_app.clipping import Clip
 from client_app.per_example import Engine, attach
 from client_app.probe import probe, vocabulary
 from client_app.training import Penalty, Training, descend, outputs
@@ -35,7 +37,8 @@ from common.accounting import Release
 from common.adapter import Key, Tensors
 from common.config import PrivacyConfig, TrainConfig
 from common.error import BouquetError
-from common.gaussian import Gaussian, clip
+from common.gaussian import Gaussian
+from common.gaussian import clip as clipped
 from common.models import LoraModel
 from common.tasks import Example, Task
 
@@ -69,23 +72,37 @@ def train_privately(
     model.train_only(keys, blocks)
     before = model.tensors()
     torch.manual_seed(secrets.randbits(63))
-    mechanism = Gaussian(privacy.clip, release.noise_multiplier)
+    clip = Clip(privacy, release.noise_multiplier)
     sequences = not task.sequence_classification
-    with attach(privacy.engine, model.network, mechanism.bound, privacy.clipping, sequences) as engine:
+    with attach(privacy.engine, model.network, clip.mechanism.bound, privacy.clipping, sequences) as engine:
         batches = _Batches(engine, model, task, config.batch_size, pad)
 
         def gradients(step: int) -> tuple[float, int]:
             probe(engine, model, task, pad, step)
+            mechanism = clip.mechanism
+            engine.bound = mechanism.bound
+            engine.take_surplus()
             figures = batches.add([units[index] for index in poisson_sample(len(units), release.sample_rate)])
             for parameter, noised in mechanism.release(engine.take()):
                 parameter.grad = noised.div_(privacy.expected_batch).to(parameter.dtype)
+            clip.follow(engine.take_surplus())
             return figures
 
         training = descend(model, keys, gradients, config, release.steps, round, rounds, penalty)
     batches.report()
     if release.noise_multiplier:
         _check_moved(before, model.tensors(), keys)
-    return training
+    return replace(training, clip=clip.norm)
+
+
+def check_apart(
+    model: LoraModel, keys: Sequence[Key], task: Task, privacy: PrivacyConfig, pad: int, blocks: Sequence[int] = ()
+) -> None:
+    """Raise :class:`BouquetError` if the model, as it is, cannot be trained privately; it is left as it was."""
+    model.train_only(keys, blocks)
+    sequences = not task.sequence_classification
+    with attach(privacy.engine, model.network, privacy.clip, privacy.clipping, sequences) as engine:
+        probe(engine, model, task, pad)
 
 
 def poisson_sample(count: int, rate: float) -> list[int]:
@@ -103,7 +120,7 @@ def privatise(start: Tensors | None, sent: Tensors, clip_norm: float, noise_mult
     """
     mechanism = Gaussian(2 * clip_norm, noise_multiplier)
     start = {key: tensor.double() * 0 if start is None else start[key].double() for key, tensor in sent.items()}
-    change = clip({key: tensor.double() - start[key] for key, tensor in sent.items()}, mechanism.bound / 2)
+    change = clipped({key: tensor.double() - start[key] for key, tensor in sent.items()}, mechanism.bound / 2)
     return {key: (start[key] + noised).to(sent[key].dtype) for key, noised in mechanism.release(change)}
 
 

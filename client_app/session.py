@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from client_app.exchange import Exchange
 from client_app.memory import Memory
 from client_app.policy import Policy, simulated
-from client_app.privacy import privatise, train_privately
+from client_app.privacy import check_apart, privatise, train_privately
 from client_app.scoring import noised_score
 from client_app.spending import Spending
 from client_app.training import Training, train
@@ -140,6 +140,10 @@ class Session:
     def train(self, message: Message) -> RecordDict:
         """One round of local training, from the state in the message to the update that leaves."""
         model, state = self.exchange.receive(message)
+        if self.config.privacy.mode == "example":
+            # Before the charge: what is refused whatever the data costs nothing.
+            keys, options = self._trained(model, state)
+            check_apart(model, keys, self.task, self.config.privacy, self.pad, options["blocks"])
         release = self._charge(state.round) if self.private else None
         if release and self.guarded:
             sent, count, metrics = self._guarded_change(model, state, release), 1, dict[str, Any]()
@@ -212,10 +216,14 @@ class Session:
 
     def _train_privately(
         self, model: LoraModel, state: State, units: Sequence[Sequence[Example]], release: Release
-    ) -> Training:
-        config = self.config
+    ) -> None:
+        config, privacy = self.config, self.config.privacy
+        if privacy.clip_quantile and state.round and self.memory.clip:
+            privacy = privacy.model_copy(update={"clip": self.memory.clip})
         keys, options = self._trained(model, state)
-        return train_privately(model, keys, self.task, units, config.train, config.privacy, release, **options)
+        training = train_privately(model, keys, self.task, units, config.train, privacy, release, **options)
+        if privacy.clip_quantile:
+            self.memory.clip = training.clip
 
     def _trained(self, model: LoraModel, state: State) -> tuple[list[Key], dict[str, Any]]:
         """The keys that the rule trains in this round, and what else a local loop has to know of it."""

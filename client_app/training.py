@@ -23,13 +23,18 @@ Penalty = Callable[[Tensors], torch.Tensor | None]
 
 @dataclass(frozen=True)
 class Training:
-    """What a round of local training did. ``loss`` is the mean over its steps; ``peak_memory`` is in bytes."""
+    """What a round of local training did.
+
+    ``loss`` is the mean over its steps; ``peak_memory`` is in bytes; ``clip`` is the norm that private training ended
+    with.
+    """
 
     loss: float
     steps: int
     tokens: int
     seconds: float
     peak_memory: int
+    clip: float = 0.0
 
 
 def train(

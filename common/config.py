@@ -159,10 +159,11 @@ class PrivacyConfig(Section):
 
     ``epsilon`` and ``delta`` are for the whole run of one node that takes part in every round. ``noise_multiplier`` is
     sigma over what one neighbour can move: ``clip``, or for ``update-local`` 2 ``clip``; 0 lets ``epsilon`` decide.
-    ``clip`` bounds the norm of a unit's gradient, or of the change. ``unit`` is what one of two neighbours has more: a
-    ``record``, or all records with one value of the field it names, of which ``unit_cap`` at most are read.
-    ``records`` is the public number of units of a node, for nodes whose operator names none; the true one is never
-    used. ``score_noise`` is the noise multiplier of a score on held-out units, 0 for no score.
+    ``clip`` bounds the norm of a unit's gradient, or of the change; where ``clip_quantile`` is not 0, it starts there
+    and follows that quantile of the norms. ``unit`` is what one of two neighbours has more: a ``record``, or all that
+    have one value of the field it names, of which ``unit_cap`` at most are read. ``records`` is the public number of
+    units of a node, for nodes whose operator names none; the true one is never used. ``score_noise`` is the noise
+    multiplier of a score on held-out units, 0 for no score.
     ``expected_batch`` is the mean size of a Poisson batch, computed ``train.batch_size`` at a time (and
     ``train.accumulation`` plays no part); ``engine`` is how per-example gradients are had.
     """
@@ -172,6 +173,7 @@ class PrivacyConfig(Section):
     delta: Delta = 1e-5
     noise_multiplier: Annotated[float, AfterValidator(_noise)] = 0.0
     clip: Annotated[float, Field(ge=1e-4, le=1e4)] = 1.0
+    clip_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.0
     unit: str = "record"
     unit_cap: Count = 8
     records: Annotated[int, Field(ge=0, le=10**9)] = 0
@@ -324,6 +326,8 @@ class RunConfig(Section):
             mistakes.append("train.weighting: expected 'uniform' or 'declared' in a private run, got 'examples'")
         if self.privacy.mode == "example" and not self.train.steps:
             mistakes.append("train.steps: expected 1 or more in a private run, got 0, which counts a node's examples")
+        if self.privacy.clip_quantile and (self.privacy.mode, self.privacy.clipping) != ("example", "flat"):
+            mistakes.append("privacy.clip-quantile: expected 0 but where privacy.mode is 'example' and clipping 'flat'")
         if self.privacy.score_noise and self.privacy.mode != "example":
             mistakes.append("privacy.score-noise: expected 0 where privacy.mode is not 'example'")
         if self.data.pooled:

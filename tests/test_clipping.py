@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from client_app.clipping import Clip
 from client_app.per_example import ENGINES, attach
+from common.config import PrivacyConfig
+from common.error import BouquetError
 from tests.test_per_example import EXAMPLES, brute_force, clipped_sum, fresh, losses, relative
 
 
@@ -91,3 +94,62 @@ def test_a_computation_that_breaks_off_leaves_nothing_behind(engine, broken):
         assert torch.equal(got, expected)
         attached.add(losses(model, EXAMPLES[:2]))
         assert torch.equal(torch.cat([tensor.flatten() for tensor in attached.take().values()]), expected)
+
+
+def adaptive(quantile: float, batch: int = 400, start: float = 1.0, noise: float = 1.0) -> Clip:
+    wanted = {"mode": "example", "clip": start, "clip-quantile": quantile, "expected-batch": batch}
+    return Clip(PrivacyConfig.model_validate(wanted), noise)
+
+
+def test_a_clip_finds_the_quantile_of_the_norms():
+    """Norms spread evenly from 0 to 10: three quarters of them lie below 7.5."""
+    norms = torch.linspace(0, 10, 400)
+    for start in (0.1, 100.0):
+        clip = adaptive(0.75, start=start)
+        for _ in range(80):
+            clip.follow(float((norms <= clip.norm).sum()) - len(norms) / 2)
+        assert clip.norm == pytest.approx(7.5, rel=0.25)
+
+
+def test_sum_and_count_together_cost_what_the_step_is_charged():
+    """Two Gaussian mechanisms on one sample are one, of the root of the sum of their squared inverse multipliers."""
+    clip = adaptive(0.5, batch=64)
+    count = 0.05 * 64 / 0.5  # the count's noise over the half by which one unit moves it
+    assert (clip.mechanism.noise_multiplier**-2 + count**-2) ** -0.5 == pytest.approx(1.0)
+    assert adaptive(0.0).mechanism.noise_multiplier == 1.0
+
+
+def test_the_count_is_noised_as_the_paper_has_it():
+    steps = []
+    for _ in range(400):
+        clip = adaptive(0.5, batch=100)
+        clip.follow(0.0)  # as many within as beyond: only the noise moves it
+        steps.append(math.log(clip.norm) / -0.2 * 100)
+    assert torch.tensor(steps).std() == pytest.approx(5.0, rel=0.15)  # 0.05 B
+
+
+def test_a_clip_stays_where_no_quantile_is_asked_for_and_within_its_range():
+    fixed = adaptive(0.0)
+    fixed.follow(200.0)
+    assert fixed.norm == 1.0
+    clip = adaptive(0.9, start=1e4)
+    for _ in range(20):
+        clip.follow(-200.0)
+    assert clip.norm == 1e4
+
+
+def test_a_batch_too_small_to_count_is_refused():
+    with pytest.raises(BouquetError, match=r"too small for its count .*expected an expected batch above 10, got 8"):
+        adaptive(0.5, batch=8)
+
+
+def test_the_engine_counts_the_units_within_its_bound():
+    network = nn.Linear(4, 1, bias=False)
+    examples = torch.eye(4) * torch.tensor([0.5, 0.9, 2.0, float("nan")])[:, None]
+    with attach("fast", network, 1.0) as engine:
+        engine.add(network(examples)[:, 0])
+        assert engine.take_surplus() == 2 - 4 / 2
+        engine.add(network(examples)[:, 0], torch.tensor([0, 0, 1, 1]))
+        # The first two are one unit of norm 1.03, and what is not finite is not within.
+        assert engine.take_surplus() == -1.0
+        assert engine.take_surplus() == 0.0

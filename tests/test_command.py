@@ -55,7 +55,8 @@ def test_a_run_tells_each_round_and_does_not_go_on_when_ended_from_outside(tmp_p
 
 
 SITE = [f"site {part}" for part in ("create", "add", "kit", "register", "revoke", "rotate", "list")]
-COMMANDS = ["run", "rules", "plan", "ledger", "compare", "runs", "watch", "report", "export", "chat", "serve", "site"]
+COMMANDS = ["run", "rules", "plan", "audit", "ledger", "compare", "runs", "watch", "report", "export"]
+COMMANDS += ["chat", "serve", "site"]
 DOCTOR = ["doctor", "doctor node", "doctor coordinator"]
 
 

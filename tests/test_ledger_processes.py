@@ -98,7 +98,7 @@ def charge_for_ever(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reads", "chargers"),
-    [(300, 3), pytest.param(10_000, 5, marks=pytest.mark.skipif("LONG" not in os.environ, reason="set LONG=1"))],
+    [(300, 3), pytest.param(10_000, 5, marks=pytest.mark.exhaustive)],
 )
 def test_reads_beside_chargers_raise_no_alarm_and_the_witness_never_goes_back(reads, chargers, state):
     """Two in five did, where the witness was read after the rows and written by whoever came last."""

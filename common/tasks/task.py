@@ -122,8 +122,8 @@ class Task(ABC):
         for name in self.fields():
             if name not in columns:
                 raise BouquetError(
-                    f"the task '{self.config.name}' needs a field that the data lacks",
-                    where=where,
+                    "the task needs a field that the data lacks",
+                    where=f"task '{self.config.name}', {where}",
                     expected=f"a field '{name}'",
                     got=f"the fields {', '.join(columns)}",
                     cure=f"{did_you_mean(name, columns)} The task.* keys of the run config name the fields.".strip(),

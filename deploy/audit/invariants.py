@@ -137,13 +137,14 @@ def clipped_sum(node: Node, state: State, units: Sequence[Unit], release: Releas
     keys = [key for key in model.keys if session.rule.trains(state.round, key)]
 
     def look(_: object) -> None:
-        found.extend(p.grad.detach().flatten().cpu() for p in model.network.parameters() if p.grad is not None)
+        # A copy: what follows in the step scales gradients in place.
+        found.extend(p.grad.double().flatten().cpu() for p in model.network.parameters() if p.grad is not None)
 
     config, privacy = node.config.train, node.config.privacy
     blocks = state.slots if session.rule.blocks else ()
     options: dict[str, Any] = {"pad": session.pad, "round": 0, "rounds": 1, "blocks": blocks, "penalty": look}
     train_privately(model, keys, session.task, units, config, privacy, release, **options)
-    return torch.cat(found).double() * privacy.expected_batch
+    return torch.cat(found) * privacy.expected_batch
 
 
 def _what_it_means(node: Node, factor: float) -> str:

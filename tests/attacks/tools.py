@@ -1,0 +1,53 @@
+"""Data files as operators have them, and processes that may hang."""
+
+import csv
+import json
+import multiprocessing
+import resource
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+FORK = multiprocessing.get_context("fork")
+
+
+def apart(work: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """What ``work`` returns in a process of its own; ``"hung"`` or ``"crashed"`` where it does not return in time.
+
+    The process may take 3 GiB more than this one has.
+    """
+    mine, its = FORK.Pipe(duplex=False)
+
+    def child() -> None:
+        most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 3 * 2**30
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        its.send(work())
+
+    process = FORK.Process(target=child)
+    process.start()
+    its.close()
+    try:
+        return mine.recv() if mine.poll(seconds) else "hung"
+    except EOFError:
+        return "crashed"
+    finally:
+        process.kill()
+        process.join()
+
+
+def written(folder: Path, records: Sequence[Any], form: str = "jsonl", name: str = "data") -> Path:
+    """A data file; a record that is a string or bytes is a line of it as it stands."""
+    file = folder / f"{name}.{form}"
+    if form == "csv":
+        columns = list(dict.fromkeys(key for record in records for key in record)) or ["text"]
+        with file.open("w", newline="") as opened:
+            rows = csv.DictWriter(opened, columns)
+            rows.writeheader()
+            rows.writerows(records)
+    elif form == "json":
+        file.write_text(json.dumps(list(records)))
+    else:
+        lines = (line if isinstance(line, str | bytes) else json.dumps(line) for line in records)
+        file.write_bytes(b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in lines))
+    return file
