@@ -18,15 +18,19 @@ class Memory:
     ``feedback`` (what a coarse codec has not sent yet); a rank, where a rule lowers it; and a clip, where it follows
     the gradients. Each set has a file a round: a coordinator that is killed before its checkpoint asks for the round
     again, and the node must start it from what it had then.
+
+    A run of another privacy ``mode`` finds nothing of it, whatever its name: what one may keep, another's noise does
+    not cover.
     """
 
-    def __init__(self, directory: Path, run: str, node: str) -> None:
-        self._folder = directory / run / node
+    def __init__(self, directory: Path, run: str, node: str, mode: str = "none") -> None:
+        self._node = directory / run / node
+        self._folder = self._node if mode == "none" else self._node / mode
 
     @property
     def adapter(self) -> Path:
         """The folder of the node's own PEFT adapter, where the rule or the head is personal."""
-        return self._folder / "adapter"
+        return self._node / "adapter"
 
     @property
     def rank(self) -> int:

@@ -63,7 +63,7 @@ class Session:
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         # A run that is resumed has another id, and its name.
         self.run = self.config.run_name or str(context.run_id)
-        self.memory = Memory(self.node.state, self.run, self.node.label)
+        self.memory = Memory(self.node.state, self.run, self.node.label, self.config.privacy.mode)
         self.exchange = Exchange(self.config, self.node, self.rule, self.memory)
         self.spending = Spending(self.config, self.node, self.policy, self.rule.name, self.run)
         self.epsilon: float | None = None

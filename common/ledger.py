@@ -229,6 +229,8 @@ def _witness(file: Path) -> Head | None:
 
 def _testify(witness: Path, head: Head) -> None:
     try:
+        if not witness.parent.exists():
+            owned.make_folder(witness.parent)
         owned.write(witness, f"{head}\n")
     except OSError as error:
         raise RefusalError(

@@ -46,9 +46,17 @@ def read(source: str) -> Iterable[Record]:
     """Every record of a source that can be read. Raises :class:`BouquetError` where there is no such source."""
     files = sources.files(source)
     if files is None or sources.reader(files[0]) == "parquet":
-        found: Iterable[Record] = sources.read(source)
-        return found
+        return _each(sources.read(source))
     return (record for file in files for record in _lines(file))
+
+
+def _each(dataset: Any) -> Iterator[Record]:
+    for number in range(len(dataset)):
+        try:
+            record = dataset[number]
+        except Exception:  # noqa: S112 - absent; in an iterator it would end the reading of all that follow
+            continue
+        yield record
 
 
 def _lines(file: Path) -> Iterator[Record]:
@@ -82,10 +90,10 @@ def _whole(content: bytes) -> Iterator[Record]:
     """The objects of a file that is one JSON array, or JSON lines under another name."""
     try:
         values = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if isinstance(values, list):
-        yield from (value for value in values if isinstance(value, dict))
+        yield from _usable(values)
     else:
         for line in content.splitlines():
             yield from _objects(line)
@@ -96,8 +104,17 @@ def _objects(line: bytes) -> Iterator[Record]:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return
-    if isinstance(value, dict):
-        yield value
+    yield from _usable([value])
+
+
+def _usable(values: list[Any]) -> Iterator[Record]:
+    """The objects among values, but for what is nested so deeply that whatever reads it again may fail."""
+    return (value for value in values if isinstance(value, dict) and _shallow(value))
+
+
+def _shallow(value: Any, levels: int = 50) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_shallow(each, levels - 1) for each in inner)
 
 
 def _dealt(found: Iterable[Record], data: DataConfig, node: NodeConfig, seed: int) -> Iterator[Record]:

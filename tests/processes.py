@@ -132,7 +132,8 @@ class Federation:
         bouquet("site", "create", str(self.site), "--name", "wards", *ports, *place, "--nodes", *self.names)
         for number, name in enumerate(self.names):
             own = [f"state-directory={folder / name}", *settings(number)]
-            bouquet("site", "kit", str(self.site), name, "--port", str(free_port()), *own)
+            installed = ["--installed", str(self.site / "kits" / name)]
+            bouquet("site", "kit", str(self.site), name, "--port", str(free_port()), *installed, *own)
         self.wire = Wire(self.fleet, listen)
         self.superlink = Process(
             [str(self.site / "coordinator/superlink.sh")],

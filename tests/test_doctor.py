@@ -32,6 +32,7 @@ def site(tmp_path) -> Path:
     data = tmp_path / "notes.jsonl"
     data.write_text("".join(json.dumps({"text": f"def f{i}(self):\n    return {i}\n"}) + "\n" for i in range(20)))
     own = [f"data={data}", f"state-directory={tmp_path / 'state'}", "--port", str(free_port())]
+    own += ["--installed", str(folder / "kits/ward-1")]
     assert main(["site", "kit", str(folder), "ward-1", *own]) == 0
     return folder
 
@@ -83,6 +84,7 @@ def test_a_sound_node_passes_every_check(kit, superlink, capsys):
         "quantisation",
         "model",
         "data",
+        "policy",
         "budget",
         "memory",
         "traffic",

@@ -84,13 +84,15 @@ def test_a_revoked_node_is_shut_out_and_a_rotated_key_comes_back(wards):
 
 def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     private = {"privacy.mode": "example", "privacy.accountant": "rdp", "privacy.expected-batch": 8}
-    private |= {"rule.name": "ffa-lora", "train.weighting": "uniform"}
-    trained_on, steps, rounds = 36, 2, 2  # of 40 (data.limit), a tenth is held out
+    private |= {"rule.name": "ffa-lora", "train.weighting": "uniform", "privacy.records": 400}
+    trained_on, steps, rounds = 40, 2, 2  # data.limit of the 400
     release = accounting.plan(read_config(private).privacy, trained_on, steps, rounds)
     once, twice = (accounting.epsilon([release] * turns, 1e-5, "rdp") for turns in (1, 2))
-    (tmp_path / "policy.toml").write_text('parts = ["B"]\n[privacy]\nmodes = ["example"]\n')
+    allowed = 'rules = ["ffa-lora"]\nmodels = ["embedded"]\nparts = ["B"]\n[task]\nname = "text"\n'
+    (tmp_path / "policy.toml").write_text(allowed + '[privacy]\nmodes = ["example"]\n')
+    state = tmp_path / "state"
     bouquet("site", "add", str(wards.site), "frugal")
-    limits = [f"privacy-epsilon={(once + twice) / 2}", f"policy={tmp_path}/policy.toml", f"state-directory={tmp_path}"]
+    limits = [f"privacy-epsilon={(once + twice) / 2}", f"policy={tmp_path}/policy.toml", f"state-directory={state}"]
     place = ["--port", str(free_port()), "partition-id=2", "num-partitions=3"]
     bouquet("site", "kit", str(wards.site), "frugal", *place, *limits)
     bouquet("site", "register", str(wards.site))
@@ -109,10 +111,10 @@ def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     (refused,) = [event for event in events if event["phase"] == "failure"]
     assert (refused["node"], refused["round"]) == ("frugal", 2)
     assert refused["reason"].startswith("the privacy budget of this node is spent")
-    (row,) = ledger.read(tmp_path)
+    (row,) = ledger.read(state, Path(f"{state}.witness/head"))
     assert (row.run, row.round, row.release, row.epsilon) == ("private", 0, release, once)
-    bouquet("ledger", "--directory", str(tmp_path), "verify")
-    sent = [json.loads(line) for line in audit.path(tmp_path).read_text().splitlines()]
+    bouquet("ledger", "--directory", str(state), "--witness", f"{state}.witness/head", "verify")
+    sent = [json.loads(line) for line in audit.path(state).read_text().splitlines()]
     assert [line["epsilon"] for line in sent if line["tensors"]] == [once]
 
 
@@ -132,7 +134,10 @@ def test_trusted_entities_refuse_an_unsigned_bundle(wards, tmp_path):
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "author"], check=True)
     (tmp_path / "keys.yaml").write_text(f"fpk_author: '{(tmp_path / 'author.pub').read_text().strip()}'\n")
     bouquet("site", "add", str(wards.site), "careful")
-    bouquet("site", "kit", str(wards.site), "careful", "--port", str(free_port()), f"state-directory={tmp_path}")
+    installed = ["--installed", str(wards.site / "kits/careful")]
+    bouquet(
+        "site", "kit", str(wards.site), "careful", *installed, "--port", str(free_port()), f"state-directory={tmp_path}"
+    )
     bouquet("site", "register", str(wards.site))
     start = wards.site / "kits/careful/start.sh"
     start.write_text(

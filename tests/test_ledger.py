@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -201,14 +202,16 @@ def test_the_witness_lies_outside_the_folder(state):
 
 
 def test_a_witness_that_cannot_be_written_stops_the_node_before_the_first_row(state):
-    witness = state.with_name("nowhere") / "witness"
-    own = Budget(state, witness, "ward-3", Limits(0, DELTA, 0))
+    own = Budget(state, Path("/proc/nowhere/witness"), "ward-3", Limits(0, DELTA, 0))
     with pytest.raises(
         RefusalError, match=r"witness of the privacy ledger cannot be written .*got No such file .*Name a"
     ):
         own.charge(RELEASE, PRIVACY, run="r", round=0, rule="fedit")
-    witness.parent.mkdir()
-    assert own.charge(RELEASE, PRIVACY, run="r", round=0, rule="fedit").number == 1
+    # A folder that is missing is made, for this user alone.
+    witness = state.with_name("elsewhere") / "head"
+    other = Budget(state, witness, "ward-3", Limits(0, DELTA, 0))
+    assert other.charge(RELEASE, PRIVACY, run="r", round=0, rule="fedit").number == 1
+    assert witness.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_process_that_dies_between_row_and_witness_leaves_no_alarm(state, monkeypatch):

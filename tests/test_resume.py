@@ -76,6 +76,16 @@ def test_a_round_that_is_asked_for_again_starts_from_the_personal_factors_of_the
     assert {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.safetensors")} == {0o600}
 
 
+def test_what_a_run_of_another_privacy_mode_kept_is_not_found(tmp_path):
+    """Factors of a plain run under the name of a private one would tell what the private one's noise does not cover."""
+    for kept, other in (("none", "example"), ("update-local", "example"), ("example", "none")):
+        memory = Memory(tmp_path / kept, "run", "node-000", kept)
+        memory.save("personal", {Key("l", "B"): torch.ones(1)}, 1)
+        memory.rank, memory.clip = 2, 3.0
+        stranger = Memory(tmp_path / kept, "run", "node-000", other)
+        assert (stranger.load("personal", 5), stranger.rank, stranger.clip) == ({}, 0, 0.0)
+
+
 def test_a_torn_line_of_the_record_does_not_spoil_the_next(settings, tmp_path):
     run_in_process(settings(**{"num-server-rounds": 1}), nodes=2)
     record = tmp_path / "run/metrics.jsonl"

@@ -87,11 +87,32 @@ def test_one_person_more_is_one_unit_more_and_no_unit_exceeds_its_cap(tmp_path, 
 
 def test_a_line_that_cannot_be_read_is_one_absent_record(tmp_path):
     good = [{"text": f"note {n}", "label": n % 2} for n in range(6)]
-    broken = [b"{torn", b"[1, 2]", b"\xff\xfe", b'{"text": ' + b"[" * 5000, b"7", b"9" * 5000, b""]
+    broken = [
+        b"{torn",
+        b"[1, 2]",
+        b"\xff\xfe",
+        b'{"text": ' + b"[" * 5000,
+        b'{"text": ' + b"[" * 90 + b"]" * 90 + b"}",
+        b"7",
+        b"9" * 5000,
+        b"",
+    ]
     whole = units(written(tmp_path, good, "jsonl"))
     for line in broken:
         assert distance(whole, units(written(tmp_path, [*good[:3], line, *good[3:]], "jsonl"))) == 0
     assert len(whole.train) == 6
+
+
+def test_a_record_that_cannot_be_decoded_does_not_end_the_reading_of_a_data_set(monkeypatch, tmp_path):
+    class Torn(list):
+        def __getitem__(self, number):
+            if number == 1:
+                raise OSError("a torn picture")
+            return super().__getitem__(number)
+
+    rows = [{"text": f"note {n}", "label": 0} for n in range(4)]
+    monkeypatch.setattr("common.sources.read", lambda source: Torn(rows))
+    assert [record["text"] for record in records.read("owner/data")] == ["note 0", "note 2", "note 3"]
 
 
 def test_a_long_field_does_not_end_the_reading_of_a_table(tmp_path):

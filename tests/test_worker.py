@@ -66,11 +66,13 @@ def test_an_idle_worker_ends(tmp_path):
     assert not (tmp_path / "worker.sock").exists()
 
 
-def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path):
+def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path, capsys):
     somewhere = {"warm": 9.0, "state-directory": "here"}
     run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: somewhere})
     (reason,) = failures(tmp_path / "run")
-    assert "state-directory: expected an absolute path, since an app does not run where it was started" in reason
+    assert "a config with mistakes; this node's own log says more" in reason
+    said = capsys.readouterr().err
+    assert "state-directory: expected an absolute path, since an app does not run where it was started" in said
     deep = tmp_path / ("x" * 120)
     run_in_process(
         settings(**{"num-server-rounds": 1, "run-name": "deep"}),
@@ -106,7 +108,7 @@ def test_a_gpu_has_one_worker_and_is_free_when_that_is_killed(tmp_path, monkeypa
     assert {file.stat().st_mode & 0o077 for file in tmp_path.iterdir()} == {0}
 
 
-def test_a_worker_whose_gpu_is_taken_ends_and_says_so_to_the_coordinator(settings, tmp_path, state, monkeypatch):
+def test_a_worker_whose_gpu_is_taken_ends_and_says_so_in_its_log(settings, tmp_path, state, monkeypatch):
     """A CPU stands in for the GPU that both workers find."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     state.mkdir()
@@ -127,4 +129,6 @@ def test_a_worker_whose_gpu_is_taken_ends_and_says_so_to_the_coordinator(setting
         holder.kill()
     said = failures(tmp_path / "run")[0]
     assert "the worker ended before it had answered" in said
-    assert f"another worker has this GPU (GPU-1): got process {holder.pid}, /srv/ward-1" in said
+    assert "GPU" not in said, "what a log holds may be the data's"
+    told = (state / "worker.log").read_text()
+    assert f"another worker has this GPU (GPU-1): got process {holder.pid}, /srv/ward-1" in told

@@ -1,9 +1,8 @@
 """What a private run would cost this node, beside what its data has cost before."""
 
-import tomllib
 from bisect import bisect_right
-from pathlib import Path
 
+from client_app.policy import Policy
 from common import accounting, ledger, records
 from common.accounting import Release
 from common.config import RunConfig
@@ -77,9 +76,5 @@ def _releases(config: RunConfig, node: NodeConfig) -> tuple[Release, Release | N
 
 def _dataset(config: RunConfig, node: NodeConfig) -> DataSet | None:
     """The data set that has a budget of its own; None where the node has one for all, as without a policy."""
-    try:
-        written = tomllib.loads(Path(node.policy).expanduser().read_text("utf-8")) if node.policy else {}
-    except (OSError, ValueError) as error:
-        raise BouquetError("the node's policy cannot be read", where=node.policy, got=str(error)) from error
-    fields = written.get("budget", {}).get("fields")
+    fields = Policy.of(node).budget.fields
     return DataSet.of(records.node_records(config.data, node, config.seed), fields) if fields else None

@@ -23,6 +23,7 @@ def node(kit: Path, address: str, port: int, facts: NodeConfig, config: RunConfi
     yield Check("quantisation", lambda: machine.quantisation(facts.device))
     yield Check("model", lambda: job.model(config))
     yield Check("data", lambda: job.data(config, facts))
+    yield Check("policy", lambda: job.policy(config, facts))
     yield Check("budget", lambda: budget(config, facts))
     yield Check("memory", lambda: job.memory(config, facts))
     yield Check("traffic", lambda: job.traffic(config))

@@ -14,6 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from client_app.policy import Policy
 from common import base, models, sources, tasks
 from common.adapter import Spec
 from common.codec import CODECS, CodecName
@@ -73,6 +74,12 @@ def data(config: RunConfig, node: NodeConfig) -> str:
         )
     own = len(sources.node_dataset(config.data, node, config.seed))
     return f"{source}: {records:,} records, {examples:,} examples; this node trains on {own:,} records"
+
+
+def policy(config: RunConfig, node: NodeConfig) -> str:
+    """The run against what the node allows. Raises :class:`RefusalError` with everything that it does not."""
+    Policy.of(node).check_run(config, build(config), node)
+    return f"{node.policy or 'without a file, what is harmless'}: the run is allowed"
 
 
 def memory(config: RunConfig, node: NodeConfig) -> str:

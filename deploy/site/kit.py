@@ -67,8 +67,11 @@ def write_coordinator(site: Site, place: Place, state: str) -> Path:
 def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any]) -> Path:
     """Complete a node's kit; ``settings`` are its node config in Flower's flat form. Raises :class:`BouquetError`."""
     site.node(name)
-    state = {"state-directory": f"/var/lib/bouquet/{name}", "privacy-witness": f"/var/lib/bouquet-witness/{name}/head"}
-    settings = {"name": name, **state, "policy": f"{place.installed}/policy.toml", **settings}
+    state = settings.get("state-directory", f"/var/lib/bouquet/{name}")
+    # Under another root than the state's, so that what backs up or brings back the one leaves the other alone.
+    witness = f"/var/lib/bouquet-witness/{name}/head" if "state-directory" not in settings else f"{state}.witness/head"
+    usual = {"name": name, "state-directory": state, "privacy-witness": witness}
+    settings = {**usual, "policy": f"{place.installed}/policy.toml", **settings}
     node = NodeConfig.from_flower(settings)
     for key, path in (("data", node.data), ("state-directory", node.state_directory), ("policy", node.policy)):
         if path and not Path(path).is_absolute():
