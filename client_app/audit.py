@@ -9,7 +9,7 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
-from common import wire
+from common import owned, wire
 from common.node_config import NodeConfig
 
 
@@ -33,7 +33,8 @@ def write(node: NodeConfig, received: Message, content: RecordDict, epsilon: flo
         **_described(content),
         "epsilon": epsilon,
     }
-    node.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not node.state.exists():
+        owned.make_folder(node.state)
     # One write in append mode: nodes of a simulation share the file.
     log = os.open(path(node.state), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     try:

@@ -34,7 +34,8 @@ class Exchange:
         """The state in a message: checked, completed with what this side has of it, and installed in the model."""
         header, state = wire.unpack_state(message.content.array_records["state"], rule=self.rule.name)
         config, rule = self.config, self.rule
-        model = models.load(config.model, config.lora, config.task, self.node.device, rule.blocks)
+        mode = config.privacy.mode
+        model = models.load(config.model, config.lora, config.task, self.node.device, rule.blocks, mode)
         if header.held:
             state = replace(state, adapter=self._held(model, state, header) | state.adapter)
         if frames := {key: t for key, t in state.adapter.items() if key.part in rule.fixed - rule.drawn}:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from common import owned
 from common.adapter import Key, Tensors
 
 # As many rounds as a resumed run can go back: the newest checkpoint, the one before it if that is torn, and one more.
@@ -24,7 +25,7 @@ class Memory:
     """
 
     def __init__(self, directory: Path, run: str, node: str, mode: str = "none") -> None:
-        self._node = directory / run / node
+        self._node = directory / "runs" / run / node
         self._folder = self._node if mode == "none" else self._node / mode
 
     @property
@@ -80,7 +81,7 @@ class Memory:
         return sorted(self._folder.glob(f"{name}-*.safetensors"))
 
     def _building(self, name: str) -> Path:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owned.make_folder(self._folder)
         return self._folder / f"{name}.building"
 
     def _replace(self, building: Path, name: str) -> None:

@@ -1,7 +1,7 @@
 """What this node allows: a TOML file of its operator's, checked against what a run asks for and what would leave.
 
     rules = ["ffa-lora", "fedsvd"]        # "*" allows all
-    models = ["/models/llama-3.2-1b"]     # local folders have to be listed
+    models = ["/models/llama-3.2-1b"]     # local folders have to be listed; "id@revision" for another than main
     parts = ["B"]                         # kinds of tensors that may leave
     codecs = ["fp32", "bf16"]
     max-bytes = 20_000_000                # of one message
@@ -20,7 +20,7 @@
 
     [privacy]
     modes = ["example"]
-    unit = "patient"                      # whose records are one unit
+    unit = "patient"                      # whose records are one unit; with a budget, "record" if left out
     scoring = false                       # noised scores, which cost budget
     largest-batch = 1                     # units that are computed together; 1 keeps them apart for certain
     max-epsilon = 8.0                     # of one run, by the node's own budget; needs privacy-epsilon
@@ -46,7 +46,7 @@ from common import wire
 from common.accounting import Release
 from common.adapter import HEAD
 from common.codec import CodecName
-from common.config import CountOrOff, Mode, NonNegative, RunConfig, TaskConfig
+from common.config import CountOrOff, Mode, ModelConfig, NonNegative, RunConfig, TaskConfig
 from common.error import RefusalError
 from common.node_config import NodeConfig
 from common.section import Section, unknown_choice, validate
@@ -148,11 +148,11 @@ class Policy(Section):
         mode, wanted = config.privacy.mode, self.privacy
         mistakes = [
             *_outside("rule.name", [rule.name], self.rules),
-            *_outside("model.name", [config.model.name], self.models or _distant(config.model.name)),
+            *_outside("model.name", [_named(config.model)], self.models or _distant(config.model.name)),
             *_outside(f"what the rule '{rule.name}' sends", sorted(sent), self.parts),
             *_outside("wire.up", [config.wire.up], self.codecs),
             *_outside("privacy.mode", [mode], wanted.modes),
-            *_outside("privacy.unit", [config.privacy.unit], [wanted.unit] if wanted.unit else []),
+            *_outside("privacy.unit", [config.privacy.unit], self._units(node)),
             *self._outside_task(config.task, node),
         ]
         if not node.data and not any(_covers(source, config.data.source) for source in self.data.sources):
@@ -171,6 +171,10 @@ class Policy(Section):
         if mode == "update-central" and node.privacy_epsilon and mode not in wanted.modes:
             mistakes.append("privacy.mode: expected noise of this node's own (privacy-epsilon), got 'update-central'")
         _refuse(mistakes)
+
+    def _units(self, node: NodeConfig) -> list[str]:
+        """What may be one unit: half of the promise, and so with a budget the operator's to say."""
+        return [self.privacy.unit or "record"] if self.privacy.unit or node.privacy_epsilon else []
 
     def _silent(self) -> Iterator[str]:
         """What the policy of a node with a budget has to name, and does not."""
@@ -232,6 +236,11 @@ def _outside(what: str, got: Sequence[str], allowed: Sequence[str]) -> list[str]
     if not allowed or ANY in allowed:
         return []
     return [f"{what}: expected {' or '.join(allowed)}, got {name!r}" for name in got if name not in allowed]
+
+
+def _named(model: ModelConfig) -> str:
+    """A model as a policy names it: on a hub, anybody may offer another revision than the main one."""
+    return model.name if model.revision == "main" else f"{model.name}@{model.revision}"
 
 
 def _distant(model: str) -> list[str]:

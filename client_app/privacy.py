@@ -119,7 +119,9 @@ def privatise(start: Tensors | None, sent: Tensors, clip_norm: float, noise_mult
     tensors. A change that is not finite counts as none.
     """
     mechanism = Gaussian(2 * clip_norm, noise_multiplier)
-    start = {key: tensor.double() * 0 if start is None else start[key].double() for key, tensor in sent.items()}
+    # Not what is sent times zero: what is not finite would be told by the NaN that it leaves.
+    zero = {key: torch.zeros_like(tensor) for key, tensor in sent.items()} if start is None else start
+    start = {key: zero[key].double() for key in sent}
     change = clipped({key: tensor.double() - start[key] for key, tensor in sent.items()}, mechanism.bound / 2)
     return {key: (start[key] + noised).to(sent[key].dtype) for key, noised in mechanism.release(change)}
 

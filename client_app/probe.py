@@ -15,7 +15,7 @@ What it finds is no proof: it sees some of the states of a round, on three texts
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,7 +61,7 @@ def probe(engine: Engine, model: LoraModel, task: Task, pad: int, step: int = 0)
         engine.add(task.losses(*outputs(model, task.collate(chosen, pad))))
         return torch.cat([tensor.flatten() for tensor in engine.take().values()])
 
-    with _left_as_it_was(engine, model), _no_dropout():
+    with _left_as_it_was(model, engine.parameters.values(), engine.forget), _no_dropout():
         model.network.train()
         _compare(contribution, examples, tolerance, f"the state before step {step + 1}")
         if step:
@@ -71,6 +71,23 @@ def probe(engine: Engine, model: LoraModel, task: Task, pad: int, step: int = 0)
             for parameter in engine.parameters.values():
                 parameter.copy_(SPREAD * torch.randn(parameter.shape, generator=generator))
         _compare(contribution, examples, tolerance, "made-up values of what is trained")
+
+
+def probe_scores(model: LoraModel, task: Task, pad: int) -> None:
+    """Raise :class:`BouquetError` unless a text has the same score whatever was scored before it."""
+    short, near, longest = made_up(task, vocabulary(model), pad)
+    near = Example(near.tokens[:-1], near.labels if task.sequence_classification else near.labels[:-1])
+    with _left_as_it_was(model, ()):
+        going = [model.score(task, [example], pad, 1).loss for example in (short, near, longest)]
+        coming = [model.score(task, [example], pad, 1).loss for example in (longest, near, short)]
+    if going != coming[::-1]:
+        raise BouquetError(
+            "this model does not keep the examples of a batch apart",
+            where="privacy.score-noise",
+            expected="one score of a made-up text, whatever was scored before it",
+            got=f"{going} from the shortest on, and {coming[::-1]} from the longest",
+            cure="Choose another model, or a task.max-length within what it was trained for.",
+        )
 
 
 def made_up(task: Task, vocabulary: int, pad: int) -> list[Example]:
@@ -127,9 +144,11 @@ def _computing_type(network: nn.Module) -> torch.dtype:
 
 
 @contextmanager
-def _left_as_it_was(engine: Engine, model: LoraModel) -> Iterator[None]:
+def _left_as_it_was(
+    model: LoraModel, parameters: Iterable[Tensor], forget: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Put back what the probe, or a forward pass, changes of the network and of the generators' states."""
-    values = [(parameter, parameter.detach().clone()) for parameter in engine.parameters.values()]
+    values = [(parameter, parameter.detach().clone()) for parameter in parameters]
     modules = [(module, dict(vars(module)), dict(module._buffers)) for module in model.network.modules()]
     contents = [(buffer, buffer.clone()) for buffer in model.network.buffers()]
     devices = [model.device] if model.device.type == "cuda" else []
@@ -137,7 +156,7 @@ def _left_as_it_was(engine: Engine, model: LoraModel) -> Iterator[None]:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        engine.forget()
+        forget()
         for module, attributes, buffers in modules:
             vars(module).clear()
             vars(module).update(attributes)

@@ -9,8 +9,6 @@ import os
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,10 +16,12 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from client_app.examples import Examples, node_examples
 from client_app.exchange import Exchange
 from client_app.memory import Memory
 from client_app.policy import Policy, simulated
 from client_app.privacy import check_apart, privatise, train_privately
+from client_app.probe import probe_scores
 from client_app.scoring import noised_score
 from client_app.spending import Spending
 from client_app.training import Training, train
@@ -29,22 +29,13 @@ from client_app.units import Units, Wanted, node_units
 from common import base, sources, tasks
 from common.accounting import Release
 from common.adapter import Key, State, Tensors, Update, chosen_blocks
-from common.config import DataConfig, ModelConfig, RunConfig, TaskConfig
-from common.error import BouquetError
+from common.config import RunConfig
 from common.export import export
 from common.models import LoraModel
 from common.node_config import NodeConfig
 from common.tasks import Example, Task
 from common.version import ROOT, fingerprint
 from strategies import Rule, build, read_config
-
-
-@dataclass(frozen=True)
-class Examples:
-    """A node's tokenised examples."""
-
-    train: list[Example]
-    heldout: list[Example]
 
 
 class Session:
@@ -91,7 +82,8 @@ class Session:
     def examples(self) -> Examples:
         """The node's examples. Raises :class:`BouquetError` where they cannot be had, with pieces of them."""
         config = self.config
-        examples = _examples(config.data, self.node, config.task, config.model, config.seed)
+        stamp = sources.stamp(self.node.data or config.data.source)
+        examples = node_examples(config.data, self.node, config.task, config.model, config.seed, stamp)
         self.policy.check_data(len(examples.train))
         return examples
 
@@ -105,7 +97,8 @@ class Session:
 
     def _units(self) -> Units:
         config = self.config
-        wanted = Wanted(config.data, config.task, config.model, config.privacy, config.seed)
+        stamp = sources.stamp(self.node.data or config.data.source)
+        wanted = Wanted(config.data, config.task, config.model, config.privacy, config.seed, stamp)
         return node_units(wanted, self.node, self.spending.records if config.privacy.mode == "example" else 0)
 
     def check(self, kind: str, content: RecordDict) -> None:
@@ -264,6 +257,9 @@ class Session:
 
     def _noised_score(self, model: LoraModel, state: State) -> dict[str, float]:
         """The private score of the held-out units, charged before any of them is looked at."""
+        keys, options = self._trained(model, state)
+        check_apart(model, keys, self.task, self.config.privacy, self.pad, options["blocks"])
+        probe_scores(model, self.task, self.pad)
         noise = self.config.privacy.score_noise
         self.epsilon = self.spending.charge(Release(noise, 1.0, 1), state.round)
         batch_size = self.config.evaluation.batch_size
@@ -281,23 +277,3 @@ def _exact(config: RunConfig) -> RunConfig:
     if config.privacy.mode != "example" or config.model.dtype != "auto":
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
-
-
-@lru_cache(maxsize=8)
-def _examples(data: DataConfig, node: NodeConfig, task: TaskConfig, model: ModelConfig, seed: int) -> Examples:
-    """Read, split and tokenise once a process; a simulation runs several nodes in one."""
-    kind = tasks.build(task)
-    dataset = sources.node_dataset(data, node, seed)
-    kind.check(dataset.column_names, where=node.data or data.source)
-    tokenizer = base.load_tokenizer(model)
-    own, heldout = sources.split(dataset, data.holdout, seed)
-    parts = [
-        [example for record in part for example in kind.encode(record, tokenizer)]
-        for part in (sources.pool(data, node, seed) if data.pooled else own, heldout)
-    ]
-    for name, part in zip(("train on", "hold out"), parts, strict=True):
-        if not part:
-            raise BouquetError(
-                "a node has too few examples", where=f"{node.label}, {node.data or data.source}", got=f"none to {name}"
-            )
-    return Examples(*parts)

@@ -10,13 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from common import base, records, tasks
 from common.config import DataConfig, ModelConfig, PrivacyConfig, TaskConfig
+from common.dataset import canonical
 from common.node_config import NodeConfig
 from common.records import Record
+from common.sources import Stamp
 from common.tasks import Example, Task
 
 Unit = Sequence[Example]
@@ -39,6 +42,8 @@ class Wanted:
     model: ModelConfig
     privacy: PrivacyConfig
     seed: int
+    stamp: Stamp = ()
+    """The state of the files, so that a process that lives on does not go on with what an operator has replaced."""
 
 
 @lru_cache(maxsize=8)
@@ -77,12 +82,20 @@ def _gathered(found: Sequence[Record], privacy: PrivacyConfig, seed: int) -> Ite
         return
     people: defaultdict[str, list[Record]] = defaultdict(list)
     for record in found:
-        # Whoever's record cannot be told would be protected by nobody's bound.
-        if (person := record.get(privacy.unit)) not in (None, ""):
-            people[str(person)].append(record)
+        # Whoever's record cannot be told would be protected by nobody's bound; "7", 7 and " 7" are one.
+        if person := _name(record.get(privacy.unit)):
+            people[person].append(record)
     for person, own in people.items():
         chosen = sorted(own, key=lambda record: records.chance(record, f"cap {seed}"))[: privacy.unit_cap]
         yield records.chance({privacy.unit: person}, f"place {seed}"), chosen
+
+
+def _name(value: Any) -> str:
+    """What a field says whose record it is, in whatever form; nothing where it says nothing that can be read."""
+    try:
+        return canonical(value)
+    except Exception:
+        return ""
 
 
 def _examples(record: Record, task: Task, tokenizer: PreTrainedTokenizerBase, most: int | None) -> list[Example]:

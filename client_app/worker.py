@@ -34,6 +34,7 @@ from flwr.proto.message_pb2 import Context as ContextProto
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
+from common import owned
 from common.error import BouquetError
 from common.version import ROOT, fingerprint
 
@@ -145,7 +146,8 @@ def _ask(state: Path, frames: tuple[bytes, ...]) -> bytes | None:
 
 def _start(state: Path, idle: float) -> None:
     """Start a worker that outlives its starter; of two that are started at once, one ends itself."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not state.exists():
+        owned.make_folder(state)
     with (state / "worker.log").open("ab") as log:
         subprocess.run(
             ["sh", "-c", '"$0" "$@" &', sys.executable, "-m", "client_app.worker", "serve", str(state), str(idle)],

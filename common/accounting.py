@@ -152,7 +152,8 @@ def _epsilon(history: History, delta: float, accountant: Accountant) -> float:
         return math.inf
     tight = accountant == "prv" and _fits_prv(history, delta)
     # Both formulas go below zero where delta alone is promise enough.
-    return max(0.0, _prv(history, delta) if tight else _rdp(history, delta))
+    found = _prv(history, delta) if tight else _rdp(history, delta)
+    return math.inf if math.isnan(found) else max(0.0, found)
 
 
 def _fits_prv(history: History, delta: float) -> bool:

@@ -140,9 +140,9 @@ class TrainConfig(Section):
     accumulation: Count = 1
     learning_rate: Annotated[LearningRate, Field(gt=0)] = 5e-3
     head_learning_rate: LearningRate = 0.0
-    weight_decay: NonNegative = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     clip_norm: NonNegative = 1.0
-    proximal: NonNegative = 0.0
+    proximal: Annotated[float, Field(ge=0, le=1000)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weighting: Literal["examples", "uniform", "declared"] = "examples"

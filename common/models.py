@@ -32,8 +32,13 @@ def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig, blocks: int
 
 
 @lru_cache(maxsize=1)
-def load(model: ModelConfig, lora: LoraConfig, task: TaskConfig, device: str, blocks: int = 0) -> "LoraModel":
-    """The base model in its quantised form, with a LoRA injected; kept for the life of the process."""
+def load(
+    model: ModelConfig, lora: LoraConfig, task: TaskConfig, device: str, blocks: int = 0, mode: str = "none"
+) -> "LoraModel":
+    """The base model in its quantised form, with a LoRA injected; kept for the life of the process.
+
+    Not from one privacy ``mode`` to another: some models keep in buffers what they have seen.
+    """
     return LoraModel(base.load(model, classes(task), base.find_device(device)), lora, blocks)
 
 

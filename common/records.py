@@ -89,7 +89,7 @@ def _rows(lines: Iterable[bytes]) -> Iterator[Record]:
 def _whole(content: bytes) -> Iterator[Record]:
     """The objects of a file that is one JSON array, or JSON lines under another name."""
     try:
-        values = json.loads(content)
+        values = json.loads(content, parse_int=_whole_number)
     except (ValueError, RecursionError):
         values = None
     if isinstance(values, list):
@@ -101,10 +101,15 @@ def _whole(content: bytes) -> Iterator[Record]:
 
 def _objects(line: bytes) -> Iterator[Record]:
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_int=_whole_number)
     except (ValueError, RecursionError):
         return
     yield from _usable([value])
+
+
+def _whole_number(digits: str) -> int | str:
+    """A number, or its digits where Python reads no more of them, which would end the reading of what is around it."""
+    return int(digits) if len(digits) <= 1000 else digits
 
 
 def _usable(values: list[Any]) -> Iterator[Record]:

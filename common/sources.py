@@ -74,9 +74,22 @@ def pool(data: DataConfig, node: NodeConfig, seed: int) -> Dataset:
     return concatenate_datasets([split(node_dataset(data, each, seed), data.holdout, seed)[0] for each in nodes])
 
 
-@lru_cache(maxsize=2)
 def read(source: str) -> Dataset:
-    """All records of a source, read once a process. Raises :class:`BouquetError` that names the file and the line."""
+    """All records of a source, read once as it is. Raises :class:`BouquetError` that names the file and the line."""
+    return _read(source, stamp(source))
+
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+
+
+def stamp(source: str) -> Stamp:
+    """What tells the files of a source from what they were before; nothing for what is no path."""
+    facts = [(str(file), file.stat()) for file in files(source) or ()]
+    return tuple((name, fact.st_mtime_ns, fact.st_size, fact.st_ino) for name, fact in facts)
+
+
+@lru_cache(maxsize=2)
+def _read(source: str, stamp: Stamp) -> Dataset:
     if source == "stdlib":
         return Dataset.from_list(list(stdlib_records()))
     found = files(source)

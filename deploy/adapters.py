@@ -84,12 +84,12 @@ def demand_run(folder: Path, node: str) -> None:
 def of_node(run: RunDirectory, node: str, state_directory: Path | None) -> Path:
     """The folder of a node's own adapter, in the state directory on the node's machine."""
     state = state_directory or NodeConfig().state
-    folder = state / run.name / node / "adapter"
+    folder = state / "runs" / run.name / node / "adapter"
     if not (folder / ABOUT).is_file():
         raise BouquetError(
             f"the node '{node}' has no adapter of its own here",
             where=str(folder),
-            expected=_nodes(state / run.name),
+            expected=_nodes(state / "runs" / run.name),
             cure="Nodes have one where the rule or the head is personal, each on its own machine.",
         )
     return folder
@@ -98,12 +98,12 @@ def of_node(run: RunDirectory, node: str, state_directory: Path | None) -> Path:
 def demand_global(run: RunDirectory, state_directory: Path | None) -> None:
     """Raise :class:`BouquetError` where a run has no model but its nodes' own."""
     if is_personal(run.config):
-        state = state_directory or NodeConfig().state
+        folder = (state_directory or NodeConfig().state) / "runs" / run.name
         raise BouquetError(
             "the run has no global model: every node has its own",
             where=f"rule.name = '{run.config.rule.name}', task.head = '{run.config.task.head}'",
-            expected=f"--node, {_nodes(state / run.name)}",
-            cure="On a node's own machine its adapter is in <state-directory>/<run>/<node>/adapter; name that folder.",
+            expected=f"--node, {_nodes(folder)}",
+            cure="On a node's own machine its adapter is in <state-directory>/runs/<run>/<node>/adapter; name it.",
         )
 
 

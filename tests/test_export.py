@@ -222,7 +222,7 @@ def test_personal_adapters_are_found_with_their_node_and_by_their_folder(setting
     assert make(tmp_path, "--node", "node-7") == 2
     assert "expected one of node-000, node-001" in capsys.readouterr().err
     assert make(tmp_path, *TEXT, "--node", "node-001") == 0
-    own = tmp_path / "state/run/node-001/adapter"
+    own = tmp_path / "state/runs/run/node-001/adapter"
     assert _weights(tmp_path / "out").keys() == _weights(own).keys()
     assert all(torch.equal(tensor, _weights(own)[name]) for name, tensor in _weights(tmp_path / "out").items())
     assert "It is the own model of one node" in (tmp_path / "out/README.md").read_text()

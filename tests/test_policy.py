@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from common.error import BouquetError, RefusalError
 from common.node_config import NodeConfig
 from common.section import ConfigError
 from strategies import build, read_config
-from tests.grid import run_in_process, with_budget
+from tests.grid import NAMED, run_in_process, with_budget
 from tests.test_private_run import PRIVATE, events, spent
 
 
@@ -89,6 +90,33 @@ def test_too_few_examples_or_too_little_noise_is_refused_before_anything_is_char
     ]
     assert [row.node for row in spent(tmp_path, "node-000")] == ["node-000"]
     assert not (tmp_path / "state/node-001").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "unit", "allowed"),
+    [
+        ("", 0.0, "kind", True),
+        ("", 8.0, "record", True),
+        ("", 8.0, "kind", False),
+        ('unit = "patient"\n', 8.0, "patient", True),
+        ('unit = "patient"\n', 8.0, "record", False),
+        ('unit = "patient"\n', 0.0, "record", False),
+    ],
+)
+def test_what_a_unit_is_is_the_operators_to_say_where_there_is_a_budget(text, budget, unit, allowed, tmp_path):
+    file = policy(tmp_path, Path(NAMED).read_text() + text)
+    node = NodeConfig.from_flower({"policy": file, "privacy-epsilon": budget, "state-directory": str(tmp_path)})
+    config = read_config({**PRIVATE, "privacy.unit": unit, "task.max-length": 32})
+    with nullcontext() if allowed else pytest.raises(RefusalError, match=r"privacy\.unit: expected"):
+        Policy.of(node).check_run(config, build(config), node)
+
+
+def test_another_revision_than_the_main_one_has_to_be_named(tmp_path):
+    node = NodeConfig(policy=policy(tmp_path, 'models = ["good/model", "good/other@v2"]\n'))
+    for name, revision, allowed in (("good/model", "refs/pr/6", False), ("good/other", "v2", True)):
+        config = read_config({"model.name": name, "model.revision": revision})
+        with nullcontext() if allowed else pytest.raises(RefusalError, match="got 'good/model@refs/pr/6'"):
+            Policy.of(node).check_run(config, build(config), node)
 
 
 def test_a_limit_for_one_run_needs_one_for_all_of_them(tmp_path):

@@ -15,7 +15,7 @@ from client_app.privacy import poisson_sample, privatise, train_privately
 from client_app.training import train
 from common import models
 from common.accounting import Release
-from common.adapter import State, Update
+from common.adapter import Key, State, Update
 from common.config import LoraConfig, PrivacyConfig, RunConfig, TrainConfig
 from common.error import BouquetError
 from common.tasks import Example
@@ -255,6 +255,16 @@ def test_a_private_run_ends_with_an_adapter_that_no_seed_repeats(rule, mode, set
         assert (tmp_path / name / "adapter/adapter_model.safetensors").exists()
         digests.add(summary["adapter_digest"])
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_change_that_is_not_finite_leaves_no_trace_of_itself(value, relative):
+    """A difference is sent by some rules; zero times infinity would be NaN, and tell where there was one."""
+    key = Key("layer", "B")
+    sent = {key: torch.tensor([1.0, value, 2.0])}
+    start = None if relative else {key: torch.zeros(3)}
+    assert torch.equal(privatise(start, sent, 1.0, 0.0)[key], torch.zeros(3))
 
 
 @pytest.mark.parametrize(

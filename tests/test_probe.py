@@ -1,6 +1,6 @@
 """The probe before a private round: what it lets pass, what it refuses, and that it leaves no trace."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM as Causal
 from transformers import GPT2Config, LlamaConfig, OPTConfig, PreTrainedConfig
 
 from client_app.per_example import attach
-from client_app.probe import made_up, probe
+from client_app.probe import made_up, probe, probe_scores
 from common import base, models, tasks
 from common.config import LoraConfig, RunConfig, TaskConfig
 from common.error import BouquetError
@@ -240,3 +240,12 @@ def test_the_model_may_be_loaded_as_a_node_does(tmp_path):
     model = models.load(config.model, config.lora, config.task, "cpu")
     model.train_only(model.keys)
     look(model, tasks.build(config.task))
+
+
+@pytest.mark.parametrize("rope", [None, *ROPES])
+def test_a_score_that_depends_on_what_was_scored_before_is_refused_every_time(rope):
+    """Dynamic positions keep the longest text that was seen; those of longrope go by the text itself."""
+    model = adapted(llama(rope, 16 if rope else 64))
+    for _ in range(2):
+        with nullcontext() if rope != "dynamic" else pytest.raises(BouquetError, match="whatever was scored before it"):
+            probe_scores(model, SHORT_TEXT, 0)

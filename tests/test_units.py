@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client_app.units import Units, Wanted, node_units
-from common import records
+from common import records, sources
 from common.config import DataConfig, ModelConfig, PrivacyConfig, TaskConfig
 from common.node_config import NodeConfig
 
@@ -83,6 +83,34 @@ def test_one_person_more_is_one_unit_more_and_no_unit_exceeds_its_cap(tmp_path, 
     before, after = (units(written(tmp_path, part, "jsonl"), **PATIENT) for part in (rows, [*new, *rows]))
     assert distance(before, after) <= 1
     assert all(1 <= len(unit) <= 2 for unit in after.train)
+
+
+def test_one_person_is_one_unit_however_the_name_is_written_and_nobody_is_none(tmp_path):
+    def persons(*names: object) -> int:
+        rows = [{"text": f"note {n}", "label": 0, "patient": name} for n, name in enumerate(names)]
+        return len(units(written(tmp_path, rows, "jsonl"), **PATIENT).train)
+
+    assert persons(7, 7.0, "7", " 7", "007") == 1
+    assert persons("P7", "p7", "P7 ") == 1
+    assert persons("NA", "nan", float("nan"), "null", " ", "", None) == 0
+    assert persons("NA", "a", "b") == 2
+
+
+def test_a_number_too_long_for_python_does_not_end_the_reading_of_an_array(tmp_path):
+    rows = [{"text": f"note {n}", "label": 0} for n in range(3)]
+    node = written(tmp_path, rows, "json")
+    file = tmp_path / "data.json"
+    file.write_text(file.read_text().replace('"note 1"', "9" * 5000))
+    assert len(units(node).train) == 3 - 1 + 1  # its digits are text
+
+
+def test_a_file_that_was_replaced_is_read_again(tmp_path):
+    node = written(tmp_path, [{"text": "old", "label": 0}], "jsonl")
+    before = sources.stamp(node.data)
+    assert sources.stamp(node.data) == before
+    written(tmp_path, [{"text": "new", "label": 0}], "jsonl")
+    assert sources.stamp(node.data) != before
+    assert sources.stamp("stdlib") == ()
 
 
 def test_a_line_that_cannot_be_read_is_one_absent_record(tmp_path):

@@ -61,7 +61,7 @@ def find(path: Path, node: str = "", state_directory: Path | None = None, model:
     if (path / ABOUT).is_file():
         adapters.demand_run(path, node)
         config = adapters.settings(path, model)
-        # <state-directory>/<run>/<node>/adapter
+        # <state-directory>/runs/<run>/<node>/adapter
         whose = path.resolve().parent.name if adapters.is_personal(config) else ""
         return Source(read(path).state, config, node=whose)
     run = adapters.open_run(path)

@@ -22,7 +22,7 @@ from common.adapter import State
 from common.node_config import NodeConfig
 from strategies import build, read_config
 from strategies.strategy import LoraStrategy
-from tests.attacks.tools import written
+from tests.attacks.tools import tiny_llama, written
 from tests.grid import pose_as_an_app, travelled
 
 NODE_ID = 1000
@@ -34,7 +34,7 @@ INSTRUCT = {"name": "instruct", "prompt": "text", "answer": "answer"}
 # What a node with a budget has to name; as wide as these runs need it.
 POLICY: dict[str, Any] = {
     "rules": ["*"],
-    "models": ["embedded"],
+    "models": [tiny_llama(), "embedded"],
     "privacy": {"modes": ["example", "update-local"]},
 }
 LENGTHS = {"max-length": [4, 5, 8, 16, 32, 512]}
@@ -42,8 +42,9 @@ RUN = {
     "run-name": "run",
     "num-server-rounds": 3,
     "min-nodes": 1,
+    "model.name": tiny_llama(),
     "model.quantization": "none",
-    "lora.rank": 2,
+    "lora.rank": 8,
     "lora.targets": "q_proj,v_proj",
     "task.max-length": 16,
     "data.partition": "none",

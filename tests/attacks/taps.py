@@ -61,4 +61,4 @@ def _everywhere(name: str, value: Any) -> Iterator[None]:
 
 def _unit(unit: Any) -> tuple[Any, ...]:
     examples = [unit] if isinstance(unit, Example) else unit
-    return tuple((tuple(example.tokens), tuple(example.labels)) for example in examples)
+    return tuple(repr(example) for example in examples)

@@ -7,6 +7,7 @@ from transformers.models.bert.modeling_bert import BertModel
 
 from tests.attacks.hostile import CLASSIFY, Node, failure, neighbours, start, task, turned
 from tests.attacks.taps import sums
+from tests.attacks.tools import saved
 
 SHORT = [{"text": f"x{n} = {n}", "label": n % 2} for n in range(7)]
 LONG = {"text": "for name, value in sorted(table.items()): print(name, value)", "label": 1}
@@ -113,7 +114,7 @@ def causal(model, **changes):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_positions_that_depend_on_the_batch_move_no_other_record(name, saved, tmp_path):
+def test_positions_that_depend_on_the_batch_move_no_other_record(name, tmp_path):
     model = saved(name, CAUSAL[name], AutoModelForCausalLM)
     run, state = causal(model)
     found = moved(tmp_path, SHORT, [*SHORT, LONG], run, model, state=state)
@@ -122,7 +123,7 @@ def test_positions_that_depend_on_the_batch_move_no_other_record(name, saved, tm
 
 @pytest.mark.parametrize("name", ["dynamic", "long"])
 @pytest.mark.parametrize("size", [1, 3])
-def test_nor_those_of_a_later_batch(name, size, saved, tmp_path):
+def test_nor_those_of_a_later_batch(name, size, tmp_path):
     """What a model remembers of the longest text so far."""
     model = saved(name, CAUSAL[name], AutoModelForCausalLM)
     run, state = causal(model, **{"train.batch-size": size})
@@ -132,7 +133,7 @@ def test_nor_those_of_a_later_batch(name, size, saved, tmp_path):
 
 @pytest.mark.parametrize("name", STEADY)
 @pytest.mark.parametrize("size", [1, 3, 16])
-def test_positions_that_do_not_are_trained(name, size, saved, tmp_path):
+def test_positions_that_do_not_are_trained(name, size, tmp_path):
     model = saved(name, STEADY[name], AutoModelForCausalLM)
     run, state = causal(model, **{"train.batch-size": size})
     assert moved(tmp_path, SHORT, [*SHORT, LONG], run, model, state=state) == pytest.approx(1, abs=0.01)
@@ -140,7 +141,7 @@ def test_positions_that_do_not_are_trained(name, size, saved, tmp_path):
 
 @pytest.mark.parametrize("kind", ["batch normalisation", "a transform over the padded length"])
 @pytest.mark.parametrize("size", [3, 16])
-def test_layers_that_mix_examples_are_refused_or_move_no_other(kind, size, saved, tmp_path):
+def test_layers_that_mix_examples_are_refused_or_move_no_other(kind, size, tmp_path):
     sizes = {key: SMALL[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
     if kind == "batch normalisation":
         model = saved("normed", NormedConfig(**sizes, num_attention_heads=2))
@@ -153,12 +154,9 @@ def test_layers_that_mix_examples_are_refused_or_move_no_other(kind, size, saved
 
 
 @pytest.mark.parametrize("name", ["dynamic", "long"])
-def test_what_is_refused_is_refused_before_the_data_is_read(name, saved, tmp_path):
-    """The same words, whether there is data, a missing file, or one that is no file of records."""
+def test_what_is_refused_is_refused_whatever_the_data_is(name, tmp_path):
     model = saved(name, CAUSAL[name], AutoModelForCausalLM)
     run, state = causal(model)
-    nodes = [Node(tmp_path / str(number), SHORT, tables={"models": [model]}) for number in range(2)]
-    (nodes[1].folder / "data.jsonl").unlink()
-    said = [failure(node.ask("train", run, state=state)) for node in nodes]
-    assert said[0] == "" or said[0] == said[1]
-    assert not any(node.rows() for node in nodes if said[0] and (node.state / "ledger.sqlite").exists())
+    kinds = ([], SHORT, [LONG] * 8, ["{", "[]", '{"text": 5}'])
+    nodes = [Node(tmp_path / str(number), kind, tables={"models": [model]}) for number, kind in enumerate(kinds)]
+    assert len({failure(node.ask("train", run, state=state)) for node in nodes}) == 1

@@ -61,6 +61,12 @@ ANSWERED = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _imported(tmp_path_factory):
+    """What a process of its own would else import, load and reckon by itself, every time."""
+    assert failure(Node(tmp_path_factory.mktemp("first")).ask("train")) == ""
+
+
 def answered(node, run, kind="train", **options):
     """Whether the node refuses, or what else it does, in a process of its own."""
 

@@ -20,7 +20,7 @@ from tests.attacks.hostile import (
     task,
     turned,
 )
-from tests.attacks.tools import apart
+from tests.attacks.tools import apart, saved
 
 
 def nested(depth):
@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_is_no_message(mode, value, bert, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["example", "update-local"])
-def test_a_model_without_padding_does_not_tell_one_record_from_two(mode, saved, tmp_path):
+def test_a_model_without_padding_does_not_tell_one_record_from_two(mode, tmp_path):
     config = LlamaConfig(
         vocab_size=2048, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )

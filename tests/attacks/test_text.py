@@ -169,8 +169,8 @@ def test_no_text_that_a_model_makes_leaves(rule, mode, tmp_path):
 def test_a_model_that_knows_the_data_by_heart_is_not_made_to_say_it(tmp_path):
     node = Node(tmp_path, [{"text": f"pin = '{CANARY}'"}] * 8, **OPEN)
     run = PLAIN | {
+        "model.name": "embedded",
         "rule.name": "local",
-        "lora.rank": 8,
         "train.steps": 60,
         "train.learning-rate": 0.02,
         "train.clip-norm": 1.0,

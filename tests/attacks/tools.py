@@ -1,14 +1,46 @@
-"""Data files as operators have them, and processes that may hang."""
+"""Data files and models as operators have them, and processes that may hang."""
 
 import csv
 import json
 import multiprocessing
 import resource
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PretrainedConfig
+
+from common import embedded
+
 FORK = multiprocessing.get_context("fork")
+MODELS = tempfile.TemporaryDirectory(prefix="models")
+
+
+def saved(name: str, config: PretrainedConfig, auto: Any = AutoModel) -> str:
+    """A folder with a random model of a config, and the embedded tokenizer; made once."""
+    folder = Path(MODELS.name) / name
+    if not folder.exists():
+        torch.manual_seed(0)
+        auto.from_config(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(embedded.unpack()).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_llama() -> str:
+    """The least model that the attacks need; the embedded one takes five times as long."""
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    )
+    return saved("tiny", config, AutoModelForCausalLM)
 
 
 def apart(work: Callable[[], Any], seconds: float = 20.0) -> Any:
