@@ -158,6 +158,9 @@ class Policy(Section):
         if not node.data and not any(_covers(source, config.data.source) for source in self.data.sources):
             allowed = " or ".join(self.data.sources) or "nothing"
             mistakes.append(f"data.source: expected {allowed} (data.sources), got {config.data.source!r}")
+        # One record of a new kind would move all others to another node; only one user of all nodes need not mind.
+        if mode in ("example", "update-local") and not node.data and ANY not in self.data.sources:
+            mistakes += _outside("data.partition", [config.data.partition], ["iid", "none"])
         if node.privacy_epsilon:
             mistakes += self._silent()
         if mode == "example" and 0 < wanted.largest_batch < config.train.batch_size:

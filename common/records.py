@@ -125,13 +125,13 @@ def _shallow(value: Any, levels: int = 50) -> bool:
 def _dealt(found: Iterable[Record], data: DataConfig, node: NodeConfig, seed: int) -> Iterator[Record]:
     """The node's part: each record goes where its own content, or its own value of the partition field, says.
 
-    Which values that field has is taken as public: it is what names the nodes.
+    Which values that field has is taken as public, as it is in a simulation, where one user has all of them.
     """
     if data.partition == "iid":
         nodes, own = node.num_partitions, node.partition_id
         return (record for record in found if int(chance(record, f"deal {seed}") * nodes) == own)
     named = [record for record in found if record.get(data.partition_field) is not None]
-    values = list(dict.fromkeys(str(record[data.partition_field]) for record in named))
+    values = sorted({str(record[data.partition_field]) for record in named})
     if node.partition_id >= len(values):
         raise BouquetError(
             "more nodes than partitions",

@@ -9,3 +9,15 @@ from tests.conftest import tiny_bert
 def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random encoder, whose classification head has a bias."""
     return tiny_bert(tmp_path_factory.mktemp("models"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of each attack one variant is tried by `make test`, and all of them by `make attack`."""
+    seen = set()
+    for item in items:
+        if "attacks" in item.path.parts:
+            attack = (item.path, getattr(item, "originalname", item.name))
+            if attack in seen:
+                item.add_marker("exhaustive")
+            seen.add(attack)

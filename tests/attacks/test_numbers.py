@@ -41,7 +41,8 @@ def test_the_noise_of_a_change_is_as_large(clip, sizes, tmp_path):
     for node in neighbours(tmp_path, *(MANY[:size] for size in SIZES[sizes])):
         change = update(node.ask("train", run), run)
         found.append(float(torch.cat([tensor.flatten() for tensor in change.values()]).std()))
-    assert found[0] == pytest.approx(found[1], rel=0.05)
+    # The deviation of 512 values is known to 3 %.
+    assert found[0] == pytest.approx(found[1], rel=0.25)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
