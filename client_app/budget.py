@@ -15,9 +15,9 @@ from pathlib import Path
 
 from common import accounting, ledger
 from common.accounting import Release
-from common.config import PrivacyConfig
 from common.error import RefusalError
 from common.ledger import DataSet, Entry
+from common.privacy_config import PrivacyConfig
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import math
 
 import torch
 
-from common.config import PrivacyConfig
 from common.error import BouquetError
 from common.gaussian import Gaussian
+from common.privacy_config import PrivacyConfig
 
 RATE = 0.2
 """Eta, the paper's."""

@@ -35,11 +35,12 @@ from client_app.probe import probe, vocabulary
 from client_app.training import Penalty, Training, descend, outputs
 from common.accounting import Release
 from common.adapter import Key, Tensors
-from common.config import PrivacyConfig, TrainConfig
+from common.config import TrainConfig
 from common.error import BouquetError
 from common.gaussian import Gaussian
 from common.gaussian import clip as clipped
 from common.models import LoraModel
+from common.privacy_config import PrivacyConfig
 from common.tasks import Example, Task
 
 Unit = Sequence[Example]

@@ -15,9 +15,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from common import base, records, tasks
-from common.config import DataConfig, ModelConfig, PrivacyConfig, TaskConfig
+from common.config import DataConfig, ModelConfig, TaskConfig
 from common.dataset import canonical
 from common.node_config import NodeConfig
+from common.privacy_config import PrivacyConfig
 from common.records import Record
 from common.sources import Stamp
 from common.tasks import Example, Task

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from common.config import Mode, PrivacyConfig
 from common.error import BouquetError
+from common.privacy_config import Mode, PrivacyConfig
 
 Accountant = Literal["prv", "rdp"]
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from common import ledger
-from common.config import Count, CountOrOff, Delta, FileName, NonNegative, Positive
+from common.ranges import Count, CountOrOff, Delta, FileName, NonNegative, Positive
 from common.section import Section, validate
 
 STATE_DIRECTORY = Path.home() / ".bouquet" / "state"

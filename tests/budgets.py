@@ -7,8 +7,8 @@ from pathlib import Path
 from client_app.budget import Budget, Limits
 from common import accounting, ledger
 from common.accounting import Release
-from common.config import PrivacyConfig
 from common.ledger import DataSet
+from common.privacy_config import PrivacyConfig
 
 RECORDS = [{"text": f"note {number}", "label": number % 2} for number in range(20)]
 NOTES = DataSet.of(RECORDS, ["text"])

@@ -12,8 +12,8 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 
 from common import accounting
 from common.accounting import Release
-from common.config import PrivacyConfig
 from common.error import BouquetError
+from common.privacy_config import PrivacyConfig
 
 DELTA = 1e-5
 # Noise multipliers of sampling rate, steps and target epsilon at DELTA, from an independent PLD computation.

@@ -13,8 +13,9 @@ from client_app.training import outputs
 from common import base, models, tasks
 from common.accounting import Release, epsilon
 from common.accounting import noise_multiplier as least_noise
-from common.config import PrivacyConfig, RunConfig, TrainConfig
+from common.config import RunConfig, TrainConfig
 from common.gaussian import Gaussian
+from common.privacy_config import PrivacyConfig
 from common.tasks import Example
 from strategies import FedIT
 from tests.conftest import tiny_bert

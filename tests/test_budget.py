@@ -7,9 +7,9 @@ import pytest
 from client_app.budget import Budget, Limits
 from common import accounting, ledger
 from common.accounting import Release
-from common.config import PrivacyConfig
 from common.error import RefusalError
 from common.ledger import DataSet
+from common.privacy_config import PrivacyConfig
 from tests.budgets import DELTA, NOTES, PRIVACY, RECORDS, RELEASE, budget, charge, cost, read
 
 

@@ -9,7 +9,7 @@ import pytest
 from client_app.budget import Budget, Limits
 from common import ledger
 from common.accounting import Release
-from common.config import PrivacyConfig
+from common.privacy_config import PrivacyConfig
 from common.record import Run
 from deploy.command import main
 from deploy.flower import program

@@ -16,8 +16,9 @@ from client_app.training import train
 from common import models
 from common.accounting import Release
 from common.adapter import Key, State, Update
-from common.config import LoraConfig, PrivacyConfig, RunConfig, TrainConfig
+from common.config import LoraConfig, RunConfig, TrainConfig
 from common.error import BouquetError
+from common.privacy_config import PrivacyConfig
 from common.tasks import Example
 from strategies import FLASC, RULES, FedIT, Ravan, build, read_config
 from strategies.private_mean import PrivateMean

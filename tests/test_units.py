@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from client_app.units import Units, Wanted, node_units
 from common import records, sources
-from common.config import DataConfig, ModelConfig, PrivacyConfig, TaskConfig
+from common.config import DataConfig, ModelConfig, TaskConfig
 from common.node_config import NodeConfig
+from common.privacy_config import PrivacyConfig
 
 SLOW = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CLASSIFY = TaskConfig(name="classify", labels=2)

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from common.config import Count, CountOrOff
 from common.error import BouquetError, did_you_mean
+from common.ranges import Count, CountOrOff
 from common.section import ConfigError, Section, flatten, validate
 from strategies import RULES, build, read_config
 

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from common import base, record
-from common.config import PrivacyConfig
+from common.privacy_config import PrivacyConfig
 from common.tasks import TASKS
 from deploy.export.source import Source
 from strategies import RULES

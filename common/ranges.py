@@ -1,0 +1,28 @@
+"""What the values of a config may be, where more than one section has such values."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+Count = Annotated[int, Field(ge=1)]
+CountOrOff = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+Delta = Annotated[float, Field(ge=1e-15, le=0.1)]
+LearningRate = Annotated[float, Field(ge=0, le=10)]
+
+
+def _file_name(name: str) -> str:
+    # What names a folder on every machine must not lead out of one.
+    if name and not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise PydanticCustomError(
+            "file_name", "at most 100 letters, digits, dots and hyphens, a dot or hyphen not first"
+        )
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
