@@ -33,6 +33,11 @@ class Memory:
         """The folder of the node's own PEFT adapter, where the rule or the head is personal."""
         return self._node / "adapter"
 
+    def make(self) -> None:
+        """Make the folders, for this user alone; those that are there stay as they are."""
+        if not self._folder.exists():
+            owned.make_folder(self._folder)
+
     @property
     def rank(self) -> int:
         """The rank that the node has come down to; 0 where it has not."""
@@ -81,7 +86,7 @@ class Memory:
         return sorted(self._folder.glob(f"{name}-*.safetensors"))
 
     def _building(self, name: str) -> Path:
-        owned.make_folder(self._folder)
+        self.make()
         return self._folder / f"{name}.building"
 
     def _replace(self, building: Path, name: str) -> None:

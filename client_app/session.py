@@ -268,6 +268,7 @@ class Session:
     def _export(self, model: LoraModel, state: State) -> None:
         """Leave the node's own adapter in its state directory, where the rule or the head is personal."""
         if self.rule.personal or self.config.task.head == "local":
+            self.memory.make()
             own = State(model.tensors(), state.scale, state.round, state.offset)
             export(own, self.config, self.memory.adapter, with_head=True)
 

@@ -184,7 +184,7 @@ def test_a_local_model_is_loaded_where_the_policy_lists_it(model, tmp_path):
 )
 def test_what_may_not_leave_does_not(kind, content, message, tmp_path):
     allowed = Policy.of(NodeConfig(policy=policy(tmp_path, 'parts = ["B"]\ncodecs = ["fp32"]\n')))
-    config = read_config(PRIVATE)
+    config = read_config({**PRIVATE, "data.partition": "iid"})
     allowed.check_run(config, build(config), NodeConfig())
     allowed.check_reply("train", reply(), config, 1.0)
     allowed.check_reply("train", reply(weight=3.0), config, 3.0)

@@ -185,7 +185,7 @@ def test_a_coordinators_delta_does_not_make_a_run_look_cheap(settings, tmp_path)
 def test_a_refused_node_has_not_trained(settings, tmp_path):
     flat = settings(**{**PRIVATE, "rule.name": "fedsa-lora", "num-server-rounds": 1})
     run_in_process(flat, nodes=2, node_config={1: with_budget(tmp_path / "ward", 0.01)})
-    assert [file.parent.name for file in tmp_path.rglob("personal-*.safetensors")] == ["node-000"]
+    assert [file.parents[1].name for file in tmp_path.rglob("personal-*.safetensors")] == ["node-000"]
 
 
 @pytest.mark.slow
