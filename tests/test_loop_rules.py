@@ -21,11 +21,11 @@ def test_a_coarse_codec_sends_less_and_learns_about_as_much(codec, settings, tmp
     whole, coarse = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "coarse"))
     assert coarse["bytes_up"] < whole["bytes_up"] / (3.8 if codec == "int8" else 6.5)
     assert coarse["after"]["all"] == pytest.approx(whole["after"]["all"], rel=0.03)
-    assert sorted(file.parent.name for file in (tmp_path / "state/coarse").rglob("feedback-0002.safetensors")) == [
+    assert sorted(file.parent.name for file in (tmp_path / "state/runs/coarse").rglob("feedback-0002.safetensors")) == [
         "node-000",
         "node-001",
     ]
-    assert not list((tmp_path / "state/whole").rglob("*.safetensors"))
+    assert not list((tmp_path / "state/runs/whole").rglob("*.safetensors"))
 
 
 def test_fed_sb_starts_from_a_public_gradient_and_sends_its_frames_once(settings, tmp_path, capsys):
