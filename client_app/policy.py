@@ -249,9 +249,8 @@ def _named(model: ModelConfig) -> str:
 
 
 def _distant(model: str) -> list[str]:
-    """What a policy that lists no models allows: the embedded one, and hub ids, which are no folders here."""
-    path = Path(model).expanduser()
-    local = path.is_absolute() or model.startswith((".", "~")) or path.exists()
+    """What a policy that lists no models allows: the embedded one, and hub ids."""
+    local = Path(model).is_absolute() or model.startswith((".", "~"))
     return ["embedded", "a hub id"] if local else []
 
 

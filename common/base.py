@@ -31,6 +31,13 @@ def location(name: str) -> str:
     if name == "embedded":
         return str(embedded.unpack())
     path = Path(name).expanduser()
+    if path.is_dir() and not path.is_absolute() and not name.startswith("."):
+        raise BouquetError(
+            "the model cannot be loaded",
+            where="model.name",
+            got=f"'{name}', a hub id that is a folder here too",
+            cure="Name the folder by its absolute path.",
+        )
     if path.is_dir():
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")):

@@ -35,7 +35,7 @@ INSTRUCT = {"name": "instruct", "prompt": "text", "answer": "answer"}
 POLICY: dict[str, Any] = {
     "rules": ["*"],
     "models": [tiny_llama(), "embedded"],
-    "privacy": {"modes": ["example", "update-local"]},
+    "privacy": {"modes": ["none", "example", "update-local"]},
 }
 LENGTHS = {"max-length": [4, 5, 8, 16, 32, 512]}
 RUN = {
@@ -61,6 +61,7 @@ RUN = {
     "evaluation.prompt": "",
 }
 LOCAL = {"privacy.mode": "update-local"}
+MANY_VALUES = {"lora.rank": 32, "lora.targets": "all-linear"}  # enough to tell a deviation by
 PLAIN = {"privacy.mode": "none", "privacy.noise-multiplier": 0.0}
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from common import accounting
 from common.accounting import Release
-from tests.attacks.hostile import LOCAL, RUN, Node, failure, refused, update
+from tests.attacks.hostile import LOCAL, MANY_VALUES, RUN, Node, failure, refused, update
 from tests.attacks.tools import FORK
 
 DELTA = 1e-5
@@ -119,7 +119,7 @@ def test_noise_that_is_planned_for_one_round_is_not_used_in_six(tmp_path):
     assert accounting.epsilon(releases, DELTA, "rdp") <= LIMIT + 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_runs_at_once_do_not_both_spend_the_last_of_it(tmp_path):
     """Two processes, as Flower starts them, of one node in two runs."""
     node = Node(tmp_path, privacy_epsilon=LIMIT)
@@ -140,8 +140,8 @@ def test_two_runs_at_once_do_not_both_spend_the_last_of_it(tmp_path):
 def test_what_is_counted_here_is_what_left(tmp_path):
     """The noise of an update has the deviation that the run config says, so that counting updates is counting it."""
     node = Node(tmp_path)
-    run = LOCAL | {"privacy.clip": 1e-2}
+    run = LOCAL | MANY_VALUES | {"privacy.clip": 1e-2}
     change = update(node.ask("train", run), run)
     values = [value for tensor in change.values() for value in tensor.flatten().tolist()]
     deviation = (sum(value**2 for value in values) / len(values)) ** 0.5
-    assert deviation == pytest.approx(2 * 1e-2 * RUN["privacy.noise-multiplier"], rel=0.05)
+    assert deviation == pytest.approx(2 * 1e-2 * RUN["privacy.noise-multiplier"], rel=0.08)

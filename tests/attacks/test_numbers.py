@@ -3,12 +3,27 @@
 import pytest
 import torch
 
-from tests.attacks.hostile import CLASSIFY, LOCAL, RECORDS, Node, failure, heard, neighbours, refused, task, update
+from tests.attacks.hostile import (
+    CLASSIFY,
+    LOCAL,
+    MANY_VALUES,
+    RECORDS,
+    Node,
+    failure,
+    heard,
+    neighbours,
+    refused,
+    task,
+    update,
+)
 from tests.attacks.taps import sums
 
 MANY = [{**record, "text": f"{record['text']}# {turn}\n"} for turn in range(8) for record in RECORDS]
 PLANNED = {"privacy.noise-multiplier": 0.0, "privacy.expected-batch": 4}
 SIZES = {"one more": (8, 9), "twice as many": (8, 16), "eight times": (8, 64), "one and many": (1, 64)}
+SOME = [
+    name if name in ("one more", "eight times") else pytest.param(name, marks=pytest.mark.exhaustive) for name in SIZES
+]
 RUNS = {
     "planned": PLANNED,
     "planned exactly": PLANNED | {"privacy.accountant": "prv", "privacy.epsilon": 20.0},
@@ -21,7 +36,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", SOME)
 @pytest.mark.parametrize("run", RUNS)
 def test_how_many_there_are_is_neither_planned_with_nor_written_down(run, sizes, tmp_path):
     less, more = neighbours(tmp_path, *(MANY[:size] for size in SIZES[sizes]))
@@ -33,19 +48,18 @@ def test_how_many_there_are_is_neither_planned_with_nor_written_down(run, sizes,
     assert rows[0] == rows[1] != []
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", SOME)
 @pytest.mark.parametrize("clip", [1e-3, 1.0])
 def test_the_noise_of_a_change_is_as_large(clip, sizes, tmp_path):
-    run = LOCAL | {"privacy.noise-multiplier": 0.0, "privacy.epsilon": 1.0, "privacy.clip": clip, "lora.rank": 8}
+    run = LOCAL | MANY_VALUES | {"privacy.noise-multiplier": 0.0, "privacy.epsilon": 1.0, "privacy.clip": clip}
     found = []
     for node in neighbours(tmp_path, *(MANY[:size] for size in SIZES[sizes])):
         change = update(node.ask("train", run), run)
         found.append(float(torch.cat([tensor.flatten() for tensor in change.values()]).std()))
-    # The deviation of 512 values is known to 3 %.
-    assert found[0] == pytest.approx(found[1], rel=0.25)
+    assert found[0] == pytest.approx(found[1], rel=0.08)
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", SOME)
 def test_the_noise_of_a_sum_is_as_large(sizes, tmp_path):
     run = PLANNED | {"train.steps": 2}
     found = []
@@ -57,7 +71,7 @@ def test_the_noise_of_a_sum_is_as_large(sizes, tmp_path):
     assert len(found[0]) == 2
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", SOME)
 @pytest.mark.parametrize("mode", ["example", "update-local"])
 def test_a_budget_ends_in_the_same_round(mode, sizes, tmp_path):
     run = {"privacy.expected-batch": 4, "privacy.noise-multiplier": 2.0, "privacy.mode": mode}
@@ -71,7 +85,7 @@ def test_a_budget_ends_in_the_same_round(mode, sizes, tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", SOME)
 def test_weights_and_steps_are_not_counted_from_the_data(sizes, tmp_path):
     for number, run in enumerate(
         ({"train.weighting": "examples"}, {"train.steps": 0}, {"train.weighting": "declared"})
@@ -80,7 +94,7 @@ def test_weights_and_steps_are_not_counted_from_the_data(sizes, tmp_path):
         assert heard(less, run) == heard(more, run)
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", SOME)
 def test_what_is_personal_stays_as_large(sizes, bert, tmp_path):
     """A personal head, and a rule that keeps one factor at home."""
     run = {

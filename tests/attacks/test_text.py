@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import socket
 import tempfile
 import threading
@@ -110,25 +109,25 @@ def test_the_names_of_fields_stay(asked, mode, tmp_path):
     assert said(own, run) + said(shared, run | {"data.source": source}) == []
 
 
-@pytest.mark.parametrize("mode", ["none", "example"])
+@pytest.mark.parametrize("mode", ["none", "open", "example"])
 @pytest.mark.parametrize("key", ["data.source", "model.name"])
-@pytest.mark.parametrize("prefix", ["", "../", "~", "file://"])
-def test_a_path_that_the_coordinator_names_tells_nothing_of_what_is_there(prefix, key, mode, tmp_path):
-    """A file of records, a folder, a secret and nothing at all have one answer."""
+@pytest.mark.parametrize("prefix", ["", "../", "~", "file://", "bare"])
+def test_a_path_that_the_coordinator_names_tells_nothing_of_what_is_there(prefix, key, mode, tmp_path, monkeypatch):
+    """A file of records, a folder, a secret and nothing have one answer; an open node is one without a policy."""
+    monkeypatch.chdir(tmp_path)
     places = {name: tmp_path / f"{name:_<7}" for name in ("model", "records", "secret", "nothing")}
     places["model"].mkdir()
     (places["model"] / "config.json").write_text(json.dumps({"model_type": CANARY, CANARY: CANARY}))
     places["records"].mkdir()
     written(places["records"], [*RECORDS, SECRET])
     places["secret"].write_text(CANARY)
-    facts = {"privacy_epsilon": None} if mode == "none" else {}
+    facts = {"none": {"privacy_epsilon": None}, "open": OPEN, "example": {}}[mode]
     node = Node(tmp_path / "node", None if key == "data.source" else RECORDS, **facts)
-    base = PLAIN if mode == "none" else {}
+    base = ({} if mode == "example" else PLAIN) | ({"model.name": "embedded"} if mode == "open" else {})
     answers = {}
     for name, place in places.items():
-        path = {"../": os.path.relpath(place), "~": f"~/../{place}", "file://": f"file://{place}"}.get(
-            prefix, str(place)
-        )
+        ways = {"../": f"../{tmp_path.name}/{place.name}", "~": f"~/../{place}", "file://": f"file://{place}"}
+        path = {"": str(place), "bare": place.name, **ways}[prefix]
         replies = [node.ask(kind, base | {key: path}) for kind in ("query", "train")]
         assert [piece for reply in replies for piece in pieces(reply)] == []
         assert all(failure(reply) for reply in replies)
@@ -138,7 +137,7 @@ def test_a_path_that_the_coordinator_names_tells_nothing_of_what_is_there(prefix
 
 @pytest.mark.parametrize("source", ["/etc/passwd", "/etc", "/proc/self/environ", "~/.ssh", "/dev/zero", "."])
 @pytest.mark.parametrize("mode", ["none", "example"])
-def test_a_node_without_data_reads_no_file_that_its_operator_has_not_listed(source, mode, tmp_path):
+def test_a_node_without_data_reads_no_file_that_nobody_has_listed(source, mode, tmp_path):
     node = Node(tmp_path, None, **({"privacy_epsilon": None} if mode == "none" else {}))
     run = (PLAIN if mode == "none" else {}) | {"data.source": source}
     for kind in ("query", "train"):
