@@ -102,7 +102,7 @@ def test_personal_factors_survive_a_resume(settings, tmp_path):
     (file, _) = sorted((tmp_path / "state").rglob("adapter_model.safetensors"))
     layer = "model.layers.0.mlp.up_proj"
     assert torch.equal(load_file(file)[f"base_model.model.{layer}.lora_B.weight"], first[f"{layer}:B"])
-    assert [entry.name for entry in (tmp_path / "state").iterdir() if entry.is_dir()] == ["run"]
+    assert [entry.name for entry in (tmp_path / "state/runs").iterdir() if entry.is_dir()] == ["run"]
 
 
 def test_a_name_that_is_taken_is_refused(settings):
