@@ -84,7 +84,7 @@ def test_a_revoked_node_is_shut_out_and_a_rotated_key_comes_back(wards):
 
 def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     private = {"privacy.mode": "example", "privacy.accountant": "rdp", "privacy.expected-batch": 8}
-    private |= {"rule.name": "ffa-lora", "train.weighting": "uniform", "privacy.records": 400}
+    private |= {"rule.name": "ffa-lora", "train.weighting": "uniform", "privacy.records": 400, "data.partition": "iid"}
     trained_on, steps, rounds = 40, 2, 2  # data.limit of the 400
     release = accounting.plan(read_config(private).privacy, trained_on, steps, rounds)
     once, twice = (accounting.epsilon([release] * turns, 1e-5, "rdp") for turns in (1, 2))
