@@ -18,14 +18,13 @@ import torch
 from common.error import BouquetError
 from common.gaussian import Gaussian
 from common.privacy_config import PrivacyConfig
+from common.ranges import LEAST_CLIP, MOST_CLIP
 
 RATE = 0.2
 """Eta, the paper's."""
 
 COUNT_SHARE = 0.05
 """The count's noise s as a share of the expected batch, the paper's."""
-
-SMALLEST, LARGEST = 1e-4, 1e4
 
 
 class Clip:
@@ -62,4 +61,4 @@ class Clip:
         ((_, noised),) = count.release({"count": torch.tensor([surplus], dtype=torch.float64)})
         within = 0.5 + noised.item() / self._batch
         moved = self.norm * math.exp(-RATE * (within - self._quantile))
-        self.norm = min(max(moved, SMALLEST), LARGEST)
+        self.norm = min(max(moved, LEAST_CLIP), MOST_CLIP)

@@ -33,6 +33,7 @@ from client_app.clipping import Clip
 from client_app.per_example import Engine, attach
 from client_app.probe import probe, vocabulary
 from client_app.training import Penalty, Training, descend, outputs
+from client_app.units import Unit
 from common.accounting import Release
 from common.adapter import Key, Tensors
 from common.config import TrainConfig
@@ -41,10 +42,7 @@ from common.gaussian import Gaussian
 from common.gaussian import clip as clipped
 from common.models import LoraModel
 from common.privacy_config import PrivacyConfig
-from common.tasks import Example, Task
-
-Unit = Sequence[Example]
-"""What the promise is about: one example of a record, or all of a person's."""
+from common.tasks import Task
 
 
 def train_privately(

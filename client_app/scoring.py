@@ -29,7 +29,7 @@ def noised_score(
         total += torch.tensor(_merit(model, task, unit, pad, batch_size), dtype=torch.float64)
     mechanism = Gaussian(math.sqrt(2), noise_multiplier)
     # The rounding to the grid may move the sum by what the mechanism keeps free for it.
-    (noised,) = (tensor for _, tensor in mechanism.release({"score": total * (mechanism.bound / math.sqrt(2))}))
+    ((_, noised),) = mechanism.release({"score": total * (mechanism.bound / math.sqrt(2))})
     merit, count = noised.tolist()
     return {"merit": merit, "count": count}
 

@@ -134,9 +134,7 @@ class Session:
         """One round of local training, from the state in the message to the update that leaves."""
         model, state = self.exchange.receive(message)
         if self.config.privacy.mode == "example":
-            # Before the charge: what is refused whatever the data costs nothing.
-            keys, options = self._trained(model, state)
-            check_apart(model, keys, self.task, self.config.privacy, self.pad, options["blocks"])
+            self._check_apart(model, state)
         release = self._charge(state.round) if self.private else None
         if release and self.guarded:
             sent, count, metrics = self._guarded_change(model, state, release), 1, dict[str, Any]()
@@ -145,6 +143,11 @@ class Session:
         weights = {"examples": float(count), "declared": self.node.weight, "uniform": 1.0}
         record = self.exchange.pack(Update(sent, weights[self.config.train.weighting], state.scale, state.slots), state)
         return RecordDict({"update": record, "metrics": MetricRecord({} if self.private else metrics)})
+
+    def _check_apart(self, model: LoraModel, state: State) -> None:
+        """Look at the model before a charge: what is refused whatever the data costs nothing."""
+        keys, options = self._trained(model, state)
+        check_apart(model, keys, self.task, self.config.privacy, self.pad, options["blocks"])
 
     def _charge(self, round: int) -> Release:
         """Plan what this round gives away, and charge it."""
@@ -257,8 +260,7 @@ class Session:
 
     def _noised_score(self, model: LoraModel, state: State) -> dict[str, float]:
         """The private score of the held-out units, charged before any of them is looked at."""
-        keys, options = self._trained(model, state)
-        check_apart(model, keys, self.task, self.config.privacy, self.pad, options["blocks"])
+        self._check_apart(model, state)
         probe_scores(model, self.task, self.pad)
         noise = self.config.privacy.score_noise
         self.epsilon = self.spending.charge(Release(noise, 1.0, 1), state.round)

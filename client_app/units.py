@@ -24,6 +24,7 @@ from common.sources import Stamp
 from common.tasks import Example, Task
 
 Unit = Sequence[Example]
+"""What the promise is about: one example of a record, or all of a person's."""
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,12 @@ from typing import Any, Literal
 
 from common.error import BouquetError
 from common.privacy_config import Mode, PrivacyConfig
+from common.ranges import LEAST_DELTA, LEAST_NOISE, MOST_DELTA, MOST_NOISE
 
 Accountant = Literal["prv", "rdp"]
 
 # Noise multiplier, sample rate and steps of each mechanism, as Opacus has it.
 History = tuple[tuple[float, float, int], ...]
-
-# The least and the most noise that an accountant is asked about, but for none at all.
-LEAST_NOISE, MOST_NOISE = 0.01, 1e6
 
 # PRV fails far out; where RDP says more than this, no promise is left to make tighter.
 LOOSE = 100.0
@@ -81,7 +79,7 @@ def epsilon(releases: Sequence[Release], delta: float, accountant: Accountant) -
 
     Raises :class:`BouquetError` on a delta that no accountant can be asked about.
     """
-    _check("delta", delta, 1e-15 <= delta <= 0.1, "1e-15 to 0.1")
+    _check("delta", delta, LEAST_DELTA <= delta <= MOST_DELTA, "1e-15 to 0.1")
     totals: Counter[tuple[float, float]] = Counter()
     for release in releases:
         totals[release.noise_multiplier, release.sample_rate] += release.steps

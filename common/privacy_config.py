@@ -5,14 +5,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from common.ranges import Count, Delta
+from common.ranges import LEAST_CLIP, LEAST_NOISE, MOST_CLIP, MOST_NOISE, Count, Delta
 from common.section import Section
 
 Mode = Literal["none", "example", "update-local", "update-central"]
 
 
 def _noise(multiplier: float) -> float:
-    if multiplier and not 0.01 <= multiplier <= 1e6:
+    if multiplier and not LEAST_NOISE <= multiplier <= MOST_NOISE:
         raise PydanticCustomError("noise_multiplier", "0, or a number from 0.01 to 1,000,000")
     return multiplier
 
@@ -35,7 +35,7 @@ class PrivacyConfig(Section):
     epsilon: Annotated[float, Field(ge=1e-3, le=1e4)] = 8.0
     delta: Delta = 1e-5
     noise_multiplier: Annotated[float, AfterValidator(_noise)] = 0.0
-    clip: Annotated[float, Field(ge=1e-4, le=1e4)] = 1.0
+    clip: Annotated[float, Field(ge=LEAST_CLIP, le=MOST_CLIP)] = 1.0
     clip_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.0
     unit: str = "record"
     unit_cap: Count = 8

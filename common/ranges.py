@@ -12,7 +12,12 @@ Share = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-Delta = Annotated[float, Field(ge=1e-15, le=0.1)]
+LEAST_DELTA, MOST_DELTA = 1e-15, 0.1
+LEAST_NOISE, MOST_NOISE = 0.01, 1e6
+"""Of a noise multiplier, but for none at all: what an accountant can be asked about."""
+LEAST_CLIP, MOST_CLIP = 1e-4, 1e4
+
+Delta = Annotated[float, Field(ge=LEAST_DELTA, le=MOST_DELTA)]
 LearningRate = Annotated[float, Field(ge=0, le=10)]
 
 
