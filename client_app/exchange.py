@@ -1,12 +1,13 @@
 """What a node receives and sends: a state that is checked, completed and installed, and an update that is packed."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from flwr.app import ArrayRecord, Message
 
 from client_app.memory import Memory
 from common import models, wire
-from common.adapter import State, Tensors, Update, check_range, digest, leading
+from common.adapter import Spec, State, Tensors, Update, check_form, check_range, digest, leading
 from common.codec import CODECS
 from common.config import RunConfig
 from common.error import BouquetError
@@ -32,10 +33,11 @@ class Exchange:
 
     def receive(self, message: Message) -> tuple[LoraModel, State]:
         """The state in a message: checked, completed with what this side has of it, and installed in the model."""
-        header, state = wire.unpack_state(message.content.array_records["state"], rule=self.rule.name)
         config, rule = self.config, self.rule
         mode = config.privacy.mode
         model = models.load(config.model, config.lora, config.task, self.node.device, rule.blocks, mode)
+        fits = partial(check_form, spec=self._whole(model))
+        header, state = wire.unpack_state(message.content.array_records["state"], rule=rule.name, fits=fits)
         if header.held:
             state = replace(state, adapter=self._held(model, state, header) | state.adapter)
         if frames := {key: t for key, t in state.adapter.items() if key.part in rule.fixed - rule.drawn}:
@@ -55,8 +57,7 @@ class Exchange:
 
     def _held(self, model: LoraModel, state: State, header: wire.Header) -> Tensors:
         """What the message leaves out: drawn here, or received before; the coordinator's digest proves it the same."""
-        spec = replace(model.spec, rank=self.config.lora.rank, scale=self.config.lora.scale)
-        drawn = self.rule.draw(spec, self.config.seed, state.round)
+        drawn = self.rule.draw(self._whole(model), self.config.seed, state.round)
         held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
         held |= {key: t for key, t in self.memory.load("frames", state.round).items() if key not in state.adapter}
         if digest(held) != header.held:
@@ -68,6 +69,10 @@ class Exchange:
                 cure="Use the same torch version and the same seed on every machine.",
             )
         return held
+
+    def _whole(self, model: LoraModel) -> Spec:
+        """The adapter of the run's whole rank, of which this node may have a part."""
+        return replace(model.spec, rank=self.config.lora.rank, scale=self.config.lora.scale)
 
     def pack(self, update: Update, state: State) -> ArrayRecord:
         """The update as it leaves. What a coarse codec loses of it is kept, and added to the next one."""

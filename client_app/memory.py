@@ -58,7 +58,7 @@ class Memory:
 
     def load(self, name: str, round: int) -> Tensors:
         """What was saved under a name for ``round``, or last before it; nothing before that."""
-        before = [file for file in self._files(name) if int(file.stem.rpartition("-")[2]) <= round]
+        before = [file for file in self._files(name) if _round(file) <= round]
         if not before:
             return {}
         return {Key(*key.rsplit(":", 1)): tensor for key, tensor in load_file(before[-1]).items()}
@@ -83,7 +83,8 @@ class Memory:
         self._replace(building, name)
 
     def _files(self, name: str) -> list[Path]:
-        return sorted(self._folder.glob(f"{name}-*.safetensors"))
+        """The files of a set, the newest round last."""
+        return sorted(self._folder.glob(f"{name}-*.safetensors"), key=_round)
 
     def _building(self, name: str) -> Path:
         self.make()
@@ -92,3 +93,7 @@ class Memory:
     def _replace(self, building: Path, name: str) -> None:
         building.chmod(0o600)
         os.replace(building, self._folder / name)
+
+
+def _round(file: Path) -> int:
+    return int(file.stem.rpartition("-")[2])

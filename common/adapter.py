@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from common.error import BouquetError
+from common.threads import each
 
 FACTORS = frozenset({"A", "B"})
 CORE = frozenset({"R", "s"})
@@ -27,7 +28,9 @@ OFFSET = frozenset({"Q", "P"})
 HEAD = frozenset({"W", "b"})
 
 LARGEST = 1e6
-"""The size of the values of a state that a node works with: well above what any training has led to."""
+"""The size of the values of a state or an update: well above what any training has led to."""
+HEAVIEST = 2.0**31
+"""The weight of an update: it counts examples, or is declared."""
 
 
 class Key(NamedTuple):
@@ -79,8 +82,9 @@ class State:
 
     ``adapter`` holds the factors (and the shared head), ``scale`` is s, ``offset`` holds Q and P of every layer that
     has one. The update to the base weight of a layer is ``s B A + Q P``, or ``s B R A + Q P`` with a core. ``memory``
-    is what the server alone keeps, by name; it never travels. ``slots`` says which of the federation's slots the
-    factors of a node's view are, or which blocks of the core it trains; empty means the leading ones, or all blocks.
+    is what the server alone keeps, by name, and ``seed`` the run's, for what it draws; neither travels. ``slots`` says
+    which of the federation's slots the factors of a node's view are, or which blocks of the core it trains; empty means
+    the leading ones, or all blocks.
     """
 
     adapter: Tensors
@@ -89,6 +93,7 @@ class State:
     offset: Tensors = field(default_factory=dict)
     memory: Mapping[str, Tensors] = field(default_factory=dict)
     slots: tuple[int, ...] = ()
+    seed: int = 0
 
     @property
     def rank(self) -> int:
@@ -125,17 +130,24 @@ class Update:
         )
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor an infinity."""
-    # A finite sum proves it in one pass and no memory; one that is not may be an overflow of finite values.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+def check_values(tensors: Mapping[Key, Tensor], what: str) -> None:
+    """Raise :class:`BouquetError` unless every value is a number that training can have led to."""
+    for key, tensor in tensors.items():
+        if not tensor.numel():
+            continue
+        least, most = map(float, torch.aminmax(tensor))
+        if not -LARGEST <= least <= most <= LARGEST:
+            raise BouquetError(
+                f"{what} out of range",
+                where=str(key),
+                expected=f"values within {LARGEST:g}",
+                got=f"{least:.4g} to {most:.4g}",
+            )
 
 
 def check_range(state: State) -> None:
-    """Raise :class:`BouquetError` unless every value of a received state is one that training can have led to."""
-    for key, tensor in {**state.adapter, **state.offset}.items():
-        if not (all_finite(tensor) and float(tensor.abs().max() if tensor.numel() else 0) <= LARGEST):
-            raise BouquetError("a state out of range", where=str(key), expected=f"values within {LARGEST:g}")
+    """Raise :class:`BouquetError` unless every value of a state is one that training can have led to."""
+    check_values({**state.adapter, **state.offset}, "a state")
     if not 0 < state.scale <= LARGEST or not 0 <= state.round <= LARGEST:
         raise BouquetError(
             "a state out of range",
@@ -143,6 +155,46 @@ def check_range(state: State) -> None:
             expected=f"up to {LARGEST:g}",
             got=f"{state.scale}, {state.round}",
         )
+
+
+def check_form(state: State, spec: Spec) -> None:
+    """Raise :class:`BouquetError` unless a received state is of ``spec``'s model by names and shapes.
+
+    Parts may be missing, slots may be fewer, and values need not have been read.
+    """
+    largest = spec.factor_shapes() | dict(spec.head)
+    for key, tensor in {**state.adapter, **state.offset}.items():
+        shape = tuple(tensor.shape)
+        if key.part in OFFSET:
+            fits = key.layer in spec.layers and _offset_fits(state.offset, spec, key.layer)
+        else:
+            fits = key in largest and shape in (largest[key], _narrow(key, largest[key], shape))
+        if not fits:
+            raise BouquetError(
+                "a state that does not fit this machine's model",
+                where=str(key)[:200],
+                expected=f"shape {largest[key]}, or fewer slots" if key in largest else "a layer of the model",
+                got=f"shape {shape}",
+                cure="Every machine must use the same model, lora.* and task.* settings.",
+            )
+
+
+def _narrow(key: Key, whole: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a factor of as few slots as ``shape`` has."""
+    if key.part not in FACTORS or len(shape) != 2:
+        return whole
+    slots = min(shape[0 if key.part == "A" else 1], whole[0 if key.part == "A" else 1])
+    return (slots, whole[1]) if key.part == "A" else (whole[0], slots)
+
+
+def _offset_fits(offset: Tensors, spec: Spec, layer: str) -> bool:
+    """Whether Q and P of a layer are both there, and of no more columns than such a layer can need."""
+    q, p, (d_out, d_in) = offset.get(Key(layer, "Q")), offset.get(Key(layer, "P")), spec.layers[layer]
+    if q is None or p is None or q.ndim != 2:
+        return False
+    columns = q.shape[1]
+    # What a view leaves to the node of other slots stands beside the offset.
+    return q.shape == (d_out, columns) and p.shape == (columns, d_in) and columns <= min(d_out, d_in) + spec.rank
 
 
 def leading(key: Key, tensor: Tensor, rank: int) -> Tensor:
@@ -170,22 +222,27 @@ def weighted_mean(updates: Iterable[tuple[float, Tensors]]) -> Tensors:
         for key, tensor in tensors.items():
             total[key] = total.get(key, 0.0) + weight
             if key in mean:
-                mean[key].lerp_(tensor, weight / total[key])
+                mean[key] = towards(mean[key], tensor, weight / total[key])
             else:
                 mean[key] = tensor.clone()
     return mean
+
+
+def towards(start: Tensor, end: Tensor, share: float | Tensor) -> Tensor:
+    """``start + share (end - start)``; just ``end`` at a share of 1.
+
+    ``torch.lerp``, in additions and multiplications that every CPU rounds alike.
+    """
+    step, rest = end - start, 1 - share
+    if isinstance(share, float):
+        return start + step * share if share < 0.5 else end - step * rest
+    return torch.where(share < 0.5, start + step * share, end - step * rest)
 
 
 def squared_norm(left: Tensor, right: Tensor) -> Tensor:
     """The squared Frobenius norm of ``left @ right``, in float64: ``sum((L^T L) * (R R^T))``."""
     left, right = left.double(), right.double()
     return ((left.T @ left) * (right @ right.T)).sum().clamp_min(0)
-
-
-def orthonormal_rows(rank: int, width: int, generator: torch.Generator) -> Tensor:
-    """Random orthonormal rows, ``rank x width``; rows beyond ``width`` are zero, as no more can be orthonormal."""
-    columns, _ = torch.linalg.qr(torch.randn(width, rank, generator=generator))
-    return torch.cat([columns.T, torch.zeros(rank - columns.shape[1], width)])
 
 
 def low_rank_svd(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,11 +265,15 @@ def directions_holding(energy: float, singular: Tensor) -> int:
     return min(int((share < energy).sum()) + 1, len(singular))
 
 
+def numerical_rank(singular: Tensor, shape: LayerShape) -> int:
+    """How many singular values of a float64 decomposition are more than its rounding."""
+    return int((singular > singular[0] * max(shape) * torch.finfo(torch.float64).eps).sum())
+
+
 def recompress(left: Tensor, right: Tensor, energy: float = 1.0) -> tuple[Tensor, Tensor]:
     """The same product ``left @ right`` in as few columns as its numerical rank; in fewer if ``energy`` allows."""
     u, singular, vh = low_rank_svd(left.double(), right.double())
-    tolerance = singular[0] * max(left.shape[0], right.shape[1]) * torch.finfo(torch.float32).eps
-    rank = max(1, int((singular > tolerance).sum()))
+    rank = max(1, numerical_rank(singular, LayerShape(left.shape[0], right.shape[1])))
     if energy < 1:
         rank = min(rank, directions_holding(energy, singular))
     left_factor, right_factor = balanced(u, singular, vh, rank)
@@ -224,20 +285,45 @@ def break_even_rank(d_out: int, d_in: int) -> int:
     return d_out * d_in // (d_out + d_in)
 
 
-def extend_offset(offset: Tensors, extra: Tensors, energy: float = 1.0) -> Tensors:
-    """Add two offsets: factors side by side, recompressed where the rank passes the break-even rank.
+def multiplied(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product ``left @ right`` as one dense factor, and an identity on the smaller side.
 
-    The recompression is exact, or keeps a share ``energy`` of the squared singular values.
+    An identity is nearly free to send, as zeros do not travel, so that this costs what the product does. Factors that
+    begin with such a pair, as those that are extended again do, have it added and not multiplied.
     """
-    total = dict(offset)
-    for layer in dict.fromkeys(key.layer for key in extra):
+    (d_out, _), (_, d_in) = left.shape, right.shape
+    small = min(d_out, d_in)
+    dense = torch.zeros(d_out, d_in, dtype=torch.float64)
+    if left.shape[1] >= small and torch.equal((left[:, :small] if d_out < d_in else right[:small]), torch.eye(small)):
+        dense += right[:small] if d_out < d_in else left[:, :small]
+        left, right = left[:, small:], right[small:]
+    dense = (dense + left.double() @ right.double()).float()
+    return (torch.eye(small), dense) if d_out < d_in else (dense, torch.eye(small))
+
+
+def extend_offset(offset: Tensors, extra: Tensors, energy: float = 1.0) -> Tensors:
+    """Add two offsets: factors side by side, or past the break-even rank their product.
+
+    With ``energy`` below 1 the factors are recompressed there instead, to that share of the squared singular values;
+    what is past the break-even rank even so is multiplied out.
+    """
+
+    def extended(layer: str) -> tuple[Tensor, Tensor]:
         q, p = Key(layer, "Q"), Key(layer, "P")
         left, right = extra[q], extra[p]
         if q in offset:
             left, right = torch.cat([offset[q], left], dim=1), torch.cat([offset[p], right], dim=0)
-        if left.shape[1] > break_even_rank(left.shape[0], right.shape[1]):
+        most = break_even_rank(left.shape[0], right.shape[1])
+        if left.shape[1] > most and energy < 1:
             left, right = recompress(left, right, energy)
-        total[q], total[p] = left, right
+        if left.shape[1] > most:
+            left, right = multiplied(left, right)
+        return left, right
+
+    layers = list(dict.fromkeys(key.layer for key in extra))
+    total = dict(offset)
+    for layer, (left, right) in zip(layers, each(layers, extended), strict=True):
+        total[Key(layer, "Q")], total[Key(layer, "P")] = left, right
     return total
 
 

@@ -151,9 +151,11 @@ class EvaluationConfig(Section):
 class RoundConfig(Section):
     """When a round is over, and when the run is. Seconds; ``patience`` = 0 never stops early.
 
-    A round counts if ``min_replies`` of the nodes it asked have replied, and at least ``fewest_replies``. A node that
-    fails ``max_failures`` times in a row (0: however often) is left out of the next ``sit_out`` rounds. ``max_norm``
-    bounds the norm of what one node changes (0: any); the record shows what is usual.
+    A round counts if ``min_replies`` of the nodes that belong to the run (or of the share that is asked) have replied,
+    and at least ``fewest_replies``. One that does not is tried again, ``retries`` times, after a second, two, four;
+    each try waits up to ``wait`` for ``min_nodes``. A node that fails ``max_failures`` times in a row (0: however
+    often) is left out of the next ``sit_out`` rounds. ``max_norm`` bounds the norm of what one node changes, and
+    ``max_ratio`` how many times the median of the others' it may be (0: any); the record shows what is usual.
     """
 
     deadline: Positive = 3600.0
@@ -164,7 +166,8 @@ class RoundConfig(Section):
     patience: CountOrOff = 0
     max_failures: CountOrOff = 2
     sit_out: CountOrOff = 3
-    max_norm: NonNegative = 0.0
+    max_norm: NonNegative = 1e4
+    max_ratio: NonNegative = 20.0
 
     @property
     def ttl(self) -> float:
@@ -197,6 +200,13 @@ class MetricsConfig(Section):
     address: str = "127.0.0.1"
 
 
+class CheckpointConfig(Section):
+    """Which checkpoints stay: the ``newest``, and one ``every`` so many rounds (0: no more)."""
+
+    newest: Count = 3
+    every: CountOrOff = 0
+
+
 class RunConfig(Section):
     """One run of the federation, the same on every machine."""
 
@@ -219,6 +229,7 @@ class RunConfig(Section):
     wire: WireConfig = WireConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     round: RoundConfig = RoundConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     metrics: MetricsConfig = MetricsConfig()
 

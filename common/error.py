@@ -27,6 +27,17 @@ class RefusalError(BouquetError):
     """
 
 
+class QuorumError(BouquetError):
+    """Too few nodes are left to go on: what has been finished stands, and the run can be resumed."""
+
+
+def brief(value: object, most: int = 80) -> str:
+    """A few characters of what another machine has sent, whatever it is."""
+    if isinstance(value, str):
+        return value[:most]
+    return str(value) if isinstance(value, bool | int | float) else f"a {type(value).__name__}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``Did you mean 'x'?`` for the closest of ``known``, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from common import ledger
-from common.ranges import Count, CountOrOff, Delta, FileName, NonNegative, Positive
+from common.ranges import Count, CountOrOff, Delta, NodeName, NonNegative, Positive
 from common.section import Section, validate
 
 STATE_DIRECTORY = Path.home() / ".bouquet" / "state"
@@ -33,7 +33,7 @@ class NodeConfig(Section):
 
     partition_id: CountOrOff = 0
     num_partitions: Count = 1
-    name: FileName = ""
+    name: NodeName = ""
     data: str = ""
     lora_rank: CountOrOff = 0
     device: str = "auto"

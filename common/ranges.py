@@ -30,4 +30,19 @@ def _file_name(name: str) -> str:
     return name
 
 
+def is_node_name(name: str) -> bool:
+    """Whether a node may be called so: no name looks like another's, and none like the figure of all nodes."""
+    return bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)) and name != "all"
+
+
+def _node_name(name: str) -> str:
+    if name and not is_node_name(name):
+        raise PydanticCustomError(
+            "node_name",
+            "at most 100 letters a to z, digits, dots and hyphens, a dot or hyphen not first, and not 'all'",
+        )
+    return name
+
+
 FileName = Annotated[str, AfterValidator(_file_name)]
+NodeName = Annotated[str, AfterValidator(_node_name)]

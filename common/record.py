@@ -18,6 +18,9 @@ from common.error import BouquetError
 DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "runs"
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 
+AS_ASKED, TOO_FEW = "as asked", "too few nodes"
+"""How the rounds of a run have ended, in its summary."""
+
 Event = dict[str, Any]
 RunState = Literal["running", "finished", "broken off"]
 

@@ -5,20 +5,19 @@ Flower's cost is per array, so a message is two arrays: ``header``, compressed J
 ``mask``, holds a bit a value, and ``values`` only those that are not zero. A codec that loses something carries an
 update as the difference from what the node received, which is small, and loses as much less.
 
-Both directions are read with the same suspicion: sizes are bounded before anything is allocated, and nothing is
-unpickled.
+Both directions are read with the same suspicion. An array is bare bytes, whose type is the codec's and whose size
+follows from the header; the header's own size is bounded by the message's, and the receiver sees the shapes, and may
+refuse them, before any value is read. So nothing is allocated on a claim.
 """
 
-import io
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
@@ -26,11 +25,19 @@ from common import codec as codecs
 from common.adapter import OFFSET, Key, State, Tensors, Update, check_shapes, chosen_blocks, digest, leading
 from common.error import BouquetError
 
-FORMAT = 1
+FORMAT = 2
+FORM = "bytes"
+"""What a message's arrays are to Flower."""
+
 MAX_HEADER_BYTES = 16 * 2**20
+SMALL_HEADER_BYTES = 2**18
+HEADER_SHARE = 4
+"""A header may inflate to a small one, and beyond that to so many bytes for each byte of its message."""
 
 Size = Annotated[int, Field(ge=1, le=2**31)]
+Count = Annotated[int, Field(ge=0, le=2**31)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=1000)]
 
 
 class Header(BaseModel):
@@ -40,21 +47,27 @@ class Header(BaseModel):
 
     format: int = FORMAT
     kind: Literal["state", "update"]
-    rule: str
-    round: Annotated[int, Field(ge=0)]
+    rule: Name
+    round: Count
     codec: codecs.CodecName
     scale: Positive
     weight: Positive = 1.0
-    node: str = ""
-    held: str = ""
-    rank: Annotated[int, Field(ge=0)] = 0
+    node: Name = ""
+    held: Name = ""
+    rank: Count = 0
     relative: bool = False
-    slots: list[Annotated[int, Field(ge=0)]] = []
-    tensors: list[tuple[str, Literal["A", "B", "R", "s", "Q", "P", "W", "b"], list[Size]]]
+    slots: list[Count] = []
+    tensors: list[
+        tuple[Name, Literal["A", "B", "R", "s", "Q", "P", "W", "b"], Annotated[list[Size], Field(max_length=2)]]
+    ]
 
     def numel(self) -> int:
         """How many values the message must hold."""
         return sum(math.prod(shape) for _, _, shape in self.tensors)
+
+    def blank(self) -> Tensors:
+        """Its tensors as shapes alone, on torch's meta device."""
+        return {Key(layer, part): torch.empty(shape, device="meta") for layer, part, shape in self.tensors}
 
 
 def pack_state(
@@ -114,19 +127,32 @@ def pack_update(
     return _pack(header, tensors)
 
 
-def unpack_state(record: ArrayRecord, *, rule: str) -> tuple[Header, State]:
-    """Read a state of ``rule``; what the node holds is still missing from it. Raises :class:`BouquetError`."""
-    header, tensors = _unpack(record, "state", rule)
-    adapter = {key: value for key, value in tensors.items() if key.part not in OFFSET}
-    offset = {key: value for key, value in tensors.items() if key.part in OFFSET}
-    return header, State(adapter, header.scale, header.round, offset, slots=tuple(header.slots))
+def unpack_state(
+    record: ArrayRecord, *, rule: str, fits: Callable[[State], None] | None = None
+) -> tuple[Header, State]:
+    """Read a state of ``rule``; what the node holds is still missing from it. Raises :class:`BouquetError`.
+
+    ``fits`` may refuse a state by its shapes, before its values are read.
+    """
+    header = _checked_header(record, "state", rule)
+    if fits is not None:
+        fits(_state(header, header.blank()))
+    return header, _state(header, _tensors(record, header))
 
 
 def unpack_update(
-    record: ArrayRecord, *, rule: str, round: int, received: Tensors | None = None
+    record: ArrayRecord,
+    *,
+    rule: str,
+    round: int,
+    received: Tensors | None = None,
+    fits: Callable[[Update], None] | None = None,
 ) -> tuple[Header, Update]:
-    """Read an update of ``rule`` made in ``round`` from ``received``. Raises :class:`BouquetError`."""
-    header, tensors = _unpack(record, "update", rule)
+    """Read an update of ``rule`` made in ``round`` from ``received``. Raises :class:`BouquetError`.
+
+    ``fits`` may refuse an update by its shapes, before its values are read.
+    """
+    header = _checked_header(record, "update", rule)
     if header.round != round:
         raise BouquetError(
             "an update of another round",
@@ -134,17 +160,20 @@ def unpack_update(
             expected=f"round {round}",
             got=f"round {header.round}",
         )
+    if fits is not None:
+        fits(_update(header, header.blank()))
+    tensors = _tensors(record, header)
     if header.relative:
         start = {key: _start(received or {}, key, tensor, header.slots) for key, tensor in tensors.items()}
         known = {key: tuple(tensor.shape) for key, tensor in start.items() if tensor.numel()}
         check_shapes(tensors, known, "an update is a difference from what was never sent")
         tensors = {key: tensor + start[key] for key, tensor in tensors.items()}
-    return header, Update(tensors, header.weight, header.scale, tuple(header.slots))
+    return header, _update(header, tensors)
 
 
 def most_bytes(state: State) -> int:
-    """What an honest answer to ``state`` can hold at most, in float32 and with room for its header."""
-    return 4 * sum(tensor.numel() for tensor in state.adapter.values()) + MAX_HEADER_BYTES
+    """What an honest answer to ``state`` can hold at most: its values in float32, and a fifth of that for a header."""
+    return 5 * sum(tensor.numel() for tensor in state.adapter.values()) + SMALL_HEADER_BYTES
 
 
 def read_header(record: ArrayRecord) -> Header:
@@ -156,12 +185,11 @@ def read_header(record: ArrayRecord) -> Header:
             got=", ".join(sorted(record)) or "none",
         )
     inflate = zlib.decompressobj()
+    most = min(MAX_HEADER_BYTES, SMALL_HEADER_BYTES + HEADER_SHARE * payload_bytes(record))
     try:
-        text = inflate.decompress(_array(record["header"]).tobytes(), MAX_HEADER_BYTES)
-        if not inflate.eof:
-            raise BouquetError(
-                "a message header is too long or cut short", expected=f"at most {MAX_HEADER_BYTES:,} bytes"
-            )
+        text = inflate.decompress(_bytes(record, "header"), most)
+        if not inflate.eof or inflate.unused_data:
+            raise BouquetError("a message header is too long or cut short", expected=f"at most {most:,} bytes")
         return Header.model_validate_json(text)
     except (zlib.error, ValidationError) as error:
         raise BouquetError("a message header cannot be read", got=str(error).splitlines()[0]) from error
@@ -184,26 +212,36 @@ def _names(tensors: Tensors) -> list[tuple[str, Any, list[int]]]:
     return [(key.layer, key.part, list(tensor.shape)) for key, tensor in tensors.items()]
 
 
+def _state(header: Header, tensors: Tensors) -> State:
+    adapter = {key: value for key, value in tensors.items() if key.part not in OFFSET}
+    offset = {key: value for key, value in tensors.items() if key.part in OFFSET}
+    return State(adapter, header.scale, header.round, offset, slots=tuple(header.slots))
+
+
+def _update(header: Header, tensors: Tensors) -> Update:
+    return Update(tensors, header.weight, header.scale, tuple(header.slots))
+
+
 def _pack(header: Header, tensors: Tensors) -> ArrayRecord:
-    text = zlib.compress(header.model_dump_json(exclude_defaults=True).encode())
-    arrays = {"header": Array(np.frombuffer(text, dtype=np.uint8))}
     flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors.values()]
     values = torch.cat(flat) if flat else torch.empty(0)
+    header = header.model_copy(update={"codec": codecs.able(values, header.codec)})
+    arrays = {"header": _array(zlib.compress(header.model_dump_json(exclude_defaults=True).encode()))}
     mask = values != 0
     whole, sparse = (codecs.size_in_bytes(header.codec, count) for count in (len(values), int(mask.sum())))
     if sparse + math.ceil(len(values) / 8) < whole:
-        arrays["mask"] = Array(np.packbits(mask.numpy()))
+        arrays["mask"] = _array(np.packbits(mask.numpy()).tobytes())
         values = values[mask]
-    arrays["values"] = Array(codecs.encode(values, header.codec))
+    arrays["values"] = _array(codecs.encode(values, header.codec).tobytes())
     return ArrayRecord(arrays)
 
 
-def _unpack(record: ArrayRecord, kind: str, rule: str) -> tuple[Header, Tensors]:
+def _checked_header(record: ArrayRecord, kind: str, rule: str) -> Header:
     header = read_header(record)
     for what, expected, got in (
+        ("wire format", str(FORMAT), str(header.format)),
         ("kind", kind, header.kind),
         ("rule", rule, header.rule),
-        ("wire format", str(FORMAT), str(header.format)),
     ):
         if expected != got:
             raise BouquetError(
@@ -213,40 +251,41 @@ def _unpack(record: ArrayRecord, kind: str, rule: str) -> tuple[Header, Tensors]
                 got=got,
                 cure="Every machine must run the same app with the same run config.",
             )
-    values = _read_values(record, header)
+    if len({(layer, part) for layer, part, _ in header.tensors}) != len(header.tensors):
+        raise BouquetError("a message names one tensor twice", where=f"node {header.node}")
+    return header
+
+
+def _tensors(record: ArrayRecord, header: Header) -> Tensors:
     sizes = [math.prod(shape) for _, _, shape in header.tensors]
-    chunks = torch.split(values, sizes) if sizes else ()
-    tensors = {
+    chunks = torch.split(_read_values(record, header), sizes) if sizes else ()
+    return {
         Key(layer, part): chunk.reshape(shape)
         for (layer, part, shape), chunk in zip(header.tensors, chunks, strict=True)
     }
-    if len(tensors) != len(header.tensors):
-        raise BouquetError("a message names one tensor twice", where=f"node {header.node}")
-    return header, tensors
 
 
 def _read_values(record: ArrayRecord, header: Header) -> Tensor:
     """All values of a message, flat; the zeros that a mask stands for included."""
     count = header.numel()
     if "mask" not in record:
-        return codecs.decode(_array(record["values"]), header.codec, count)
-    bits = _array(record["mask"])
-    if bits.dtype != np.uint8 or bits.shape != (math.ceil(count / 8),):
+        return codecs.decode(_bytes(record, "values"), header.codec, count)
+    bits = _bytes(record, "mask")
+    if len(bits) != math.ceil(count / 8):
         raise BouquetError(
-            "a mask of the wrong size", expected=f"{math.ceil(count / 8):,} bytes", got=f"{bits.dtype} {bits.shape}"
+            "a mask of the wrong size", expected=f"{math.ceil(count / 8):,} bytes", got=f"{len(bits):,} bytes"
         )
-    mask = torch.from_numpy(np.unpackbits(bits, count=count)).bool()
-    values = torch.zeros(count)
-    values[mask] = codecs.decode(_array(record["values"]), header.codec, int(mask.sum()))
-    return values
+    mask = torch.from_numpy(np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=count)).bool()
+    sent = codecs.decode(_bytes(record, "values"), header.codec, int(mask.sum()))
+    return torch.zeros(count).masked_scatter_(mask, sent)
 
 
-def _array(array: Array) -> NDArray[Any]:
-    """The numpy array inside a Flower array, without ever unpickling."""
-    if array.stype != "numpy.ndarray":
-        raise BouquetError("an array of unknown form", expected="numpy.ndarray", got=array.stype)
-    try:
-        loaded: NDArray[Any] = np.load(io.BytesIO(array.data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise BouquetError("an array cannot be read", got=str(error).splitlines()[0]) from error
-    return loaded
+def _array(data: bytes) -> Array:
+    return Array(dtype="uint8", shape=(len(data),), stype=FORM, data=data)
+
+
+def _bytes(record: ArrayRecord, name: str) -> bytes:
+    """The bytes of one array; what Flower's own fields say of it is not looked at."""
+    if record[name].stype != FORM:
+        raise BouquetError("an array of unknown form", where=name, expected=FORM, got=record[name].stype[:80])
+    return record[name].data

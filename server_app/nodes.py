@@ -1,6 +1,6 @@
 """The nodes of a run: who is connected, who may take part, and what they answer."""
 
-import re
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,48 +9,55 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
-from common.error import BouquetError
+from common.error import BouquetError, QuorumError, RefusalError, brief
+from common.ranges import is_node_name
+from common.roster import Roster
 from common.version import ROOT, fingerprint
-from server_app.record import Record, few
+from server_app.record import Record
+from server_app.transport import POLL_SECONDS, Transport, is_unsent
 from strategies import RULES, Rule
-from strategies.strategy import choose, raise_failure
+from strategies.strategy import choose, explained, raise_failure, share_of
 
-POLL_SECONDS = 0.1
 STEADY_SECONDS = 0.5
-PROGRESS_SECONDS = 60.0
-PULLED_TOGETHER = 8
+# How long a round waits for newcomers to answer the roll call; who takes longer joins the next one.
+LATECOMER_SECONDS = 5.0
 
 
 class Nodes:
     """The roll of a run.
 
-    Flower's node ids are new in every run; the names that nodes give themselves are not, so everything that must be
-    repeatable goes by name. ``ranks`` are the nodes' ranks, which a rule may lower; ``equipped`` are the nodes that
-    hold what is sent once.
+    Flower's node ids are new in every run of a simulation; the names of the nodes are not, so everything that must be
+    repeatable goes by name. By the site's ``roster`` a name belongs to a key; without one, a node is called what it
+    calls itself, and whoever takes a name first keeps it while it is connected. ``ranks`` are the nodes' ranks, which a
+    rule may lower; ``equipped`` are the nodes that hold what is sent once.
     """
 
-    def __init__(self, grid: Grid, rule: Rule, config: RunConfig, record: Record) -> None:
+    def __init__(self, grid: Grid, rule: Rule, config: RunConfig, record: Record, roster: Roster | None = None) -> None:
         self._grid = grid
+        self._transport = Transport(grid, record)
         self._rule = rule
         self._config = config
         self._record = record
+        self._roster = roster
         self._names: dict[int, str] = {}
         self.ranks: dict[int, int] = {}
         self.equipped: set[int] = set()
         self._left_out: set[int] = set()
-        self._called: dict[str, int] = {}
+        # Roll calls that are not answered, by message, and when each ends.
+        self._called: dict[str, tuple[int, float]] = {}
+        # When to ask a node again that has failed to answer one, how long the next pause is, and why it has failed.
+        self._again: dict[int, tuple[float, float]] = {}
+        self._reasons: dict[int, str] = {}
         # By name: failures in a row; the round in which a node may take part again; what this exchange has lost.
         self._streaks: Counter[str] = Counter()
         self._back: dict[str, int] = {}
         self._lost: set[str] = set()
-        self._overdue: dict[str, tuple[str, str, int]] = {}
         self.failures: Counter[str] = Counter()
-        self.late: Counter[str] = Counter()
 
     def summon(self) -> None:
         """Wait until ``min-nodes`` are connected and nobody has come for a moment; send the roll call.
 
-        Raises :class:`BouquetError` if too few come within ``round.wait``.
+        Raises :class:`QuorumError` if too few come within ``round.wait``.
         """
         limit = time.monotonic() + self._config.round.wait
         connected: set[int] = set()
@@ -60,12 +67,7 @@ class Nodes:
             if present != connected:
                 connected, steady = present, time.monotonic()
             if time.monotonic() > limit:
-                raise BouquetError(
-                    "too few nodes",
-                    expected=f"{self._config.min_nodes} within {self._config.round.wait:g} s (min-nodes, round.wait)",
-                    got=str(len(connected)),
-                    cure="Start more flower-supernode, or a simulation with --federation-config 'num-supernodes=N'.",
-                )
+                raise self._too_few(len(connected))
             if len(connected) < self._config.min_nodes and time.monotonic() - said > 10:
                 self._record.say(f"waiting for nodes: {len(connected)} of {self._config.min_nodes}")
                 said = time.monotonic()
@@ -73,38 +75,45 @@ class Nodes:
         self._call_roll()
 
     def admit(self) -> None:
-        """Take the answers to the roll call; leave out those that cannot take part, saying why.
+        """Take the answers to the first roll call; leave out those that cannot take part, saying why.
 
         Raises :class:`BouquetError` if nobody is left.
         """
-        answers = dict(self._collect({message_id: str(node) for message_id, node in self._called.items()}))
-        self._called = {}
-        for provisional, message in sorted(answers.items()):
-            node = int(provisional)
-            try:
-                if message is None:
-                    raise BouquetError("no answer to the roll call")
-                raise_failure(message)
-                self._admit(node, *_introduction(message))
-            except BouquetError as reason:
-                self._left_out.add(node)
-                self._record.failure("roll call", 0, f"node {node:x}", str(reason))
+        self._hear_roll(self._config.round.deadline)
         if not self._names:
             raise BouquetError("no node can take part; the reasons are above")
 
+    def gather(self) -> None:
+        """Wait until ``min-nodes`` take part and are connected, newcomers and those that come back included.
+
+        Raises :class:`QuorumError` if too few come within ``round.wait``.
+        """
+        began, pause = time.monotonic(), 1.0
+        while (there := len(self._here())) < self._config.min_nodes:
+            self._call_roll()
+            self._hear_roll(LATECOMER_SECONDS)
+            if len(self._here()) > there:
+                continue
+            if (left := began + self._config.round.wait - time.monotonic()) <= 0:
+                raise self._too_few(there)
+            self._record.say(f"waiting for nodes: {there} of {self._config.min_nodes}")
+            time.sleep(min(pause, left))
+            pause *= 2
+
+    def quorum(self, fraction: float) -> int:
+        """How many replies a round needs: a share of the nodes that belong to the run, whoever is connected."""
+        belonging = share_of(len(self._names), fraction)
+        return max(self._config.round.fewest_replies, math.ceil(self._config.round.min_replies * belonging))
+
+    @property
+    def late(self) -> Counter[str]:
+        """How many replies of each node came after their deadline."""
+        return self._transport.late
+
     @property
     def names(self) -> Mapping[int, str]:
-        """The names that the nodes gave themselves."""
+        """The nodes' names, by Flower's id."""
         return self._names
-
-    @property
-    def anyone(self) -> bool:
-        """Whether a node is left that takes part."""
-        return bool(self._names)
-
-    def takes_part(self, node: int) -> bool:
-        """Whether a node has not been dismissed."""
-        return node in self._names
 
     def dismiss(self, name: str) -> None:
         """Ask a node that has refused for good no more."""
@@ -115,11 +124,24 @@ class Nodes:
     def sample(self, fraction: float, draw: int) -> list[int]:
         """Nodes that are connected now, latecomers included: a sample by name, one ``draw`` one sample."""
         self._call_roll()
-        self.admit()
-        connected = set(self._grid.get_node_ids())
-        by_name = sorted((node for node in self._names if node in connected), key=self._names.__getitem__)
+        self._hear_roll(LATECOMER_SECONDS)
+        by_name = sorted(self._here(), key=self._names.__getitem__)
         able = [node for node in by_name if self._back.get(self._names[node], 0) <= draw]
-        return choose(able or by_name, fraction, self._config.seed, draw) if by_name else []
+        enough = len(able) >= min(len(by_name), self._config.min_nodes)
+        return choose(able if enough else by_name, fraction, self._config.seed, draw) if by_name else []
+
+    def _here(self) -> list[int]:
+        """The nodes that take part and are connected."""
+        connected = set(self._grid.get_node_ids())
+        return [node for node in self._names if node in connected]
+
+    def _too_few(self, there: int) -> QuorumError:
+        return QuorumError(
+            "too few nodes",
+            expected=f"{self._config.min_nodes} within {self._config.round.wait:g} s (min-nodes, round.wait)",
+            got=str(there),
+            cure="Why others were left out is above; start more flower-supernode, or a simulation with --nodes N.",
+        )
 
     def exchange(self, messages: list[Message]) -> Iterator[tuple[str, Message]]:
         """Send messages and yield each node's reply as it comes; say who missed the deadline.
@@ -129,18 +151,16 @@ class Nodes:
         if not messages:
             return
         self._lost.clear()
-        waiting: dict[str, str] = {}
-        for message in messages:
-            waiting[self._push(message)] = self._names[message.metadata.dst_node_id]
         phase, draw = messages[0].metadata.message_type, int(messages[0].metadata.group_id)
-        missed = set()
-        for name, reply in self._collect(waiting):
+        deadline = self._config.round.deadline
+        waiting = {self._transport.push(message): self._names[message.metadata.dst_node_id] for message in messages}
+        for name, reply in self._transport.collect(waiting, deadline, phase, draw):
             if reply is not None:
                 yield name, reply
             else:
-                missed.add(name)
-                self.failed(phase, draw, name, f"no reply within {self._config.round.deadline:g} s (round.deadline)")
-        self._overdue |= {overdue: (name, phase, draw) for overdue, name in waiting.items() if name in missed}
+                # Training makes the state of the next round.
+                number = draw + 1 if phase == MessageType.TRAIN else draw
+                self.failed(phase, number, name, f"no reply within {deadline:g} s (round.deadline)")
         self._count(waiting.values(), draw)
 
     def failed(self, phase: str, round: int, name: str, reason: str) -> None:
@@ -164,19 +184,57 @@ class Nodes:
                 self._record.note("sit-out", draw, name, said, failures=often, rounds=pause)
 
     def _call_roll(self) -> None:
+        """Ask who is there: every node that is neither admitted nor refused, nor has just been asked."""
+        now, limit = time.monotonic(), self._config.round.deadline
+        waiting = {node for node, _ in self._called.values()}
         for node in self._grid.get_node_ids():
-            if node not in self._names and node not in self._left_out:
-                limit = self._config.round.deadline
-                call = Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY, ttl=limit)
-                self._called[self._push(call)] = node
+            known = node in self._names or node in self._left_out or node in waiting
+            if known or self._again.get(node, (0.0, 0.0))[0] > now:
+                continue
+            call = Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY, ttl=limit)
+            self._called[self._transport.push(call)] = node, now + limit
+
+    def _hear_roll(self, limit: float) -> None:
+        """Admit who answers within ``limit`` seconds. Who does not may do so later; who fails is asked again."""
+        calls = {call: str(node) for call, (node, _) in self._called.items()}
+        for provisional, message in sorted(dict(self._transport.collect(calls, limit)).items()):
+            node = int(provisional)
+            try:
+                if message is not None:
+                    raise_failure(message)
+                    self._admit(node, *_introduction(message))
+                elif self._is_pending(node):
+                    continue
+                else:
+                    raise BouquetError("no answer to the roll call")
+            except Exception as reason:  # a boundary: what is raised here is the doing of this answer
+                if self._reasons.get(node) != (said := explained(reason)):
+                    self._record.failure("roll call", 0, f"node {node:x}", said)
+                self._reasons[node] = said
+                if isinstance(reason, RefusalError):
+                    self._left_out.add(node)
+                pause = self._again.get(node, (0.0, 0.5))[1] * 2
+                self._again[node] = time.monotonic() + pause, min(pause, self._config.round.wait)
+            self._called = {call: asked for call, asked in self._called.items() if asked[0] != node}
+
+    def _is_pending(self, node: int) -> bool:
+        """Whether the answer of a node may still come."""
+        ends = [end for call, (asked, end) in self._called.items() if asked == node and not is_unsent(call)]
+        return any(end > time.monotonic() for end in ends)
 
     def _admit(self, node: int, name: str, rank: int) -> None:
-        if name in self._names.values():
-            raise BouquetError(
-                "two nodes of one name",
-                got=f"'{name}'",
-                cure="Give each its own name or partition-id in --node-config.",
-            )
+        name = self._proven(node, name)
+        connected = set(self._grid.get_node_ids())
+        for other, taken in list(self._names.items()):
+            if taken.casefold() != name.casefold():
+                continue
+            if other in connected:
+                raise RefusalError(
+                    "two nodes of one name",
+                    got=f"'{name}'",
+                    cure="Give each its own name or partition-id in --node-config.",
+                )
+            del self._names[other], self.ranks[other]
         largest = self._config.lora.rank
         able = ", ".join(name for name, rule in RULES.items() if rule.mixed_ranks)
         cure = f"Change lora-rank in its --node-config; rules that serve smaller ranks are {able}."
@@ -192,59 +250,35 @@ class Nodes:
         self._names[node] = name
         self.ranks[node] = rank
 
-    def _push(self, message: Message) -> str:
-        """Send one message; return its id, or a stand-in for one that Flower did not take, which nobody answers."""
-        pushed = list(self._grid.push_messages([message]))
-        return pushed[0] if pushed and pushed[0] else f"unsent {message.metadata.dst_node_id}"
-
-    def _collect(self, waiting: dict[str, str]) -> Iterator[tuple[str, Message | None]]:
-        """Replies as they come, by the name in ``waiting``; None for each that missed the deadline."""
-        limit = time.monotonic() + self._config.round.deadline
-        waiting = dict(waiting)
-        said = time.monotonic()
-        while any(not message_id.startswith("unsent") for message_id in waiting) and time.monotonic() < limit:
-            # A few at a time: Flower hands over all that it is asked for at once.
-            asked = [*waiting, *self._overdue]
-            for first in range(0, len(asked), PULLED_TOGETHER):
-                for reply in self._grid.pull_messages(asked[first : first + PULLED_TOGETHER]):
-                    message_id = reply.metadata.reply_to_message_id
-                    if name := waiting.pop(message_id, ""):
-                        yield name, reply
-                    else:
-                        self._note_late(message_id, reply)
-            if waiting and time.monotonic() - said > PROGRESS_SECONDS:
-                self._record.say(f"    waiting for {few(waiting.values())}")
-                said = time.monotonic()
-            if waiting:
-                time.sleep(POLL_SECONDS)
-        for name in waiting.values():
-            yield name, None
-
-    def _note_late(self, message_id: str, reply: Message) -> None:
-        """Count a reply that came after its deadline; nothing else is done with it."""
-        name, phase, draw = self._overdue.pop(message_id, ("", "", 0))
-        if name and not reply.has_error():
-            self.late[name] += 1
-            said = f"replied to {phase} of round {draw} after its deadline: not used"
-            self._record.note("late", draw, name, said, during=phase)
+    def _proven(self, node: int, claimed: str) -> str:
+        """The name that goes with a node's key, where the site has a roster. Raises :class:`RefusalError`."""
+        if self._roster is None:
+            return claimed
+        if node not in self._roster:
+            raise RefusalError(
+                "a node that the site does not know", got=f"'{claimed}'", cure="Run bouquet site register."
+            )
+        if (name := self._roster[node].name) != claimed:
+            raise RefusalError("a node under another name than its key's", expected=f"'{name}'", got=f"'{claimed}'")
+        return name
 
 
 def _introduction(message: Message) -> tuple[str, int]:
     """The name and rank in an answer to the roll call. Raises :class:`BouquetError`."""
     facts = message.content.config_records.get("node", ConfigRecord())
     name, rank = facts.get("name"), facts.get("rank")
-    if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,99}", name) and isinstance(rank, int) and rank > 0):
+    if not (isinstance(name, str) and is_node_name(name) and isinstance(rank, int) and 0 < rank <= 2**31):
         raise BouquetError(
             "an answer to the roll call of unknown form",
-            expected="a name of letters, digits, dots and hyphens, and a rank",
-            got=f"{str(name)[:80]!r}, {rank!r}",
+            expected="a name of letters a to z, digits, dots and hyphens, other than all, and a rank",
+            got=f"{brief(name)!r}, {brief(rank)!r}",
         )
     if facts.get("code") != fingerprint():
         raise BouquetError(
             "a node that runs other code than the coordinator",
-            where=f"{name}, {facts.get('where')!s}",
+            where=f"{name}, {brief(facts.get('where'), 200)}",
             expected=f"the code of {ROOT} ({fingerprint()})",
-            got=str(facts.get("code")),
+            got=brief(facts.get("code")),
             cure="Stop SuperLinks and SuperNodes of older checkouts; uninstall other copies of Bouquet.",
         )
     return name, rank

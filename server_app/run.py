@@ -3,10 +3,12 @@
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from common import checkpoint, tasks
+from common import checkpoint, roster, tasks
 from common.accounting import plan
 from common.adapter import digest
 from common.config import RunConfig
+from common.record import AS_ASKED, TOO_FEW
+from common.roster import Roster
 from common.tasks import Task
 from common.units import size
 from server_app.nodes import Nodes
@@ -14,7 +16,7 @@ from server_app.record import Record, peak_memory
 from server_app.rounds import Central, Outcome, Rounds
 from strategies import FedSB, Rule, build, read_config
 from strategies.private_mean import PrivateMean
-from strategies.strategy import LoraStrategy
+from strategies.strategy import LoraStrategy, Weigh
 
 
 def conduct(grid: Grid, context: Context) -> None:
@@ -24,7 +26,8 @@ def conduct(grid: Grid, context: Context) -> None:
     task = tasks.build(config.task)
     with Record(config, context.run_id) as record:
         record.say(f"run directory {record.folder}")
-        nodes = Nodes(grid, rule, config, record)
+        site = roster.of_this_site()
+        nodes = Nodes(grid, rule, config, record, site)
         nodes.summon()
 
         # The nodes read their data meanwhile; what knows models takes seconds to import on both sides.
@@ -55,8 +58,10 @@ def conduct(grid: Grid, context: Context) -> None:
             codec_up=config.wire.up,
             seed=config.seed,
             private_mean=_private_mean(config, rule),
+            weigh=_weigh(config, site),
         )
-        record.event("start", state.round, **_told(rule, nodes, len(spec.layers)))
+        names = "proven" if site is not None else "claimed"
+        record.event("start", state.round, **_told(rule, nodes, len(spec.layers)), names=names)
         outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
         if rule.personal:
             record.say("no global model: each node has its own adapter in its state directory")
@@ -64,6 +69,8 @@ def conduct(grid: Grid, context: Context) -> None:
             final = rule.view(outcome.state, outcome.state.rank)
             export(final, config, record.adapter, with_head=config.task.head != "local")
         _report(outcome, task, nodes, record)
+        if outcome.ended is not None:
+            raise outcome.ended
 
 
 def _private_mean(config: RunConfig, rule: Rule) -> PrivateMean | None:
@@ -72,6 +79,16 @@ def _private_mean(config: RunConfig, rule: Rule) -> PrivateMean | None:
         return None
     release = plan(config.privacy, records=1, steps_per_round=1, rounds=config.num_server_rounds)
     return PrivateMean(config.privacy.clip, release.noise_multiplier, rule.relative)
+
+
+def _weigh(config: RunConfig, site: Roster | None) -> Weigh:
+    """The nodes' weights: what a node claims counts where it is the number of its examples, or nobody else knows."""
+    if config.train.weighting == "uniform":
+        return lambda name, claimed: 1.0
+    if config.train.weighting == "declared" and site is not None:
+        declared = {node.name: node.weight for node in site.values()}
+        return lambda name, claimed: declared.get(name, 1.0)
+    return lambda name, claimed: claimed
 
 
 def _central(config: RunConfig) -> Central | None:
@@ -94,6 +111,7 @@ def _report(outcome: Outcome, task: Task, nodes: Nodes, record: Record) -> None:
     before, after = outcome.before, outcome.after
     summary: dict[str, object] = {
         "rounds": outcome.state.round,
+        "ended": AS_ASKED if outcome.ended is None else TOO_FEW,
         "bytes_up": outcome.bytes_up,
         "bytes_down": outcome.bytes_down,
         "failures": dict(sorted(nodes.failures.items())),
@@ -111,8 +129,8 @@ def _report(outcome: Outcome, task: Task, nodes: Nodes, record: Record) -> None:
         record.table(f"held-out {task.metric}", ["", "before", "after"], rows)
         summary |= {
             "metric": task.metric,
-            "before": {"all": before.overall, **before.nodes},
-            "after": {"all": after.overall, **after.nodes},
+            "before": before.nodes | {"all": before.overall},
+            "after": after.nodes | {"all": after.overall},
         }
         if before.sample:
             record.say(f"before:\n{_indent(before.sample)}\nafter:\n{_indent(after.sample)}")

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from common.adapter import FACTORS, Key, Spec, State, orthonormal_rows
+from common.adapter import FACTORS, Key, Spec, State
+from common.draws import orthonormal_rows
 from strategies.rule import MeanRule
 
 

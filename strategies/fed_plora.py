@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from common.adapter import HEAD, Key, State, Tensors, Update, weighted_mean
+from common.adapter import HEAD, Key, State, Tensors, Update, towards, weighted_mean
 from strategies.rule import Rule
 
 
@@ -69,6 +69,6 @@ class FedPLora(Rule):
             share = update.weight / total[slots]
             for layer in state.layers():
                 a, b = Key(layer, "A"), Key(layer, "B")
-                adapter[a][slots] = torch.lerp(adapter[a][slots], update.tensors[a], share[:, None])
-                adapter[b][:, slots] = torch.lerp(adapter[b][:, slots], update.tensors[b], share)
+                adapter[a][slots] = towards(adapter[a][slots], update.tensors[a], share[:, None])
+                adapter[b][:, slots] = towards(adapter[b][:, slots], update.tensors[b], share)
         return replace(state, adapter={**adapter, **weighted_mean(heads)})

@@ -62,7 +62,7 @@ class FedExLora(Rule):
             )
             right = torch.cat([reply.tensors[a] - last.tensors[a] for reply in others], dim=0)
             if 0 < self.residual_rank < left.shape[1]:
-                u, singular, vh = low_rank_svd(left, right)
-                left, right = (u * singular)[:, : self.residual_rank], vh[: self.residual_rank]
+                u, singular, vh = low_rank_svd(left.double(), right.double())
+                left, right = (u * singular)[:, : self.residual_rank].float(), vh[: self.residual_rank].float()
             residual[Key(layer, "Q")], residual[Key(layer, "P")] = left, right
         return replace(state, adapter=adapter, offset=extend_offset(state.offset, residual, self.offset_energy))

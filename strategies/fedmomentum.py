@@ -10,9 +10,7 @@ Exact, with the smallest offset that any choice of rank-r factors leaves (Eckart
 
 from dataclasses import dataclass
 
-import torch
-
-from common.adapter import balanced, low_rank_svd
+from common.adapter import balanced, low_rank_svd, numerical_rank
 from strategies.stack import Split, Stack, StackRule, padded
 
 
@@ -27,8 +25,7 @@ class FedMomentum(StackRule):
 
     def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
         """The leading ``rank`` directions, and those after them that are not numerically zero."""
-        u, singular, vh = low_rank_svd(stack.left, stack.right)
+        u, singular, vh = low_rank_svd(stack.left.double(), stack.right.double())
         b, a = padded(*balanced(u, singular / scale, vh, rank), rank)
-        cut = singular[0] * max(stack.left.shape[0], stack.right.shape[1]) * torch.finfo(torch.float32).eps
-        numerical = max(rank, int((singular > cut).sum()))
-        return Split(b, a, (u * singular)[:, rank:numerical], vh[rank:numerical])
+        last = max(rank, numerical_rank(singular, stack.shape))
+        return Split(b.float(), a.float(), (u * singular)[:, rank:last].float(), vh[rank:last].float())

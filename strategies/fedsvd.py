@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from common.adapter import Key, State, Tensors, Update
+from common.threads import each
 from strategies.optimizer import VARIANCE
 from strategies.rule import MeanRule, Plan
 
@@ -38,12 +39,12 @@ class FedSVD(MeanRule):
         """The mean of B, then A and B of the same product with orthonormal rows of A."""
         merged = super().merge(state, updates)
         adapter, memory = dict(merged.adapter), merged.memory
-        for layer in merged.layers():
+        able = [layer for layer in merged.layers() if _has_frame(adapter[Key(layer, "B")], adapter[Key(layer, "A")])]
+        frames = each(able, lambda layer: reframe(merged.adapter[Key(layer, "B")], merged.adapter[Key(layer, "A")]))
+        for layer, (framed_b, framed_a) in zip(able, frames, strict=True):
             a, b = Key(layer, "A"), Key(layer, "B")
-            if adapter[b].any() and adapter[a].shape[0] <= min(adapter[b].shape[0], adapter[a].shape[1]):
-                turn = adapter[a]
-                adapter[b], adapter[a] = reframe(adapter[b], adapter[a])
-                memory = turned(memory, b, turn @ adapter[a].T)
+            memory = turned(memory, b, adapter[a] @ framed_a.T)
+            adapter[b], adapter[a] = framed_b, framed_a
         return replace(merged, adapter=adapter, memory=memory)
 
 
@@ -56,6 +57,11 @@ def turned(memory: Mapping[str, Tensors], b: Key, turn: torch.Tensor) -> Mapping
         name: {**kept, b: kept[b] @ (turn.square() if name == VARIANCE else turn)} if b in kept else kept
         for name, kept in memory.items()
     }
+
+
+def _has_frame(b: torch.Tensor, a: torch.Tensor) -> bool:
+    """Whether there is a product, of no more slots than either side has directions."""
+    return bool(b.any()) and a.shape[0] <= min(b.shape[0], a.shape[1])
 
 
 def reframe(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

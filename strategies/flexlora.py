@@ -25,5 +25,6 @@ class FlexLora(StackRule):
 
     def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
         """The leading singular directions, with the singular values on B, as in the paper."""
-        u, singular, vh = low_rank_svd(stack.left, stack.right)
-        return Split(*padded((u * singular)[:, :rank] / scale, vh[:rank], rank))
+        u, singular, vh = low_rank_svd(stack.left.double(), stack.right.double())
+        b, a = padded((u * singular)[:, :rank] / scale, vh[:rank], rank)
+        return Split(b.float(), a.float())

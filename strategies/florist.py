@@ -33,6 +33,6 @@ class FLoRIST(RestartRule):
 
     def keep(self, stack: Stack) -> tuple[Tensor, Tensor]:
         """The leading directions."""
-        u, singular, vh = low_rank_svd(stack.left, stack.right)
+        u, singular, vh = low_rank_svd(stack.left.double(), stack.right.double())
         kept = directions_holding(self.energy, singular)
-        return (u * singular)[:, :kept], vh[:kept]
+        return (u * singular)[:, :kept].float(), vh[:kept].float()

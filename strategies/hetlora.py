@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from common.adapter import HEAD, Key, State, Tensors, Update, leading, squared_norm, weighted_mean
+from common.adapter import HEAD, Key, State, Tensors, Update, leading, squared_norm, towards, weighted_mean
 from strategies.rule import Rule
 
 
@@ -78,7 +78,7 @@ class HetLora(Rule):
                 total[layer] += norm
                 for part, padded in (("A", pad(a, (0, 0, 0, missing))), ("B", pad(b, (0, missing)))):
                     key = Key(layer, part)
-                    mean[key] = torch.lerp(mean[key], padded, norm / total[layer]) if key in mean else padded
+                    mean[key] = towards(mean[key], padded, norm / total[layer]) if key in mean else padded
         return replace(state, adapter={**state.adapter, **mean, **weighted_mean(heads)})
 
     def _cut(self, rank: int) -> int:

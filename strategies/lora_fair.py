@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from common.adapter import Key, State, Update, squared_norm, weighted_mean
+from common.threads import each
 from strategies.rule import Rule
 
 
@@ -48,7 +49,8 @@ class LoraFair(Rule):
         adapter = {**state.adapter, **weighted_mean((reply.weight, reply.tensors) for reply in replies)}
         if len(replies) == 1:
             return replace(state, adapter=adapter)
-        for layer in state.layers():
+
+        def corrected(layer: str) -> Tensor:
             a, b = Key(layer, "A"), Key(layer, "B")
             mean_a, mean_b = adapter[a].double(), adapter[b].double()
             gram = mean_a @ mean_a.T
@@ -63,8 +65,11 @@ class LoraFair(Rule):
             else:
                 ridge = self.ridge * torch.eye(len(gram), dtype=gram.dtype)
                 correction = torch.linalg.solve(gram + ridge, (image - mean_b @ gram).T).T
-            adapter[b] = (mean_b + correction).to(adapter[b].dtype)
-        return replace(state, adapter=adapter)
+            return (mean_b + correction).to(adapter[b].dtype)
+
+        layers = state.layers()
+        means_of_b = {Key(layer, "B"): b for layer, b in zip(layers, each(layers, corrected), strict=True)}
+        return replace(state, adapter={**adapter, **means_of_b})
 
 
 def by_cosine(mean_b: Tensor, gram: Tensor, image: Tensor, norm: Tensor, ridge: float) -> Tensor:

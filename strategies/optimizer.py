@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from common.adapter import State, Tensors
+from common.adapter import State, Tensors, towards
 
 MOMENTUM, VARIANCE = "momentum", "variance"
 
@@ -62,9 +62,9 @@ class FedAdam(ServerOptimizer):
         moved: Tensors = {}
         for key, tensor in mean.items():
             change = tensor - state.adapter[key]
-            first[key] = torch.lerp(change, first.get(key, torch.zeros_like(change)), self.momentum)
+            first[key] = towards(change, first.get(key, torch.zeros_like(change)), self.momentum)
             start = second.get(key, torch.full_like(change, self.tau**2))
-            second[key] = torch.lerp(change.square(), start, self.beta)
+            second[key] = towards(change.square(), start, self.beta)
             moved[key] = state.adapter[key] + self.rate * first[key] / (second[key].sqrt() + self.tau)
         memory = {**state.memory, MOMENTUM: first, VARIANCE: second}
         return replace(state, adapter={**state.adapter, **moved}, memory=memory)

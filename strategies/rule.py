@@ -14,20 +14,23 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from common import draws
 from common.adapter import (
     FACTORS,
     HEAD,
+    HEAVIEST,
     Key,
     Spec,
     State,
     Tensors,
     Update,
-    all_finite,
     check_shapes,
+    check_values,
     chosen_blocks,
     leading,
 )
 from common.error import BouquetError
+from common.threads import one_thread
 from strategies.mean import Mean, WeightedMean
 from strategies.optimizer import ServerOptimizer
 
@@ -107,15 +110,12 @@ class Rule(ABC):
         adapter: Tensors = {}
         for key, shape in spec.factor_shapes().items():
             if key.part == "A":
-                bound = 1 / math.sqrt(shape[1])
-                adapter[key] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+                adapter[key] = draws.uniform(shape, 1 / math.sqrt(shape[1]), generator)
             else:
                 adapter[key] = torch.ones(shape) if key.part == "s" else torch.zeros(shape)
         for key, shape in spec.head.items():
-            adapter[key] = torch.zeros(shape)
-            if key.part == "W":
-                adapter[key].normal_(std=0.02, generator=generator)
-        return State(adapter, spec.scale)
+            adapter[key] = draws.normal(shape, 0.02, generator) if key.part == "W" else torch.zeros(shape)
+        return State(adapter, spec.scale, seed=seed)
 
     def view(self, state: State, rank: int, draw: int = 0) -> State:
         """What a node of this rank works with: the leading slots of A and B. Idempotent.
@@ -201,6 +201,12 @@ class Rule(ABC):
     @final
     def check(self, state: State, update: Update) -> None:
         """Raise :class:`BouquetError` unless a node of this rule could have made ``update`` from ``state``."""
+        self.check_form(state, update)
+        check_values(update.tensors, "an update")
+
+    @final
+    def check_form(self, state: State, update: Update) -> None:
+        """:meth:`check` of all but the values, which need not have been read."""
         self._check_slots(state, update)
         if self.mixed_ranks:
             state = self.view(state, min(update.rank or state.rank, state.rank))
@@ -210,18 +216,17 @@ class Rule(ABC):
             if self.sends(state.round, key)
         }
         check_shapes(update.tensors, expected, f"an update does not fit the rule '{self.name}'")
-        for key, tensor in update.tensors.items():
-            if not all_finite(tensor):
-                raise BouquetError(
-                    "an update is not finite", where=str(key), expected="finite values", got="NaN or infinity"
-                )
-        if not (math.isfinite(update.weight) and update.weight > 0):
-            raise BouquetError("an update has no weight", expected="a positive, finite weight", got=str(update.weight))
+        if not 0 < update.weight <= HEAVIEST:
+            raise BouquetError(
+                "an update has no weight", expected=f"more than 0, at most {HEAVIEST:g}", got=str(update.weight)
+            )
         if update.scale != state.scale:
             raise BouquetError("an update has another scale", expected=str(state.scale), got=str(update.scale))
 
     def _check_slots(self, state: State, update: Update) -> None:
         if not update.slots:
+            if self.scattered and update.rank not in (0, state.rank):
+                raise BouquetError("an update does not say which slots it has", expected=f"{update.rank} slots")
             return
         count, most = (len(update.slots), self.blocks) if self.blocks else (update.rank, state.rank)
         if not (len(set(update.slots)) == len(update.slots) == count):
@@ -232,7 +237,7 @@ class Rule(ABC):
             )
         if not all(0 <= slot < most for slot in update.slots):
             raise BouquetError(
-                "an update names a slot that there is not",
+                "an update names a slot that does not exist",
                 expected=f"0 to {most - 1}",
                 got=", ".join(str(slot) for slot in update.slots if not 0 <= slot < most),
             )
@@ -243,7 +248,9 @@ class Rule(ABC):
 
         Raises :class:`BouquetError` on an update that breaks the contract, or where there is none.
         """
-        return replace(self.merge(state, self._checked(state, updates)), round=state.round + 1)
+        with one_thread():
+            merged = self.merge(state, self._checked(state, updates))
+        return replace(merged, round=state.round + 1)
 
     def _demand(self, field: str, valid: bool, expected: str) -> None:
         """Raise :class:`BouquetError` unless a hyperparameter is valid."""

@@ -1,5 +1,6 @@
 """Rules that stack the nodes' factors into the ideal update, and divide it."""
 
+import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from common.adapter import FACTORS, HEAD, Key, LayerShape, Spec, State, Tensors, Update, extend_offset, weighted_mean
+from common.draws import uniform
+from common.threads import each
 from strategies.rule import Rule
 
 
@@ -64,15 +67,19 @@ class StackRule(Rule):
         total = sum(reply.weight for reply in replies)
         heads = [(r.weight, {key: t for key, t in r.tensors.items() if key.part in HEAD}) for r in replies]
         adapter = {**state.adapter, **weighted_mean(heads)}
-        kept: Tensors = {}
-        for number, layer in enumerate(state.layers()):
+
+        def divided(layer: str) -> Split:
             a, b = Key(layer, "A"), Key(layer, "B")
             left = torch.cat([reply.tensors[b] for reply in replies], dim=1)
             right = torch.cat([reply.weight / total * reply.scale * reply.tensors[a] for reply in replies], dim=0)
             share = torch.cat([torch.full((len(r.tensors[a]),), r.weight / total) for r in replies])
-            stack = Stack(left, right, share)
-            split = self.split(stack, state.rank, state.scale, _seed(state.round + 1, number))
-            adapter[a], adapter[b] = split.a, split.b
+            return self.split(
+                Stack(left, right, share), state.rank, state.scale, _seed(state.seed, state.round + 1, layer)
+            )
+
+        kept: Tensors = {}
+        for layer, split in zip(state.layers(), each(state.layers(), divided), strict=True):
+            adapter[Key(layer, "A")], adapter[Key(layer, "B")] = split.a, split.b
             if split.q is not None and split.p is not None and split.q.shape[1]:
                 kept[Key(layer, "Q")], kept[Key(layer, "P")] = split.q, split.p
         return replace(state, adapter=adapter, offset=extend_offset(state.offset, kept, self.offset_energy))
@@ -96,8 +103,8 @@ class RestartRule(StackRule):
         """The start, or the fresh factors of a later round."""
         drawn = super().draw(spec, seed, round)
         if round:
-            for number, (layer, shape) in enumerate(spec.layers.items()):
-                drawn[Key(layer, "B")], drawn[Key(layer, "A")] = fresh(shape, spec.rank, _seed(round, number))
+            for layer, shape in spec.layers.items():
+                drawn[Key(layer, "B")], drawn[Key(layer, "A")] = fresh(shape, spec.rank, _seed(seed, round, layer))
         return drawn
 
     @abstractmethod
@@ -111,14 +118,14 @@ class RestartRule(StackRule):
 
 def fresh(shape: LayerShape, rank: int, seed: int) -> tuple[Tensor, Tensor]:
     """B and A for a new start of a layer: B zero, A drawn as in :meth:`Rule.initial`."""
-    bound = 1 / math.sqrt(shape.d_in)
-    a = torch.empty(rank, shape.d_in).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    a = uniform((rank, shape.d_in), 1 / math.sqrt(shape.d_in), generator)
     return torch.zeros(shape.d_out, rank), a
 
 
-def _seed(round: int, number: int) -> int:
-    """The seed of what is drawn anew for a layer in the state of ``round``."""
-    return round * 2**20 + number
+def _seed(seed: int, round: int, layer: str) -> int:
+    """The seed of what is drawn anew for a layer in the state of ``round``, in a run of this ``seed``."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{round}/{layer}".encode()).digest()[:7])
 
 
 def padded(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:

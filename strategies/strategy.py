@@ -8,11 +8,10 @@ A Flower user meets the usual grammar::
 Bouquet's own round loop uses the same messages and the same checks, with a deadline and a quorum around them.
 """
 
-import math
 import random
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -24,14 +23,26 @@ from flwr.supercore import log
 from common import wire
 from common.adapter import Spec, State, Tensors, Update
 from common.codec import CodecName, StateCodecName
-from common.error import BouquetError, RefusalError
+from common.error import BouquetError, RefusalError, brief
 from strategies.private_mean import PrivateMean
 from strategies.rule import Rule
 
 # Characters of a node's own explanation; a traceback's last frames fit.
 MAX_REASON = 4000
+# What a figure may be: a count, a loss, seconds or bytes.
+LARGEST_FIGURE = 2.0**53
 
 Metrics = dict[str, float]
+Weigh = Callable[[str, float], float]
+"""A node's weight in the mean, from its name and the weight that it claims."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What went to one node: its view of the state, and the tensors as they arrive there."""
+
+    view: State
+    tensors: Tensors
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class LoraStrategy(Strategy):
 
     ``codec_down`` and ``codec_up`` are how tensors travel to the nodes and back; ``seed`` is the run's seed, from which
     both sides draw what never travels, and which samples the nodes. ``private_mean`` is for linear rules: it stands in
-    for the nodes' updates.
+    for the nodes' updates. ``weigh`` gives the nodes' weights; without it each has the one that it claims.
     """
 
     def __init__(
@@ -63,18 +74,20 @@ class LoraStrategy(Strategy):
         codec_up: CodecName = "fp32",
         seed: int = 0,
         private_mean: PrivateMean | None = None,
+        weigh: Weigh = lambda _, claimed: claimed,
     ) -> None:
         self.rule = rule
         self.codec_down: StateCodecName = codec_down
         self.codec_up = codec_up
         self.seed = seed
         self.private_mean = private_mean
+        self.weigh = weigh
         self._fractions = {MessageType.TRAIN: fraction_train, MessageType.EVALUATE: fraction_evaluate}
         self._min_available_nodes = min_available_nodes
         # Flower hands `aggregate_train` the replies but not what they reply to.
         self._state: State | None = None
         self._asked = 0
-        self._received: dict[int, Tensors] = {}
+        self._sent: dict[int, Sent] = {}
 
     def initial_arrays(self, spec: Spec) -> ArrayRecord:
         """The state before the first round, whole and in float32, as ``start`` wants it."""
@@ -99,8 +112,8 @@ class LoraStrategy(Strategy):
         """
         rule = self.rule
         records: dict[tuple[int, int, bool], ArrayRecord] = {}
-        received: dict[tuple[int, int, bool], Tensors] = {}
-        self._received = {}
+        sent: dict[tuple[int, int, bool], Sent] = {}
+        self._sent = {}
         messages = []
         for node_id in node_ids:
             name = (names or {}).get(node_id, str(node_id))
@@ -112,8 +125,8 @@ class LoraStrategy(Strategy):
                 view = rule.view(state, *kind[:2])
                 without = rule.fixed if kind[2] else rule.drawn
                 records[kind] = wire.pack_state(view, rule.name, codec=self.codec_down, without=without)
-                received[kind] = self._as_received(view, records[kind])
-            self._received[node_id] = received[kind]
+                sent[kind] = Sent(view, self._as_received(view, records[kind]))
+            self._sent[node_id] = sent[kind]
             content = RecordDict({"state": records[kind], "config": config or ConfigRecord()})
             messages.append(
                 Message(content, dst_node_id=node_id, message_type=message_type, group_id=str(state.round), ttl=ttl)
@@ -121,19 +134,34 @@ class LoraStrategy(Strategy):
         return messages
 
     def accept(self, state: State, message: Message) -> Reply:
-        """The update in a reply to ``state``. Raises :class:`BouquetError` on anything the rule cannot merge."""
+        """The update in a reply to ``state``. Raises :class:`BouquetError` on anything the rule cannot merge.
+
+        Whoever calls it must be ready for any other exception too: what a reply holds is the node's.
+        """
         raise_failure(message)
         content = message.content
         if list(content.array_records) != ["update"]:
             raise BouquetError(
-                "a reply without an update", expected="one record 'update'", got=", ".join(content) or "nothing"
+                "a reply without an update",
+                expected="one record 'update'",
+                got=brief(", ".join(content)) or "nothing",
             )
         record = content.array_records["update"]
         size, most = wire.payload_bytes(record), wire.most_bytes(state)
         if size > most:
             raise BouquetError("an oversized update", expected=f"at most {most:,} bytes", got=f"{size:,} bytes")
-        received = self._received.get(message.metadata.src_node_id)
-        header, update = wire.unpack_update(record, rule=self.rule.name, round=state.round, received=received)
+        sent = self._sent.get(message.metadata.src_node_id)
+        if sent is None:
+            raise BouquetError("a reply of a node that was not asked")
+
+        def fits(update: Update) -> None:
+            _check_sent(sent.view, update)
+            self.rule.check_form(state, update)
+
+        header, update = wire.unpack_update(
+            record, rule=self.rule.name, round=state.round, received=sent.tensors, fits=fits
+        )
+        update = replace(update, weight=self.weigh(header.node, update.weight))
         self.rule.check(state, update)
         return Reply(header.node, update, read_metrics(message), size)
 
@@ -162,8 +190,8 @@ class LoraStrategy(Strategy):
         for message in replies:
             try:
                 accepted.append(self.accept(self._state, message))
-            except BouquetError as refusal:
-                log(WARNING, "round %s: refused a reply: %s", server_round, refusal)
+            except Exception as refusal:  # nothing that a node sends may end a run
+                log(WARNING, "round %s: refused a reply: %s", server_round, explained(refusal))
         if not accepted:
             return None, None
         accepted.sort(key=lambda reply: reply.node)
@@ -186,8 +214,8 @@ class LoraStrategy(Strategy):
                 raise_failure(message)
                 if metrics := read_metrics(message):  # nodes in a private run tell none
                     scored.append((metrics["count"], metrics))
-            except BouquetError as refusal:
-                log(WARNING, "round %s: refused a reply: %s", server_round, refusal)
+            except Exception as refusal:  # see above
+                log(WARNING, "round %s: refused a reply: %s", server_round, explained(refusal))
         return MetricRecord(dict(mean_metrics(scored))) if scored else None
 
     def summary(self) -> None:
@@ -208,11 +236,23 @@ class LoraStrategy(Strategy):
         return self.messages(message_type, state, chosen, config=config)
 
 
+def share_of(nodes: int, fraction: float) -> int:
+    """How many of ``nodes`` a sample takes; at least one."""
+    return max(1, int(fraction * nodes + 0.5))
+
+
 def choose(nodes: Sequence[int], fraction: float, seed: int, round: int) -> list[int]:
     """A reproducible sample of ``nodes``, in their order; at least one."""
-    size = max(1, int(fraction * len(nodes) + 0.5))
+    size = share_of(len(nodes), fraction)
     picked = set(random.Random(f"{seed}/{round}").sample(range(len(nodes)), size))
     return [node for index, node in enumerate(nodes) if index in picked]
+
+
+def explained(refusal: Exception) -> str:
+    """Why a reply is refused: our own words, or, of what broke on it unforeseen, the kind and the beginning."""
+    if isinstance(refusal, BouquetError):
+        return str(refusal)
+    return f"a reply that cannot be read: {type(refusal).__name__}: {str(refusal)[:200]}"
 
 
 def raise_failure(message: Message) -> None:
@@ -221,25 +261,31 @@ def raise_failure(message: Message) -> None:
     It is a :class:`RefusalError` where asking again will not help.
     """
     if message.has_error():
-        raise BouquetError(
-            f"Flower error {message.error.code}", got=(message.error.reason or "no reason given").strip()
-        )
+        reason = (message.error.reason or "no reason given").strip()[:MAX_REASON]
+        raise BouquetError(f"Flower error {message.error.code}", got=reason)
     failure = message.content.config_records.get("failure")
     if failure is not None:
-        reason = str(failure.get("reason", "no reason given"))[:MAX_REASON]
-        raise (RefusalError if failure.get("refused") else BouquetError)(reason)
+        reason = brief(failure.get("reason", "no reason given"), MAX_REASON)
+        raise (RefusalError if failure.get("refused") is True else BouquetError)(reason)
 
 
-def read_metrics(message: Message, *needed: str) -> Metrics:
-    """The metrics of a reply. Raises :class:`BouquetError` if one that is needed is missing or is not a number."""
+def read_metrics(message: Message, *needed: str, least: float = 0.0) -> Metrics:
+    """The metrics of a reply, each of them at least ``least``.
+
+    Raises :class:`BouquetError` if one that is needed is missing, or one is not such a number.
+    """
     record = message.content.metric_records.get("metrics")
     if record is None:
-        raise BouquetError("a reply without metrics", expected="a record 'metrics'", got=", ".join(message.content))
+        got = brief(", ".join(message.content)) or "nothing"
+        raise BouquetError("a reply without metrics", expected="a record 'metrics'", got=got)
     metrics: Metrics = {}
     for name, value in record.items():
-        if isinstance(value, list) or not math.isfinite(value):
+        if isinstance(value, list) or not least <= value <= LARGEST_FIGURE:
             raise BouquetError(
-                "a metric is not a number", where=name, expected="one finite number", got=str(value)[:80]
+                "a metric is not a number",
+                where=brief(name),
+                expected=f"one number from {least:g} to {LARGEST_FIGURE:g}",
+                got=brief(value),
             )
         metrics[name] = value
     if missing := [name for name in needed if name not in metrics]:
@@ -248,7 +294,23 @@ def read_metrics(message: Message, *needed: str) -> Metrics:
 
 
 def mean_metrics(weighted: Sequence[tuple[float, Metrics]]) -> Metrics:
-    """The weighted mean of every metric that all of them have."""
-    total = sum(weight for weight, _ in weighted)
-    names = [name for name in weighted[0][1] if all(name in metrics for _, metrics in weighted)]
-    return {name: sum(weight * metrics[name] for weight, metrics in weighted) / total for name in names}
+    """The weighted mean of every metric that most of them have, over those that have it."""
+    means: Metrics = {}
+    for name in dict.fromkeys(name for _, metrics in weighted for name in metrics):
+        told = [(weight, metrics[name]) for weight, metrics in weighted if name in metrics]
+        if 2 * len(told) > len(weighted):
+            means[name] = sum(weight * value for weight, value in told) / sum(weight for weight, _ in told)
+    return means
+
+
+def _check_sent(view: State, update: Update) -> None:
+    """Raise :class:`BouquetError` unless an update is of the slots that the node was sent, or of fewer ranks."""
+    if update.slots != view.slots:
+        slots = ", ".join(map(str, view.slots)) or "none"
+        raise BouquetError(
+            "an update of other slots than were sent", expected=slots, got=brief(", ".join(map(str, update.slots)))
+        )
+    if update.rank > view.rank:
+        raise BouquetError(
+            "an update of a larger rank than was sent", expected=f"at most {view.rank}", got=str(update.rank)
+        )

@@ -34,6 +34,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes in one process are all there at once."""
     monkeypatch.setattr("server_app.nodes.STEADY_SECONDS", 0.0)
     monkeypatch.setattr("server_app.nodes.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("server_app.transport.POLL_SECONDS", 0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,7 @@ def settings(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "evaluation.limit": 8,
             "evaluation.prompt": "",
             "round.deadline": 60.0,
+            "round.wait": 0.3,
         }
         return read_config({}).to_flower() | small | changes
 

@@ -36,11 +36,12 @@ PATIENCE = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_run_lowers_every_nodes_heldout_loss_and_leaves_its_record(rule, settings, tmp_path):
+def test_a_run_lowers_the_heldout_loss_and_leaves_its_record(rule, settings, tmp_path):
     longer = {"train.steps": 12, "train.learning-rate": 0.01} | PATIENCE.get(rule, {})
     run_in_process(settings(**{"rule.name": rule, **longer}), nodes=2)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert all(summary["after"][node] < 0.9 * summary["before"][node] for node in ("node-000", "node-001", "all"))
+    # Of all nodes together: what one of them has, and learns, depends on the Python that runs this.
+    assert summary["after"]["all"] < 0.9 * summary["before"]["all"]
     left = {path.name for path in (tmp_path / "run").iterdir()} | ({"adapter"} if RULES[rule].personal else set())
     assert left == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "report.html", "summary.json"}
     train = [line for line in lines(tmp_path / "run") if line["phase"] == "train"]
@@ -169,8 +170,11 @@ def other_node(content: RecordDict) -> RecordDict:
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
-        (replace_tensors(poison(float("nan"))), r"an update is not finite \(model.layers.0.*:A\): expected finite"),
-        (replace_tensors(poison(float("inf"))), r"an update is not finite"),
+        (
+            replace_tensors(poison(float("nan"))),
+            r"an update out of range \(model.layers.0.*:A\): expected values within 1e.06, got nan",
+        ),
+        (replace_tensors(poison(float("inf"))), r"an update out of range .*to inf"),
         (
             replace_tensors(lambda t: {k: v[:4] for k, v in t.items()}),
             r"does not fit the rule 'fedit' .*expected shape",
@@ -261,13 +265,13 @@ def test_too_few_replies_void_a_round_and_nothing_trained_is_lost(settings, tmp_
 def test_a_node_with_bad_data_is_left_out_at_the_roll_call(settings, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"text": \n')
-    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: {"data": str(bad)}})
+    run_in_process(settings(**{"num-server-rounds": 1, "min-nodes": 1}), nodes=2, node_config={1: {"data": str(bad)}})
     (reason,) = failures(tmp_path / "run")
     assert f"a line is not JSON ({bad}:2): expected one JSON object a line" in reason
 
 
 def test_mixed_ranks_are_refused_at_the_roll_call(settings, tmp_path):
-    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: {"lora-rank": 4}})
+    run_in_process(settings(**{"num-server-rounds": 1, "min-nodes": 1}), nodes=2, node_config={1: {"lora-rank": 4}})
     (reason,) = failures(tmp_path / "run")
     assert "a rank that the rule 'fedit' cannot serve (node-001, lora-rank): expected 8 on every node, got 4" in reason
     assert "rules that serve smaller ranks are ravan, flora, flexlora" in reason
@@ -284,7 +288,9 @@ def test_a_node_that_runs_other_code_is_refused(settings, tmp_path, monkeypatch)
 
 def test_two_nodes_of_one_name_do_not_both_take_part(settings, tmp_path):
     run_in_process(
-        settings(**{"num-server-rounds": 1}), nodes=2, node_config={0: {"name": "twin"}, 1: {"name": "twin"}}
+        settings(**{"num-server-rounds": 1, "min-nodes": 1}),
+        nodes=2,
+        node_config={0: {"name": "twin"}, 1: {"name": "twin"}},
     )
     (reason,) = failures(tmp_path / "run")
     assert "two nodes of one name: got 'twin'" in reason

@@ -110,7 +110,7 @@ def test_ravan_refuses_a_rank_that_is_not_one_of_whole_heads():
     with pytest.raises(BouquetError, match=r"different heads \(lora-rank\): expected 6 on every node, or merge.mean"):
         Ravan(heads=3, mean=TrimmedMean()).view(state, 4)
     good = trained(Ravan(heads=3), Ravan(heads=3).view(state, 4), 0, 1.0)
-    with pytest.raises(BouquetError, match="names a slot that there is not: expected 0 to 2, got 3"):
+    with pytest.raises(BouquetError, match="names a slot that does not exist: expected 0 to 2, got 3"):
         Ravan(heads=3).aggregate(state, [replace(good, slots=(0, 3))])
     with pytest.raises(
         BouquetError, match=r"does not fit the rule 'ravan'.*expected shape \(2, 2\), got shape \(4, 2\)"
@@ -125,7 +125,7 @@ def test_an_update_with_slots_that_it_does_not_have_is_refused():
     good = trained(rule, view, 0, 1.0)
     with pytest.raises(BouquetError, match="names other slots than it has: expected 2 different slots, got 1, 1"):
         rule.aggregate(state, [replace(good, slots=(1, 1))])
-    with pytest.raises(BouquetError, match="names a slot that there is not: expected 0 to 2, got 7"):
+    with pytest.raises(BouquetError, match="names a slot that does not exist: expected 0 to 2, got 7"):
         rule.aggregate(state, [replace(good, slots=(1, 7))])
 
 

@@ -14,7 +14,7 @@ from client_app import audit
 from client_app.policy import Policy
 from common import wire
 from common.adapter import Key, Update
-from common.error import BouquetError, RefusalError
+from common.error import BouquetError, QuorumError, RefusalError
 from common.node_config import NodeConfig
 from common.section import ConfigError
 from strategies import build, read_config
@@ -194,7 +194,7 @@ def test_what_may_not_leave_does_not(kind, content, message, tmp_path):
 
 def test_an_update_that_is_too_large_stays_and_is_charged_all_the_same(settings, tmp_path):
     file = policy(tmp_path, 'max-bytes = 1000\n[data]\nsources = ["*"]\n')
-    with pytest.raises(BouquetError, match="no node can take part"):
+    with pytest.raises(QuorumError, match="too few nodes"):
         run_in_process(settings(**PRIVATE), nodes=2, node_config={0: {"policy": file}, 1: {"policy": file}})
     reasons = {failure["reason"] for failure in events(tmp_path, "failure")}
     (reason,) = reasons
@@ -204,7 +204,7 @@ def test_an_update_that_is_too_large_stays_and_is_charged_all_the_same(settings,
 
 def test_the_audit_log_has_a_line_for_everything_that_left_and_nothing_else_left(settings, tmp_path):
     """One of the nodes has a budget that is spent; it shares its log with the other, as in a simulation."""
-    flat = settings(**{**PRIVATE, "num-server-rounds": 2})
+    flat = settings(**{**PRIVATE, "num-server-rounds": 2, "min-nodes": 1})
     budget = with_budget(tmp_path / "state", 0.5)
     grid = run_in_process(flat, nodes=2, node_config={1: budget})
     log = audit.path(tmp_path / "state")

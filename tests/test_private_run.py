@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 from client_app.scoring import noised_score
 from common import accounting, ledger, tasks, wire
 from common.config import TaskConfig
-from common.error import BouquetError
+from common.error import BouquetError, QuorumError
 from common.tasks import Score
 from strategies import read_config
 from tests.conftest import tiny_bert
@@ -100,7 +100,7 @@ def test_noise_on_the_whole_change_is_charged_too(mode, move, settings, tmp_path
 
 
 def test_a_node_whose_budget_is_spent_refuses_and_the_run_goes_on_without_it(settings, tmp_path):
-    flat = settings(**PRIVATE, **{"round.min-replies": 1.0})
+    flat = settings(**PRIVATE, **{"round.min-replies": 1.0, "min-nodes": 1})
     grid = run_in_process(flat, nodes=2, node_config={1: with_budget(tmp_path / "ward", cost(1))})
     (failure,) = events(tmp_path, "failure")
     assert (failure["node"], failure["round"], failure["during"]) == ("node-001", 2, "train")
@@ -125,8 +125,11 @@ def test_budgets_hold_over_runs_and_a_run_that_nobody_can_go_on_with_ends(settin
         return [line["nodes"] for line in events(tmp_path, "merge", name)]
 
     assert go("one") == [2, 2, 2]
-    assert go("two") == [2]
-    assert "no node takes part any more: stopped, round 1 is the last" in capsys.readouterr().out
+    with pytest.raises(QuorumError, match=r"too few nodes: expected 2 within 0.3 s .*got 0"):
+        go("two")
+    assert [line["nodes"] for line in events(tmp_path, "merge", "two")] == [2]
+    assert "stopped after round 1: too few nodes" in capsys.readouterr().out
+    assert json.loads((tmp_path / "two/summary.json").read_text())["ended"] == "too few nodes"
     assert (tmp_path / "two/adapter/adapter_model.safetensors").exists()
     with pytest.raises(BouquetError, match="no node can take part"):
         go("three")
@@ -136,7 +139,7 @@ def test_budgets_hold_over_runs_and_a_run_that_nobody_can_go_on_with_ends(settin
 
 
 def test_a_node_with_a_budget_takes_no_part_in_a_run_without_noise(settings, tmp_path):
-    flat = settings(**{"num-server-rounds": 1})
+    flat = settings(**{"num-server-rounds": 1, "min-nodes": 1})
     run_in_process(flat, nodes=2, node_config={1: with_budget(tmp_path / "ward", 8.0)})
     (failure,) = events(tmp_path, "failure")
     assert failure["reason"].splitlines() == [
@@ -149,7 +152,8 @@ def test_a_node_with_a_budget_takes_no_part_in_a_run_without_noise(settings, tmp
 def test_a_node_with_a_budget_answers_nothing_that_its_policy_does_not_name(settings, tmp_path):
     silent = tmp_path / "silent.toml"
     silent.write_text('[data]\nsources = ["*"]\n')
-    run_in_process(settings(**PRIVATE), nodes=2, node_config={1: with_budget(tmp_path / "ward", 8.0, str(silent))})
+    budget = with_budget(tmp_path / "ward", 8.0, str(silent))
+    run_in_process(settings(**PRIVATE, **{"min-nodes": 1}), nodes=2, node_config={1: budget})
     (failure,) = events(tmp_path, "failure")
     assert failure["reason"].splitlines()[1:] == [
         f"  {key}: expected in the policy of a node with a budget (privacy-epsilon), got nothing"
@@ -165,7 +169,8 @@ def test_a_node_with_a_budget_trusts_a_coordinators_noise_only_where_its_policy_
         0: with_budget(tmp_path / "ward-0", 20.0, str(trusting)),
         1: with_budget(tmp_path / "ward-1", 20.0),
     }
-    run_in_process(settings(**{**PRIVATE, "privacy.mode": "update-central"}), nodes=2, node_config=nodes)
+    flat = settings(**PRIVATE | {"privacy.mode": "update-central", "min-nodes": 1})
+    run_in_process(flat, nodes=2, node_config=nodes)
     (failure,) = events(tmp_path, "failure")
     assert failure["node"].startswith("node ")
     assert "expected noise of this node's own (privacy-epsilon), got 'update-central'" in failure["reason"]

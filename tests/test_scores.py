@@ -73,7 +73,7 @@ def test_exact_match_is_what_greedy_decoding_gives():
 @pytest.mark.parametrize(
     ("tallies", "got"),
     [
-        ({}, "None"),
+        ({}, "a NoneType"),
         ({"confusion": [1] * 9}, "9 others"),
         ({"confusion": [-1] + [1] * 15}, "16 others"),
         ({"confusion": [0.5] * 16}, "16 others"),
@@ -91,4 +91,7 @@ def test_a_score_without_the_tasks_tallies_is_refused(tallies, got):
     ):
         read_score(message, CLASSES)
     content["tallies"] = MetricRecord({"confusion": [1] * 16})
+    with pytest.raises(BouquetError, match="a score that does not add up: expected parts of 16, got 3 right"):
+        read_score(message, CLASSES)
+    content["metrics"] = MetricRecord({"loss": 1.0, "correct": 4, "count": 16})
     assert read_score(message, CLASSES)[0].tallies == {"confusion": (1,) * 16}

@@ -86,6 +86,13 @@ class Classify(Task):
         """The confusion matrix, row by row: how many examples of each class were taken for each."""
         return {"confusion": self.config.labels**2} if self.config.labels <= MOST_CLASSES else {}
 
+    def adds_up(self, score: Score) -> bool:
+        """Every example stands once in the confusion matrix, the right ones on its diagonal."""
+        confusion = score.tallies.get("confusion")
+        if confusion is None:
+            return True
+        return sum(confusion) == score.count and sum(confusion[:: self.config.labels + 1]) == score.correct
+
     def figures(self, score: Score) -> dict[str, float]:
         """Accuracy, and macro-F1: the mean over the classes that occur, of the labels or of the predictions."""
         found = super().figures(score)

@@ -41,6 +41,11 @@ class Instruct(Text):
         )
         return super().score(logits, labels) + Score(tallies={"exact": (int(right.sum()), len(right))})
 
+    def adds_up(self, score: Score) -> bool:
+        """No more right answers than answers, each of a token or more."""
+        right, answers = score.tallies.get("exact", (0, 0))
+        return right <= answers <= score.count
+
     def figures(self, score: Score) -> dict[str, float]:
         """Perplexity, and exact match: the share of answers that greedy decoding gives, with their end.
 

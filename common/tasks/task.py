@@ -98,6 +98,10 @@ class Task(ABC):
         """The tallies of a score, and how many numbers each has."""
         return {}
 
+    def adds_up(self, score: Score) -> bool:
+        """Whether the tallies of a score fit its count and what is right of it."""
+        return True
+
     def figures(self, score: Score) -> dict[str, float]:
         """The metric, and after it whatever else the tallies of ``score`` say."""
         return {self.metric: self.figure(score)}

@@ -77,7 +77,7 @@ def _state(run: RunDirectory) -> State:
     rule, folder = build(run.config), run.folder / "checkpoints"
     try:
         summary = json.loads((run.folder / "summary.json").read_text())
-        state = checkpoint.load(folder / f"round-{summary['rounds']:04d}.safetensors", rule.name)
+        state = checkpoint.load(checkpoint.file_of(folder, summary["rounds"]), rule.name)
         if digest(state.adapter | state.offset) != summary["adapter_digest"]:
             raise BouquetError("a checkpoint is of another run", where=str(folder), expected="summary.json's digest")
     except FileNotFoundError:

@@ -15,8 +15,8 @@ RULES = (
     Mutant(
         "FLoRA's FedIT baseline: only one node counts",
         "common/adapter.py",
-        "mean[key].lerp_(tensor, weight / total[key])",
-        "mean[key].lerp_(tensor, 0.0)",
+        "mean[key] = towards(mean[key], tensor, weight / total[key])",
+        "mean[key] = mean[key]",
         TESTS,
     ),
     Mutant(
@@ -151,8 +151,8 @@ RULES = (
     Mutant(
         "RB-LoRA: V taken for Vh",
         "strategies/flexlora.py",
-        "u, singular, vh = low_rank_svd(stack.left, stack.right)",
-        "u, singular, vh = low_rank_svd(stack.left, stack.right)\n        vh = vh.flip(1)",
+        "u, singular, vh = low_rank_svd(stack.left.double(), stack.right.double())",
+        "u, singular, vh = low_rank_svd(stack.left.double(), stack.right.double())\n        vh = vh.flip(1)",
         TESTS,
     ),
     Mutant(
@@ -220,8 +220,8 @@ RULES = (
     ),
     Mutant(
         "FedAvg: an update of NaN is averaged",
-        "strategies/rule.py",
-        "if not all_finite(tensor):",
+        "common/adapter.py",
+        "if not -LARGEST <= least <= most <= LARGEST:",
         "if False:",
         TESTS,
     ),

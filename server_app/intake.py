@@ -1,0 +1,125 @@
+"""The replies of one round, from the nodes to the merge: whatever one of them brings about, it alone is refused."""
+
+from flwr.app import Message
+
+from common import wire
+from common.adapter import State, check_range
+from common.config import RunConfig
+from common.error import BouquetError, RefusalError, brief
+from server_app.nodes import Nodes
+from server_app.record import Record
+from server_app.scrutiny import Scrutiny
+from server_app.spool import Spool
+from strategies.strategy import LoraStrategy, Metrics, Reply, explained
+
+FIGURES = {"loss", "steps", "tokens", "examples", "seconds", "peak-memory", "correct", "count"}
+
+
+class Intake:
+    """What has come of one round that started from ``state``; the updates themselves lie in ``spool``."""
+
+    def __init__(
+        self, nodes: Nodes, strategy: LoraStrategy, config: RunConfig, record: Record, state: State, spool: Spool
+    ) -> None:
+        self._nodes = nodes
+        self._strategy = strategy
+        self._record = record
+        self._state = state
+        self._spool = spool
+        self._round = state.round + 1
+        self._fraction = config.fraction_train
+        self._private = config.privacy.mode != "none"
+        # Where the coordinator noises the mean, no single node's figure is kept, and none decides about another.
+        self._noised = config.privacy.mode == "update-central"
+        ratio = 0.0 if self._noised else config.round.max_ratio
+        self._scrutiny = Scrutiny(strategy.rule, state, config.round.max_norm, ratio)
+        self._told: dict[str, tuple[float, Metrics]] = {}
+        self.bytes_up = 0
+
+    @property
+    def told(self) -> list[tuple[float, Metrics]]:
+        """The weight and the figures of each node whose update counts, in the order of their names."""
+        return [self._told[name] for name in self._spool.names]
+
+    @property
+    def needed(self) -> int:
+        """How many updates the round needs; a node that declines for good lowers it."""
+        return self._nodes.quorum(self._fraction)
+
+    def take(self, messages: list[Message]) -> None:
+        """Send ``messages`` and keep what comes back and can be merged."""
+        down = {self._nodes.names[message.metadata.dst_node_id]: bytes_down_of([message]) for message in messages}
+        for name, message in self._nodes.exchange(messages):
+            node_id = message.metadata.src_node_id
+            try:
+                reply = self._strategy.accept(self._state, message)
+                if reply.node != name:
+                    raise BouquetError("an update signed by another node", expected=name, got=brief(reply.node))
+                norm = self._scrutiny.examine(name, reply.update)
+            except Exception as reason:  # a boundary: what is raised here is the doing of this reply
+                # The node may have lost what it was sent once.
+                self._nodes.equipped.discard(node_id)
+                self._nodes.failed("train", self._round, name, explained(reason))
+                if isinstance(reason, RefusalError):
+                    self._nodes.dismiss(name)
+                continue
+            self._keep(node_id, reply)
+            own = {} if self._noised else {"norm": norm}
+            figures = {} if self._private else known(reply.metrics)
+            traffic = {"bytes_up": reply.bytes_up, "bytes_down": down[name]}
+            self._record.event("train", self._round, node=name, **traffic, **own, **figures)
+        for name, refusal in self._scrutiny.outsized().items():
+            self._refuse(name, refusal)
+        if not self._noised:
+            self._tell_against()
+
+    def merge(self, asked: int) -> State | None:
+        """The merged state; None where fewer updates are left than a round needs.
+
+        Updates that are sound each by itself may still have no mean that can be computed: the one that changes most is
+        left out then, and the others are merged.
+        """
+        while len(self._spool) >= self.needed:
+            try:
+                merged = self._strategy.merge(self._state, self._spool, asked)
+                check_range(merged)
+                return merged
+            except Exception as reason:
+                if isinstance(reason, OSError) or self._noised:
+                    raise
+                said = f"its change, the largest, cannot be merged: {explained(reason)}"
+                self._refuse(self._scrutiny.largest(), said)
+        return None
+
+    def _keep(self, node_id: int, reply: Reply) -> None:
+        rule, update = self._strategy.rule, reply.update
+        if self._state.round >= rule.settled:
+            self._nodes.equipped.add(node_id)
+        if update.rank and not update.slots:
+            self._nodes.ranks[node_id] = update.rank
+        self._spool.put(reply.node, update)
+        # An honest node in a private run tells none.
+        self._told[reply.node] = update.weight, {} if self._private else reply.metrics
+        self.bytes_up += reply.bytes_up
+
+    def _refuse(self, name: str, reason: str) -> None:
+        """Take an update out of the round after all."""
+        self._scrutiny.forget(name)
+        self._spool.drop(name)
+        self._nodes.failed("train", self._round, name, reason)
+
+    def _tell_against(self) -> None:
+        """Say which nodes' changes point against the others', with the cosine."""
+        for name, cosine in self._scrutiny.against().items():
+            said = f"went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
+            self._record.note("against", self._round, name, said, cosine=cosine)
+
+
+def known(metrics: Metrics) -> Metrics:
+    """The figures of a node that the record has a place for: others could take the place of its own facts."""
+    return {name: value for name, value in metrics.items() if name in FIGURES}
+
+
+def bytes_down_of(messages: list[Message]) -> int:
+    """The bytes of the states in ``messages``, as they travel."""
+    return sum(wire.payload_bytes(message.content.array_records["state"]) for message in messages)
