@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 
 QUIET = --quiet --disable-pip-version-check
 
-.PHONY: run test test-all unit attack mutants chaos lint type clean
+.PHONY: run test test-all unit attack fuzz mutants chaos lint type clean
 
 run: .venv/ready
 	$(BIN)/bouquet run
@@ -18,10 +18,14 @@ test: lint type
 
 test-all: lint type
 	$(BIN)/pytest -n logical --dist loadfile -m "exhaustive or not exhaustive"
+	$(BIN)/python -m tests.fuzz
 	$(BIN)/python -m tests.mutants
 
 attack: .venv/ready
 	$(BIN)/pytest -n logical --dist loadfile -m "exhaustive or not exhaustive" tests/attacks
+
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz
 
 unit: .venv/ready
 	$(BIN)/pytest -n logical --dist loadfile -m "not slow and not exhaustive"

@@ -118,5 +118,6 @@ class Budget:
                 where=f"{self._node}, privacy.epsilon",
                 expected=f"at most epsilon {privacy.epsilon:g} at delta {privacy.delta:g} over the run",
                 got="more with this round",
-                cure="A round that was tried again was charged again.",
+                cure="A round that was tried again was charged again, and so was every earlier run of this name: "
+                "another run takes another run-name.",
             )

@@ -30,6 +30,7 @@ from common import base, sources, tasks
 from common.accounting import Release
 from common.adapter import Key, State, Tensors, Update, chosen_blocks
 from common.config import RunConfig
+from common.error import BouquetError
 from common.export import export
 from common.models import LoraModel
 from common.node_config import NodeConfig
@@ -113,7 +114,7 @@ class Session:
         if not self.guarded:
             self.examples()
         elif simulated():
-            self._units()
+            self._check_units()
         else:
             self._check_public()
         facts: dict[str, Any] = {
@@ -123,6 +124,19 @@ class Session:
             "where": str(ROOT) if self.policy.tell.details else "",
         }
         return RecordDict({"node": ConfigRecord(facts)})
+
+    def _check_units(self) -> None:
+        """Raise :class:`BouquetError` where nothing could be learned: in a simulation, whose data is the user's own."""
+        units = self._units()
+        if not units.train and not units.heldout:
+            unit = self.config.privacy.unit
+            raise BouquetError(
+                "none of this node's records can be used",
+                where=f"{self.node.label}, {self.node.data or self.config.data.source}",
+                expected="the fields that task.* names"
+                + ("" if unit == "record" else f", and '{unit}' (privacy.unit)"),
+                cure="bouquet doctor says what is wrong with each.",
+            )
 
     def _check_public(self) -> None:
         """Raise :class:`BouquetError` where a private run cannot be, whatever stands in the records."""

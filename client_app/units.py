@@ -62,17 +62,18 @@ def node_units(wanted: Wanted, node: NodeConfig, number: int) -> Units:
     most = 1 if privacy.mode == "example" else None
     share = min(1.0, data.limit / number) if data.limit and number else 1.0
     heldout = share * data.holdout if privacy.score_noise else 0.0
-    found = sorted(_gathered(records.node_records(data, node, seed), privacy, seed), key=lambda placed: placed[0])
+    read = records.node_records(data, node, seed)
+    found = sorted(_gathered(read, privacy, seed), key=lambda placed: placed[0])
     parts: dict[bool, list[Unit]] = {True: [], False: []}
-    read = usable = 0
+    usable = 0
     for place, unit in found if number else found[: data.limit or None]:
         if place >= share:
             continue
         examples = [_examples(record, task, tokenizer, most) for record in unit]
-        read, usable = read + len(unit), usable + sum(map(bool, examples))
+        usable += sum(map(bool, examples))
         if whole := [example for own in examples for example in own]:
             parts[place < heldout].append(whole)
-    print(f"{node.label}: {usable} of {read} records are used; the coordinator is not told", file=sys.stderr)
+    print(f"{node.label}: {usable} of {len(read)} records are used; the coordinator is not told", file=sys.stderr)
     return Units(parts[False], parts[True])
 
 

@@ -122,13 +122,18 @@ def path(directory: Path) -> Path:
 
 def witness_of(directory: Path) -> Path:
     """Where the witness of a state directory lies unless another place is named: beside the folder, not in it."""
-    return directory.with_name(f"{directory.name}.witness")
+    return directory.with_name(f"{directory.name}.witness") / "head"
 
 
 def existing(directory: Path, witness: Path) -> Book:
     """The whole ledger, checked as :func:`load` does. Raises :class:`BouquetError` where there is no ledger, too."""
     if not path(directory).exists() and not witness.exists():
-        raise BouquetError("there is no ledger", where=str(path(directory)), cure="Name the node's state-directory.")
+        deeper = sorted(str(file.parent) for file in directory.glob("*/ledger.sqlite"))
+        raise BouquetError(
+            "there is no ledger",
+            where=str(path(directory)),
+            cure=f"Name the node's: --directory {deeper[0]}" if deeper else "Name the node's state-directory.",
+        )
     return load(directory, witness)
 
 
@@ -160,8 +165,9 @@ def load(directory: Path, witness: Path) -> Book:
             where=str(witness),
             expected=f"the number and the digest of a row of {path(directory)}",
             got="no such file",
-            cure="If the witness alone was lost, write `N D` into it (mode 0600), from the newest line `privacy "
-            f"budget: row N, head D` in this machine's journal. Else: {LOST}",
+            cure="If it lies elsewhere, name it (privacy-witness, --witness). If it alone was lost, write `N D` into "
+            "it (mode 0600), from the newest line `privacy budget: row N, head D` in this machine's journal. Else: "
+            f"{LOST}",
         )
     if known and known.number:
         number = known.number

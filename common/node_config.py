@@ -1,5 +1,6 @@
 """The config of one machine, as its operator writes it on the command line of ``flower-supernode``."""
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -8,6 +9,7 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from common import ledger
+from common.error import BouquetError
 from common.ranges import Count, CountOrOff, Delta, NodeName, NonNegative, Positive
 from common.section import Section, validate
 
@@ -52,6 +54,16 @@ class NodeConfig(Section):
         homeless = bool(flat.get("privacy-epsilon")) and not flat.get("state-directory")
         mistakes = ["state-directory: expected a folder of its own for privacy-epsilon, got none"] if homeless else []
         return validate(cls, flat, mistakes, "node config", "Correct them in --node-config of this flower-supernode.")
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """The config in a kit's ``node.toml``. Raises :class:`BouquetError` where it is not such a file."""
+        try:
+            return cls.from_flower(tomllib.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise BouquetError(
+                "a node's config cannot be read", where=str(file), got=str(error), cure="Name a kit's node.toml."
+            ) from error
 
     @property
     def label(self) -> str:

@@ -138,6 +138,7 @@ def _dealt(found: Iterable[Record], data: DataConfig, node: NodeConfig, seed: in
             where=f"{node.label}, data.partition = '{data.partition}'",
             expected=f"at most {len(values)} nodes",
             got=f"partition-id {node.partition_id}",
-            cure="Use fewer nodes or data.partition = 'iid'.",
+            cure=f"Use fewer nodes, or data.partition = 'iid' for records without '{data.partition_field}' "
+            "(data.partition-field).",
         )
     return (record for record in named if str(record[data.partition_field]) == values[node.partition_id])

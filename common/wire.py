@@ -34,7 +34,7 @@ SMALL_HEADER_BYTES = 2**18
 HEADER_SHARE = 4
 """A header may inflate to a small one, and beyond that to so many bytes for each byte of its message."""
 
-Size = Annotated[int, Field(ge=1, le=2**31)]
+Size = Annotated[int, Field(ge=1, le=2**30)]
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=1000)]
@@ -258,7 +258,8 @@ def _checked_header(record: ArrayRecord, kind: str, rule: str) -> Header:
 
 def _tensors(record: ArrayRecord, header: Header) -> Tensors:
     sizes = [math.prod(shape) for _, _, shape in header.tensors]
-    chunks = torch.split(_read_values(record, header), sizes) if sizes else ()
+    values = _read_values(record, header)
+    chunks = torch.split(values, sizes) if sizes else ()
     return {
         Key(layer, part): chunk.reshape(shape)
         for (layer, part, shape), chunk in zip(header.tensors, chunks, strict=True)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from common import accounting, ledger
 from common.ledger import Book
-from common.node_config import STATE_DIRECTORY
+from common.node_config import STATE_DIRECTORY, NodeConfig
 from deploy.settings import Commands
 
 SHORT = 12
@@ -19,17 +19,21 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "ledger",
         help="show, verify or export what this node's data has cost",
-        description="Example: bouquet ledger show --directory /var/lib/bouquet",
+        description="Example: bouquet ledger show --node /etc/bouquet/ward-1/node.toml",
     )
     parser.add_argument("action", choices=list(ACTIONS))
-    parser.add_argument("--directory", type=Path, default=STATE_DIRECTORY, help="the node's state-directory")
-    parser.add_argument("--witness", type=Path, help="its privacy-witness (default: beside the folder, NAME.witness)")
+    parser.add_argument("--node", type=Path, help="the node's config, its kit's node.toml, which names the two places")
+    parser.add_argument("--directory", type=Path, default=STATE_DIRECTORY, help="or the node's state-directory")
+    parser.add_argument("--witness", type=Path, help="and its privacy-witness (default: DIRECTORY.witness/head)")
     parser.set_defaults(work=_work)
 
 
 def _work(options: Namespace) -> int:
-    directory: Path = options.directory
-    return ACTIONS[options.action](ledger.existing(directory, options.witness or ledger.witness_of(directory)))
+    directory, witness = options.directory, options.witness or ledger.witness_of(options.directory)
+    if options.node:
+        node = NodeConfig.read(options.node)
+        directory, witness = node.ledger, node.witness
+    return ACTIONS[options.action](ledger.existing(directory, witness))
 
 
 def show(book: Book) -> int:

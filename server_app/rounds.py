@@ -76,7 +76,9 @@ class Rounds:
         """All rounds that ``state`` has not seen yet, or as many as enough nodes are there for."""
         outcome = Outcome(state)
         try:
-            outcome.before = outcome.after = self._evaluate(outcome)
+            # A private score is paid for, and a run that is resumed had its first one.
+            if not (state.round and self._config.privacy.score_noise):
+                outcome.before = outcome.after = self._evaluate(outcome)
             self._run(outcome)
         except QuorumError as reason:
             self._record.say(f"stopped after round {outcome.state.round}: {reason}")

@@ -326,10 +326,27 @@ def test_the_budget_is_what_was_spent_and_what_the_run_will_cost(tmp_path):
     assert f"epsilon {entry.epsilon:.4g} at delta" in said
 
     assert "; the node has no limit" in budget(config, node)
-    with pytest.raises(WarningError, match=r"will not last .*at most 3.5, got .*enough for [123] of 4 rounds. Lower"):
+    with pytest.raises(
+        WarningError,
+        match=r"budget of this node will not last .*at most 3.5, got .*enough for [123] of 4 rounds. Lower",
+    ):
         budget(config, limited(3.5))
     with pytest.raises(BouquetError, match=r"budget of this node is spent .*at most 2.9.*with one round. bouquet led"):
         budget(config, limited(2.9))
+    for text, reason in (
+        (
+            "max-epsilon = 0.5",
+            r"what one run may cost this node is spent \(privacy.max-epsilon\): expected at most 0.5",
+        ),
+        (
+            "min-noise-multiplier = 50.0",
+            r"the noise multiplier: expected 50 or more \(min-noise-multiplier\), got less",
+        ),
+    ):
+        strict = tmp_path / "policy.toml"
+        strict.write_text(f"[privacy]\n{text}\n")
+        with pytest.raises(BouquetError, match=reason):
+            budget(config, limited(20.0).model_copy(update={"policy": str(strict)}))
     with pytest.raises(BouquetError, match=r"a run without privacy on a node with a budget .*Set privacy.mode=example"):
         budget(read_config({}), limited(3.0))
 

@@ -198,7 +198,7 @@ def without_values() -> ArrayRecord:
         ),
         (header_with(tensors=[["l", "A", [1, 1, 27]]]), "a message header cannot be read"),
         (header_with(tensors=[["l" * 1001, "A", [27]]]), "a message header cannot be read"),
-        (header_with(tensors=[["l", "A", [2**31, 2**31]]]), "a message of the wrong size"),
+        (header_with(tensors=[["l", "A", [2**30, 2**30]]]), "a message of the wrong size"),
         (as_numpy(), r"an array of unknown form \(values\): expected bytes, got numpy.ndarray"),
         (trailing(), "a message header is too long or cut short"),
         (bomb(), "a message header is too long or cut short"),

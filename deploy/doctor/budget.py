@@ -1,8 +1,10 @@
 """What a private run would cost this node, beside what its data has cost before."""
 
 from bisect import bisect_right
+from collections.abc import Callable
 
 from client_app.policy import Policy
+from client_app.spending import Spending
 from common import accounting, ledger, records
 from common.accounting import Release
 from common.config import RunConfig
@@ -15,8 +17,8 @@ from deploy.doctor.check import WarningError
 def budget(config: RunConfig, node: NodeConfig) -> str:
     """Epsilon before and after the run, for a node that takes part in every round, against its ``privacy-epsilon``.
 
-    Raises :class:`BouquetError` where the ledger would refuse the first round, and :class:`WarningError` where it
-    would refuse a later one.
+    Raises :class:`BouquetError` where the node would refuse the first round, by its budget or by its policy's limits
+    for one run, and :class:`WarningError` where it would refuse a later one.
     """
     limit, delta, rounds = node.privacy_epsilon, node.privacy_delta, config.num_server_rounds
     if config.privacy.mode == "none":
@@ -28,50 +30,53 @@ def budget(config: RunConfig, node: NodeConfig) -> str:
                 cure="Set privacy.mode=example, or privacy-epsilon = 0.0 on this node.",
             )
         return "the run is not private, and the node has no budget"
+    policy = Policy.of(node)
+    spending = Spending(config, node, policy, config.rule.name, config.run_name)
+    planned = spending.plan()
+    policy.check_release(planned)
+    if config.privacy.mode == "example" or policy.min_examples:
+        policy.check_data(spending.records)
     spent = [entry.release for entry in ledger.related(node.ledger, node.witness, _dataset(config, node))]
-    a_round, scored = _releases(config, node)
 
-    def after(done: int) -> float:
-        scores = [scored] * config.scores_after(done) if scored else []
-        return accounting.epsilon([*spent, *[a_round] * done, *scores], delta, config.privacy.accountant)
+    def cost_over(before: list[Release]) -> Callable[[int], float]:
+        return lambda done: accounting.epsilon(
+            [*before, *_releases(config, planned, done)], delta, config.privacy.accountant
+        )
 
+    _check(cost_over([]), policy.privacy.max_epsilon, rounds, "what one run may cost this node", "privacy.max-epsilon")
+    after = cost_over(spent)
+    _check(after, limit, rounds, "the privacy budget of this node", "privacy-epsilon")
     costs = f"epsilon {after(rounds):.4g} at delta {delta:g} after the run, {after(0):.4g} before"
-    if not limit:
-        return f"{costs}; the node has no limit"
+    return f"{costs}, of {limit:g}" if limit else f"{costs}; the node has no limit"
+
+
+def _check(after: Callable[[int], float], limit: float, rounds: int, what: str, where: str) -> None:
+    """Raise where ``limit`` is passed in the first round, or in a later one, by what it is ``after`` so many."""
+    if not limit or after(rounds) <= limit:
+        return
     if after(1) > limit:
         raise BouquetError(
-            "the privacy budget of this node is spent",
-            where="privacy-epsilon",
+            f"{what} is spent",
+            where=where,
             expected=f"at most {limit:g}",
             got=f"{after(1):.4g} with one round",
-            cure="bouquet ledger show says what it was spent on.",
+            cure="bouquet ledger show says what it was spent on; bouquet plan what a run costs.",
         )
-    if after(rounds) > limit:
-        lasting = bisect_right(range(1, rounds), limit, key=after)
-        raise WarningError(
-            "the privacy budget of this node will not last",
-            where="privacy-epsilon",
-            expected=f"at most {limit:g}",
-            got=f"{costs}: enough for {lasting} of {rounds} rounds",
-            cure="Lower num-server-rounds or privacy.epsilon.",
-        )
-    return f"{costs}, of {limit:g}"
+    raise WarningError(
+        f"{what} will not last",
+        where=where,
+        expected=f"at most {limit:g}",
+        got=f"{after(rounds):.4g} after the run, {after(0):.4g} before: enough for "
+        f"{bisect_right(range(1, rounds), limit, key=after)} of {rounds} rounds",
+        cure="Lower num-server-rounds or privacy.epsilon.",
+    )
 
 
-def _releases(config: RunConfig, node: NodeConfig) -> tuple[Release, Release | None]:
-    """What a round of training costs a node, and what a score does."""
-    privacy = config.privacy
-    if not (number := node.records or privacy.records):
-        raise BouquetError(
-            "a private run needs the public number of a node's records",
-            where=f"{node.label}, records",
-            expected="1 or more, as its operator rounds it",
-            cure="Set records in --node-config, or privacy.records in the run config for all nodes without.",
-        )
-    own = config.trained_on(number) if privacy.mode == "example" else 1
-    planned = accounting.plan(privacy, own, config.train.steps, config.num_server_rounds, config.scores)
-    scored = Release(privacy.score_noise, 1.0, 1) if privacy.score_noise else None
-    return accounting.by_record(planned, privacy.mode), scored
+def _releases(config: RunConfig, planned: Release, done: int) -> list[Release]:
+    """What ``done`` rounds give away of a node's records, and the scores until then."""
+    scored = Release(config.privacy.score_noise, 1.0, 1) if config.privacy.score_noise else None
+    a_round = accounting.by_record(planned, config.privacy.mode)
+    return [*[a_round] * done, *([scored] * config.scores_after(done) if scored else [])]
 
 
 def _dataset(config: RunConfig, node: NodeConfig) -> DataSet | None:

@@ -38,7 +38,7 @@ def _node(options: argparse.Namespace) -> int:
 
     config = read_config(settings.read(options.settings))
     kit = _read(options.folder / "kit.toml")
-    node = NodeConfig.from_flower(_read(options.folder / "node.toml"))
+    node = NodeConfig.read(options.folder / "node.toml")
     found = checks.node(options.folder, str(kit["superlink"]), int(str(kit["port"])), node, config)
     return 0 if examine(found) else 1
 

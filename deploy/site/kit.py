@@ -13,6 +13,7 @@ from typing import Any
 import tomli_w
 
 from common.error import BouquetError
+from common.ledger import witness_of
 from common.node_config import NodeConfig
 from deploy.site.certificates import write_secret
 from deploy.site.folder import Site
@@ -69,7 +70,8 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
     site.node(name)
     state = settings.get("state-directory", f"/var/lib/bouquet/{name}")
     # Under another root than the state's, so that what backs up or brings back the one leaves the other alone.
-    witness = f"/var/lib/bouquet-witness/{name}/head" if "state-directory" not in settings else f"{state}.witness/head"
+    apart = f"/var/lib/bouquet-witness/{name}/head"
+    witness = str(witness_of(Path(state))) if "state-directory" in settings else apart
     usual = {"name": name, "state-directory": state, "privacy-witness": witness}
     settings = {**usual, "policy": f"{place.installed}/policy.toml", **settings}
     node = NodeConfig.from_flower(settings)

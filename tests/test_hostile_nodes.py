@@ -1,0 +1,218 @@
+"""Whatever one of five nodes sends, over every rule, the run ends as it does without that node."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+
+from common import models, wire
+from common.adapter import Key, State, Update, leading
+from common.version import fingerprint
+from server_app.run import conduct
+from strategies import RULES, build, read_config
+from tests.grid import RUN_ID, OneProcessGrid, pose_as_an_app, travelled
+from tests.test_loop import failures, lines
+from tests.test_wire import bare
+
+HONEST, HOSTILE = (1, 2, 3, 4), 5
+SEED = 3
+
+
+class Nodes(OneProcessGrid):
+    """Nodes that answer at once, each with a change of its own; what node :data:`HOSTILE` says is spoilt."""
+
+    def __init__(self, flat: dict[str, Any], nodes: Iterable[int], spoil: "Spoil | None" = None) -> None:
+        pose_as_an_app()
+        self.nodes, self.spoil = list(nodes), spoil
+        config = read_config(flat)
+        self.rule = build(config)
+        self.spec = models.describe(config.model, config.lora, config.task, self.rule.blocks)
+        self._waiting: dict[str, Message] = {}
+        self._pushed = 0
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            self._pushed += 1
+            message.metadata.__dict__["_message_id"] = f"message-{self._pushed}"
+            self._waiting[f"message-{self._pushed}"] = message
+            ids.append(f"message-{self._pushed}")
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._reply(self._waiting.pop(name)) for name in message_ids if name in self._waiting]
+
+    def _reply(self, message: Message) -> Message:
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        content = self._honest(node, message)
+        if node == HOSTILE and self.spoil is not None and self.spoil.kind == kind:
+            content = self.spoil(content)
+        return Message(travelled(content), reply_to=message)
+
+    def _honest(self, node: int, message: Message) -> RecordDict:
+        if message.metadata.message_type == MessageType.QUERY:
+            rank = 4 if self.rule.mixed_ranks and node == 2 else 8
+            facts = {"name": f"node-{node}", "rank": rank, "code": fingerprint(), "where": ""}
+            return RecordDict({"node": ConfigRecord(facts)})
+        if message.metadata.message_type == MessageType.EVALUATE:
+            return RecordDict({"metrics": MetricRecord({"loss": 2.0 + node / 10, "correct": node, "count": 10 * node})})
+        state = self._received(message)
+        generator = torch.Generator().manual_seed(100 * state.round + node)
+        local = {
+            key: tensor + 0.01 * torch.randn(tensor.shape, generator=generator)
+            if self.rule.trains(state.round, key)
+            else tensor
+            for key, tensor in self.rule.install(state, {}).items()
+        }
+        update = Update(self.rule.send(state, local), 10.0 * node, state.scale, state.slots)
+        record = wire.pack_update(update, self.rule.name, state.round, f"node-{node}")
+        return RecordDict({"update": record, "metrics": MetricRecord({"loss": 2.0, "examples": 10 * node})})
+
+    def _received(self, message: Message) -> State:
+        header, state = wire.unpack_state(message.content.array_records["state"], rule=self.rule.name)
+        drawn = self.rule.draw(self.spec, SEED, state.round)
+        held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
+        return State(held | state.adapter, state.scale, state.round, state.offset, slots=state.slots)
+
+
+class Spoil:
+    """One kind of hostile reply, to messages of one kind."""
+
+    def __init__(self, change: Callable[[RecordDict], RecordDict], kind: str = MessageType.TRAIN) -> None:
+        self.change, self.kind = change, kind
+
+    def __call__(self, content: RecordDict) -> RecordDict:
+        return self.change(content)
+
+
+def packed(header: wire.Header, tensors: dict[Key, torch.Tensor], **changes: Any) -> ArrayRecord:
+    return wire._pack(header.model_copy(update={"tensors": wire._names(tensors), **changes}), tensors)
+
+
+def update(change: Callable[[wire.Header, dict[Key, torch.Tensor]], ArrayRecord]) -> Spoil:
+    """A reply whose update is packed anew."""
+
+    def spoilt(content: RecordDict) -> RecordDict:
+        header = wire.read_header(content.array_records["update"])
+        tensors = wire._tensors(content.array_records["update"], header)
+        content["update"] = change(header, tensors)
+        return content
+
+    return Spoil(spoilt)
+
+
+def with_header(**changes: Any) -> Spoil:
+    return update(lambda header, tensors: packed(header, tensors, **changes))
+
+
+def with_values(change: Callable[[torch.Tensor], torch.Tensor]) -> Spoil:
+    return update(lambda header, tensors: packed(header, {key: change(t) for key, t in tensors.items()}))
+
+
+def with_figures(kind: str, **figures: Any) -> Spoil:
+    def spoilt(content: RecordDict) -> RecordDict:
+        content["metrics"] = MetricRecord({**content.metric_records["metrics"], **figures})
+        return content
+
+    return Spoil(spoilt, kind)
+
+
+def answer(content: RecordDict, kind: str = MessageType.TRAIN) -> Spoil:
+    return Spoil(lambda _: content, kind)
+
+
+def at_the_roll_call(**facts: Any) -> Spoil:
+    own = {"name": "node-5", "rank": 8, "code": fingerprint(), "where": ""}
+    return answer(RecordDict({"node": ConfigRecord(own | facts)}), MessageType.QUERY)
+
+
+LONG = "x" * 2_000_000
+SPOILS = {
+    "nothing": answer(RecordDict()),
+    "bytes": answer(RecordDict({"update": ArrayRecord({"header": bare(b"PK\x03\x04"), "values": bare(b"")})})),
+    "numpy": answer(RecordDict({"update": ArrayRecord({"header": Array(torch.ones(3).numpy()), "values": bare(b"")})})),
+    "one array more": update(lambda h, t: ArrayRecord({**packed(h, t), "weights": bare(bytes(90))})),
+    "NaN": with_values(lambda tensor: tensor * float("nan")),
+    "finite 1e20": with_values(lambda tensor: torch.full_like(tensor, 1e20)),
+    "finite 3e38": with_values(lambda tensor: torch.full_like(tensor, 3e38)),
+    "the largest that is read": with_values(lambda tensor: torch.full_like(tensor, 9e5)),
+    "a thousand times the change": with_values(lambda tensor: 1e3 * tensor + 10),
+    "a weight of 1e18": with_header(weight=1e18),
+    "a weight of 1.7e308": with_header(weight=1.7e308),
+    "another scale": with_header(scale=1e3),
+    "another round": with_header(round=7),
+    "another rule": with_header(rule="hetlora2"),
+    "another's name": with_header(node="node-1"),
+    "slots of its own": with_header(slots=[0, 1]),
+    "no slots": update(lambda h, t: packed(h, {k: v[..., :1] for k, v in t.items()}, slots=[])),
+    "no tensors": update(lambda h, t: packed(h, {})),
+    "a tensor of the base": update(lambda h, t: packed(h, {**t, Key("model.embed_tokens", "W"): torch.ones(4, 4)})),
+    "a negative loss": with_figures(MessageType.TRAIN, loss=-1.0),
+    "a loss of 1e300": with_figures(MessageType.TRAIN, loss=1e300),
+    "an infinite loss": with_figures(MessageType.TRAIN, loss=float("inf")),
+    "a list for a loss": with_figures(MessageType.TRAIN, loss=[1.0, 2.0]),
+    "a long reason": answer(RecordDict({"failure": ConfigRecord({"reason": LONG})})),
+    "bytes for a reason": answer(RecordDict({"failure": ConfigRecord({"reason": b"\x00" * 999, "refused": "no"})})),
+    "a count of 1e18": with_figures(MessageType.EVALUATE, count=10**18, correct=1),
+    "a count far above the others": with_figures(MessageType.EVALUATE, count=10**9, correct=1, loss=0.0),
+    "a negative held-out loss": with_figures(MessageType.EVALUATE, loss=-5.0),
+    "more right than counted": with_figures(MessageType.EVALUATE, correct=51),
+    "NaN right": with_figures(MessageType.EVALUATE, correct=float("nan")),
+    "a score without a count": answer(RecordDict({"metrics": MetricRecord({"loss": 1.0})}), MessageType.EVALUATE),
+    "no name": at_the_roll_call(name=""),
+    "a path for a name": at_the_roll_call(name="../../etc"),
+    "a look-alike": at_the_roll_call(name="n\u043ede-1"),
+    "another's name at the roll call": at_the_roll_call(name="NODE-1"),
+    "the name of all": at_the_roll_call(name="all"),
+    "a rank of 0": at_the_roll_call(rank=0),
+    "a rank of 2^62": at_the_roll_call(rank=2**62),
+    "no rank": at_the_roll_call(rank="8"),
+    "a long name": at_the_roll_call(name=LONG),
+    "other code": at_the_roll_call(code=LONG),
+}
+SENDS_NOTHING = {"NaN", "finite 1e20", "finite 3e38", "the largest that is read", "a thousand times the change"}
+"""What cannot be spoilt where a rule sends no tensors."""
+
+
+def run(settings: Callable[..., dict[str, Any]], folder: Path, name: str, rule: str, nodes: Iterable[int], spoil: Any):
+    """The digest of what a run ended with, its overall score, and its directory."""
+    flat = settings(**{"rule.name": rule, "run-name": name, "seed": SEED, "min-nodes": 4, "round.max-failures": 0})
+    context = Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
+    conduct(Nodes(flat, nodes, spoil), context)
+    summary = json.loads((folder / name / "summary.json").read_text())
+    return summary["adapter_digest"], summary["after"]["all"]
+
+
+def cells() -> list[Any]:
+    """One kind for each rule and every kind for one rule; all of them in the long run."""
+    one_each = set(zip(RULES, SPOILS, strict=False)) | {("fedit", kind) for kind in SPOILS}
+    return [
+        pytest.param(rule, kind, marks=[] if (rule, kind) in one_each else pytest.mark.exhaustive)
+        for rule in RULES
+        for kind in SPOILS
+    ]
+
+
+@pytest.mark.parametrize(("rule", "kind"), cells())
+def test_the_run_ends_as_without_the_hostile_node(rule, kind, settings, tmp_path, capsys):
+    if rule == "local" and kind in SENDS_NOTHING | {"no tensors", "no slots"}:
+        pytest.skip("the rule 'local' sends no tensors that could be spoilt")
+    honest = run(settings, tmp_path, "honest", rule, HONEST, None)
+    hostile = run(settings, tmp_path, "hostile", rule, (*HONEST, HOSTILE), SPOILS[kind])
+    folder = tmp_path / "hostile"
+    assert len((folder / "metrics.jsonl").read_text()) < 300_000
+    assert len(capsys.readouterr().out) < 100_000
+    # Whoever spoils its updates may still score, and the other way round.
+    if SPOILS[kind].kind != MessageType.EVALUATE:
+        assert hostile[0] == honest[0]
+    if SPOILS[kind].kind != MessageType.TRAIN:
+        assert hostile[1] == pytest.approx(honest[1])
+    notes = [line["node"] for line in lines(folder) if line["phase"] == "implausible"]
+    assert failures(folder) or notes == ["node-5"] * len(notes) != []
