@@ -129,6 +129,7 @@ def _statuses(wards: Federation, name: str) -> str:
     return statuses(site).get(site.facts.nodes[name].id, "")
 
 
+@pytest.mark.exhaustive
 def test_trusted_entities_refuse_an_unsigned_bundle(wards, tmp_path):
     """Flower 1.39 knows signatures from its hub only: with trusted entities, a node refuses every bundle of ours."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "author"], check=True)
@@ -148,7 +149,7 @@ def test_trusted_entities_refuse_an_unsigned_bundle(wards, tmp_path):
     node = Process([str(start)], tmp_path / "careful.log")
     try:
         wait_for(lambda: "online" in _statuses(wards, "careful"), "the careful node", pause=1.0)
-        run = wards.submit("untrusted", SETTINGS, tmp_path / "runs")
+        run = wards.submit("untrusted", f"{SETTINGS} round.wait=5.0", tmp_path / "runs")
         wait_for(lambda: "could not be verified" in node.log.read_text(), "the bundle to be refused", 120)
         assert wards.wait(run).startswith("finished")
         record = (tmp_path / "runs/untrusted/metrics.jsonl").read_text()

@@ -83,7 +83,8 @@ def test_a_kit_holds_what_its_node_needs_and_nothing_of_others(site, tmp_path):
     folder = kit(site, "lora-rank=4", "state-directory=/srv/bouquet")
     with tarfile.open(site / "kits/ward-1.tar.gz") as tar:
         modes = {member.name: member.mode for member in tar}
-        tar.extractall(tmp_path / "there", filter="tar")
+    (tmp_path / "there").mkdir()
+    subprocess.run(["tar", "-xf", site / "kits/ward-1.tar.gz", "-C", tmp_path / "there"], check=True)
     assert modes == {
         "ward-1/bouquet-node.service": 0o644,
         "ward-1/ca.crt": 0o644,

@@ -68,14 +68,14 @@ def test_an_idle_worker_ends(tmp_path):
 
 def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path, capsys):
     somewhere = {"warm": 9.0, "state-directory": "here"}
-    run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: somewhere})
+    run_in_process(settings(**{"num-server-rounds": 1, "min-nodes": 1}), nodes=2, node_config={1: somewhere})
     (reason,) = failures(tmp_path / "run")
     assert "a config with mistakes; this node's own log says more" in reason
     said = capsys.readouterr().err
     assert "state-directory: expected an absolute path, since an app does not run where it was started" in said
     deep = tmp_path / ("x" * 120)
     run_in_process(
-        settings(**{"num-server-rounds": 1, "run-name": "deep"}),
+        settings(**{"num-server-rounds": 1, "min-nodes": 1, "run-name": "deep"}),
         nodes=2,
         node_config={1: {"warm": 9.0, "state-directory": str(deep)}},
     )
@@ -124,7 +124,7 @@ def test_a_worker_whose_gpu_is_taken_ends_and_says_so_in_its_log(settings, tmp_p
         assert holder.stdout.readline() == b"held\n"
         wait_for((state / "worker.sock").exists, "the second worker")
         node = {"state-directory": str(state), "warm": 60.0}
-        run_in_process(settings(**{"num-server-rounds": 1}), nodes=2, node_config={1: node})
+        run_in_process(settings(**{"num-server-rounds": 1, "min-nodes": 1}), nodes=2, node_config={1: node})
         assert second.wait(60) == 0
         holder.kill()
     said = failures(tmp_path / "run")[0]
