@@ -7,6 +7,7 @@ anything may be missing: what is not there is empty or None, and a line that can
 import fcntl
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +17,10 @@ from typing import Any, Literal, Self
 from common.error import BouquetError
 
 DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "runs"
-CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+CONFIG, METRICS, SUMMARY, SAID, CHECKPOINTS = "config.json", "metrics.jsonl", "summary.json", "run.log", "checkpoints"
 
-AS_ASKED, TOO_FEW = "as asked", "too few nodes"
-"""How the rounds of a run have ended, in its summary."""
+AS_ASKED, TOO_FEW, BROKEN_OFF = "as asked", "too few nodes", "broken off"
+"""How a run has ended, in its summary and in the event that says why it was stopped."""
 
 Event = dict[str, Any]
 RunState = Literal["running", "finished", "broken off"]
@@ -76,6 +77,11 @@ class Run:
         """Why it was broken off, where that could still be written down."""
         last = self.events[-1] if self.events else {}
         return str(last.get("reason", "")) if last.get("phase") == "stopped" else ""
+
+    @property
+    def too_few(self) -> bool:
+        """Whether it ended because too few nodes were there."""
+        return bool(self.events) and self.events[-1].get("ended") == TOO_FEW
 
     @property
     def private(self) -> bool:
@@ -179,6 +185,22 @@ class Run:
         """Seconds from one finished round to the next, a mean of this session's; None before there is one."""
         marks = self.marks
         return (marks[-1] - marks[0]) / (len(marks) - 1) if len(marks) > 1 else None
+
+
+def name_of_now(number: int) -> str:
+    """The name of a run that was given none: the time, and the end of a ``number`` of its own."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{number % 10**6:06d}"
+
+
+def make_folder(folder: Path, *, resume: bool) -> None:
+    """The directory of a run to come. Raises :class:`BouquetError` where another run is, unless it is gone on with."""
+    if (folder / CHECKPOINTS).is_dir() and not resume:
+        raise BouquetError(
+            "there is a run of this name already",
+            where=str(folder),
+            cure="Choose another run-name, or set resume = true to continue it.",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def is_run(folder: Path) -> bool:

@@ -8,9 +8,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from common.error import BouquetError
+from common.ranges import Weight
 
 FILE = "nodes.json"
 VARIABLE = "BOUQUET_NODES"
@@ -22,7 +23,7 @@ class Registered(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     name: str
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: Weight = 1.0
 
 
 Roster = Mapping[int, Registered]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import random
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.record import SAID, Run, make_folder, name_of_now
 from deploy import settings
 from deploy.flower import environment, program
 from deploy.settings import Commands
@@ -21,10 +23,11 @@ SIMULATION = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OMP_NUM_THREADS": "1",
     "TORCHDYNAMO_DISABLE": "1",
-    # Or a run says nothing until it has ended: what is read here is no terminal.
-    "PYTHONUNBUFFERED": "1",
 }
-NOISE = re.compile(r"\x1b\[\d+m(\((ClientAppActor|pid=)|INFO|WARNING)|^\((ClientAppActor|pid=)")
+FLOWERS_LOG = "flower.log"
+PAUSE_SECONDS = 0.2
+# The exit codes of a run, beside 0 for one that went as it was asked.
+FAILED, TOO_FEW_NODES = 1, 3
 
 
 def add_to(commands: Commands) -> None:
@@ -51,47 +54,80 @@ def _run(options: argparse.Namespace) -> int:
 def simulate(
     nodes: int, cpus: int, gpus: float, directory: Path, config: Mapping[str, Any], *, follow: bool = True
 ) -> int:
-    """``flwr run`` on the local simulation: its noise goes to a log file, the run's own lines to the terminal too.
+    """``flwr run`` on the local simulation. What the run says is followed, unless ``follow`` is false.
 
-    Without ``follow`` they go to the log alone. Whoever interrupts it stops the run, which Flower would go on with.
+    What Flower says goes to a log in the run's directory, and nothing is read from it but a run's id and, where a run
+    had no record yet, the words of its error. Whoever interrupts it stops the run, which Flower would go on with.
 
-    Returns 0 only if Flower says that the run completed, which the exit code of ``flwr run`` does not tell.
+    Returns an exit code: :data:`FAILED` unless Flower says that the run completed, which the exit code of ``flwr run``
+    does not tell; :data:`TOO_FEW_NODES` for a run that ended early because too few nodes were there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    log = directory / "flower.log"
-    own = environment(SIMULATION | _own_superlink())
-    overrides = [f'run-directory="{directory}"', f"min-nodes={nodes}", *settings.write(config)]
+    name = str(config.get("run-name") or name_of_now(random.SystemRandom().randrange(10**6)))
+    make_folder(folder := directory / name, resume=bool(config.get("resume")))
+    log, own = folder / FLOWERS_LOG, environment(SIMULATION | _own_superlink())
+    overrides = settings.write({"min-nodes": nodes, **config, "run-directory": str(directory), "run-name": name})
     federation = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
     command = [program("flwr"), "run", str(APP), "local", "--stream", "--federation-config", federation]
-    run_id, failed = "", False
+    said = folder / SAID
+    before = read = said.stat().st_size if said.exists() else 0
     with (
         log.open("w") as everything,
         subprocess.Popen(
-            [*command, "--run-config", " ".join(overrides)],
-            env=own,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            [*command, "--run-config", " ".join(overrides)], env=own, stdout=everything, stderr=subprocess.STDOUT
         ) as process,
     ):
         if follow:
             print("starting Flower's simulation", flush=True)
         try:
-            for line in process.stdout or ():
-                everything.write(line)
-                run_id = run_id or "".join(re.findall(r"started run (\d+)", line))
-                failed = failed or "Traceback (most recent call last)" in line or "ERROR" in line
-                if follow and (not run_id or not (failed or NOISE.search(line))):
-                    print(line, end="", flush=True)
+            ended = False
+            while not ended:
+                ended = _ended(process)
+                read = _told(said, read) if follow else read
         except KeyboardInterrupt:
-            if run_id:
+            if run_id := _run_id(log):
                 stop = [program("flwr"), "stop", run_id, "local"]
                 subprocess.run(stop, env=own, capture_output=True, check=False)
             raise
-    if not run_id or _status(run_id, own) != "finished:completed":
-        print(f"bouquet: the run did not complete; everything Flower said is in {log}", file=sys.stderr)
-        return 1
-    return 0
+    if _status(_run_id(log), own) == "finished:completed":
+        return 0
+    run = Run.read(folder) if said.exists() and said.stat().st_size > before else None
+    reason = (run.reason if run else "") or _last_words(log)
+    print(f"bouquet: the run did not complete: {reason}\nEverything Flower said is in {log}.", file=sys.stderr)
+    return TOO_FEW_NODES if run and run.too_few else FAILED
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether a process has ended, after a moment's wait for it."""
+    try:
+        process.wait(PAUSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _told(said: Path, read: int) -> int:
+    """Print what a run has said since ``read`` bytes of it; returns how many bytes there are now."""
+    if not said.exists():
+        return read
+    with said.open("rb") as file:
+        file.seek(read)
+        new = file.read()
+    whole = new[: new.rfind(b"\n") + 1]
+    print(whole.decode(errors="replace"), end="", flush=True)
+    return read + len(whole)
+
+
+def _run_id(log: Path) -> str:
+    """Flower's id of the run, from the first line that names one; empty where it was never started."""
+    found = re.search(r"started run (\d+)", log.read_text(errors="replace"))
+    return found.group(1) if found else ""
+
+
+def _last_words(log: Path) -> str:
+    """Why a run ended that had no record yet: its own message, or the last lines of the log without their frame."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in log.read_text(errors="replace").splitlines()]
+    ours = [line.removeprefix("bouquet: ") for line in lines if line.startswith("bouquet: ")]
+    return ours[-1] if ours else " ".join(line for line in lines[-8:] if line) or "Flower said nothing"
 
 
 def _own_superlink() -> dict[str, str]:

@@ -21,8 +21,20 @@ from rich.table import Table
 
 from common import report
 from common.config import RunConfig
-from common.error import BouquetError
-from common.record import CONFIG, DEFAULT_DIRECTORY, METRICS, SUMMARY, printable
+from common.error import BouquetError, QuorumError
+from common.record import (
+    BROKEN_OFF,
+    CHECKPOINTS,
+    CONFIG,
+    DEFAULT_DIRECTORY,
+    METRICS,
+    SAID,
+    SUMMARY,
+    TOO_FEW,
+    make_folder,
+    name_of_now,
+    printable,
+)
 from common.version import fingerprint
 
 LOCK_ATTEMPTS, LOCK_PAUSE = 5, 0.1
@@ -42,7 +54,7 @@ class Listener(Protocol):
 
 
 class Record:
-    """One run directory: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``adapter/``, ``report.html``.
+    """One run directory: its config, metrics and log, checkpoints, adapter and report.
 
     While it is open its metrics are locked: that a run is under way is known by the lock, which ends with its process.
     All figures of a run pass through :meth:`event`; trackers and the exporter listen to it and have no other source.
@@ -59,15 +71,8 @@ class Record:
                 got=str(parent),
                 cure="An app does not run in the folder it was started from.",
             )
-        name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id % 10**6:06d}"
-        self.folder = parent / name
-        if self.checkpoints.is_dir() and not config.resume:
-            raise BouquetError(
-                "there is a run of this name already",
-                where=str(self.folder),
-                cure="Choose another run-name, or set resume = true to continue it.",
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = parent / (config.run_name or name_of_now(run_id))
+        make_folder(self.folder, resume=config.resume)
         self._started = time.monotonic()
         self._metrics: TextIOWrapper = _appended(self.folder / METRICS)
         versions = {"python": platform.python_version()} | {package: version(package) for package in VERSIONS}
@@ -80,20 +85,22 @@ class Record:
         (self.folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
         # What a run that is gone on with came to is not known yet.
         (self.folder / SUMMARY).unlink(missing_ok=True)
-        self._console = Console(width=110, highlight=False, soft_wrap=True)
+        said = (self.folder / SAID).open("a")
+        self._consoles = [Console(file=file, width=110, highlight=False, soft_wrap=True) for file in (None, said)]
         self._told: Counter[tuple[str, int]] = Counter()
         self._reasons: set[str] = set()
         try:
             self._listeners = _listeners(config, self.folder)
         except BouquetError:
             self._metrics.close()
+            said.close()
             raise
         self.event("opened", 0, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
     @property
     def adapter(self) -> Path:
@@ -134,7 +141,8 @@ class Record:
 
     def say(self, text: str) -> None:
         """One line for whoever follows the run; what a node wrote in it steers no terminal."""
-        self._console.print(printable(text), markup=False)
+        for console in self._consoles:
+            console.print(printable(text), markup=False)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A small table; the first column is text, the others are figures."""
@@ -143,7 +151,8 @@ class Record:
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in rows:
             table.add_row(*row)
-        self._console.print(table)
+        for console in self._consoles:
+            console.print(table)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``: what the run came to."""
@@ -155,7 +164,8 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Close the record and leave the report, however the run has ended."""
         if error is not None:
-            self.event("stopped", 0, reason=str(error) or type(error).__name__)
+            ended = TOO_FEW if isinstance(error, QuorumError) else BROKEN_OFF
+            self.event("stopped", 0, ended=ended, reason=str(error) or type(error).__name__)
         self._metrics.close()
         for listener in self._listeners:
             try:
@@ -166,6 +176,7 @@ class Record:
             self.say(f"report: {report.write(self.folder)}")
         except OSError as fault:
             self.say(f"the report cannot be written: {fault}; bouquet report {self.folder} makes it later")
+        self._consoles.pop().file.close()
 
 
 def _listeners(config: RunConfig, folder: Path) -> list[Listener]:

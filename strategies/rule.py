@@ -18,7 +18,6 @@ from common import draws
 from common.adapter import (
     FACTORS,
     HEAD,
-    HEAVIEST,
     Key,
     Spec,
     State,
@@ -30,6 +29,7 @@ from common.adapter import (
     leading,
 )
 from common.error import BouquetError
+from common.ranges import HEAVIEST
 from common.threads import one_thread
 from strategies.mean import Mean, WeightedMean
 from strategies.optimizer import ServerOptimizer

@@ -54,7 +54,23 @@ def test_a_run_tells_each_round_and_does_not_go_on_when_ended_from_outside(tmp_p
     assert not (runs / "long/summary.json").exists()
 
 
-SITE = [f"site {part}" for part in ("create", "add", "kit", "register", "revoke", "rotate", "list")]
+@pytest.mark.slow
+def test_a_run_with_too_few_nodes_has_an_exit_code_of_its_own_and_says_why(tmp_path, capfd):
+    """What it says is what the run said, whatever words are in it; Flower's own log is in the run's directory."""
+    arguments = ["--nodes", "2", "--directory", str(tmp_path), "min-nodes=3", "round.wait=1.0"]
+    assert main(["run", *arguments, "run-name=ERROR"]) == 3
+    told = capfd.readouterr()
+    assert f"run directory {tmp_path}/ERROR" in told.out
+    assert "report: " in told.out
+    assert (
+        "bouquet: the run did not complete: too few nodes: expected 3 within 1 s (min-nodes, round.wait), got 2."
+        in told.err
+    )
+    assert "Traceback" not in told.out + told.err
+    assert "Traceback" in (tmp_path / "ERROR/flower.log").read_text()
+
+
+SITE = [f"site {part}" for part in ("create", "add", "weigh", "kit", "register", "revoke", "rotate", "list")]
 COMMANDS = ["run", "rules", "plan", "audit", "ledger", "compare", "runs", "watch", "report", "export"]
 COMMANDS += ["chat", "serve", "site"]
 DOCTOR = ["doctor", "doctor node", "doctor coordinator"]

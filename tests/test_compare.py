@@ -298,6 +298,6 @@ def test_a_comparison_runs_what_is_due_and_goes_on(capsys, tmp_path):
     assert main(arguments) == 0
     assert "3 of 4 runs are finished already" in (told := capsys.readouterr().out)
     assert "[1/1] local" in told
-    assert "resumed after round 1" in (tmp_path / "runs/flower.log").read_text()
+    assert "resumed after round 1" in (tmp_path / "runs" / due[0].name / "run.log").read_text()
     again = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [line["heldout_mean"] for line in again] == [line["heldout_mean"] for line in first]

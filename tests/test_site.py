@@ -1,5 +1,6 @@
 """Certificates, keys and kits: who can read them, what they say, and that they stay where they belong."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -16,7 +17,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
+from common import roster
+from common.error import BouquetError
 from common.node_config import NodeConfig
+from common.roster import Registered
 from deploy.command import main
 from deploy.flower import environment, program
 from deploy.site.certificates import addresses_of, read_certificate
@@ -251,3 +255,30 @@ def test_hadolint_accepts_the_dockerfiles(name):
     # Versions of Debian packages are the base image's.
     linted = subprocess.run(["hadolint", "--ignore", "DL3008", file], capture_output=True, text=True)
     assert linted.returncode == 0, linted.stdout
+
+
+def test_the_coordinator_is_told_which_name_and_weight_go_with_a_key(site, capsys, monkeypatch):
+    """Written whenever the site changes; what has no id at the SuperLink yet is not in it."""
+    file = site / "coordinator/nodes.json"
+    assert json.loads(file.read_text()) == {}
+    opened = Site.open(site)
+    for number, name in enumerate(("ward-1", "ward-2"), start=7):
+        opened.node(name).id = number
+    opened.save()
+    assert main(["site", "weigh", str(site), "ward-2", "1200"]) == 0
+    assert main(["site", "rotate", str(site), "ward-2"]) == 0
+    assert Site.open(site).node("ward-2").weight == 1200, "a new key is the same node"
+    opened = Site.open(site)
+    opened.node("ward-2").id = 9
+    opened.save()
+    monkeypatch.setenv(roster.VARIABLE, str(file))
+    known = roster.of_this_site()
+    assert known == {7: Registered(name="ward-1"), 9: Registered(name="ward-2", weight=1200)}
+    capsys.readouterr()
+    assert "a weight that cannot be used (ward-1): expected a number above 0" in refused(
+        capsys, "weigh", site, "ward-1", -1
+    )
+    assert "a node's name that means something else (all)" in refused(capsys, "add", site, "all")
+    file.write_text("{")
+    with pytest.raises(BouquetError, match="the site's nodes cannot be read"):
+        roster.of_this_site()

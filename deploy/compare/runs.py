@@ -10,7 +10,7 @@ from typing import Any
 from common.units import duration
 from deploy.compare.cells import TRANSIENT, Cell
 from deploy.compare.results import Result, read
-from deploy.simulation import simulate
+from deploy.simulation import FLOWERS_LOG, simulate
 
 
 class Runs:
@@ -42,7 +42,7 @@ class Runs:
             before = time.monotonic()
             done = self._run(cell)
             now = time.monotonic()
-            outcome = self._outcome(cell) if done else f"failed, see {self._log(cell)}"
+            outcome = self._outcome(cell) if done else f"failed, see {self._folder / cell.name / FLOWERS_LOG}"
             left = (now - started) / number * (len(due) - number)
             timing = f"{now - before:.0f} s, {duration(left)} left"
             print(f"[{number}/{len(due)}] {cell.label}: {outcome}  {timing}", flush=True)
@@ -56,16 +56,11 @@ class Runs:
             shutil.rmtree(run)
         config = dict(cell.config) | {"run-name": cell.name, "resume": resume}
         code = simulate(self._nodes, *self._machine, self._folder, config, follow=False)
-        if code:
-            shutil.copy(self._folder / "flower.log", self._log(cell))
         return code == 0 and self.is_finished(cell)
 
     def _outcome(self, cell: Cell) -> str:
         result = read(cell, self._folder / cell.name)
         return f"{result.metric} {result.heldout:.4g}" if result.heldout is not None else "done"
-
-    def _log(self, cell: Cell) -> Path:
-        return self._folder / f"{cell.name}.log"
 
 
 def _config(run: Path) -> Mapping[str, Any] | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from common import roster
 from deploy import settings
 from deploy.settings import Commands
 from deploy.site import kit, superlink
@@ -25,6 +26,12 @@ def add_to(commands: Commands) -> None:
     add = _part(parts, "add", _add, "add a node to a site", "hospitals ward-3")
     add.add_argument("node")
     add.add_argument("--public-key", type=Path, help="the node's own public key; without it the site makes the pair")
+    add.add_argument("--weight", type=float, default=1.0, help="see bouquet site weigh (default 1)")
+    weigh = _part(
+        parts, "weigh", _weigh, "say what a node counts for in runs with declared weights", "hospitals ward-3 1200"
+    )
+    weigh.add_argument("node")
+    weigh.add_argument("weight", type=float, help="such as its number of examples; one figure for all runs to come")
     _part(parts, "register", _register, "make the running SuperLink accept exactly the site's nodes", "hospitals")
     revoke = _part(parts, "revoke", _revoke, "shut a node out, now and for good", "hospitals ward-3")
     revoke.add_argument("node")
@@ -99,7 +106,8 @@ def _create(options: argparse.Namespace) -> int:
 
 
 def _add(options: argparse.Namespace) -> int:
-    Site.open(options.site).add([options.node], read_public_key(options.public_key) if options.public_key else "")
+    key = read_public_key(options.public_key) if options.public_key else ""
+    Site.open(options.site).add([options.node], key, options.weight)
     print(f"{options.node} is added: bouquet site kit, then bouquet site register")
     return 0
 
@@ -116,16 +124,24 @@ def _kit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _weigh(options: argparse.Namespace) -> int:
+    site = Site.open(options.site)
+    site.weigh(options.node, options.weight)
+    print(f"{options.node} counts for {options.weight:g}: {_carried(site)}")
+    return 0
+
+
 def _register(options: argparse.Namespace) -> int:
-    done = superlink.synchronise(Site.open(options.site))
-    print("\n".join(done) or "nothing to do")
+    site = Site.open(options.site)
+    done = superlink.synchronise(site)
+    print("\n".join([*done, _carried(site)]) if done else "nothing to do")
     return 0
 
 
 def _revoke(options: argparse.Namespace) -> int:
     site = Site.open(options.site)
     site.revoke(options.node)
-    print(f"{options.node} is revoked", *superlink.synchronise(site), sep="\n")
+    print(f"{options.node} is revoked", *superlink.synchronise(site), _carried(site), sep="\n")
     return 0
 
 
@@ -138,6 +154,10 @@ def _rotate(options: argparse.Namespace) -> int:
         site.certify(options.days)
         print(f"{site.coordinator / 'server.crt'} is new: start the SuperLink again")
     return 0
+
+
+def _carried(site: Site) -> str:
+    return f"who is who is in {site.coordinator / roster.FILE}: bouquet site install takes it to the coordinator"
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -14,7 +14,10 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common import roster
 from common.error import BouquetError, did_you_mean
+from common.ranges import HEAVIEST, Weight, is_node_name
+from common.roster import Registered
 from deploy.site import certificates
 from deploy.site.certificates import Signed, write_secret
 
@@ -28,10 +31,11 @@ class Facts(BaseModel):
 
 
 class NodeFacts(Facts):
-    """One node: its public key, and the id under which the SuperLink has registered it (0: not yet)."""
+    """One node: its public key, its id at the SuperLink (0: not yet there), its weight where weights are declared."""
 
     public_key: str
     id: int = 0
+    weight: Weight = 1.0
 
 
 class SiteFacts(Facts):
@@ -109,8 +113,11 @@ class Site:
         return self.folder / "flower"
 
     def save(self) -> None:
-        """Write ``site.json`` in one step."""
+        """Write ``site.json`` in one step, and what the coordinator has to know of it."""
         write_secret(self.folder / "site.json", f"{self.facts.model_dump_json(indent=2)}\n".encode())
+        nodes = self.facts.nodes.items()
+        known = {node.id: Registered(name=name, weight=node.weight) for name, node in nodes if node.id}
+        write_secret(self.coordinator / roster.FILE, roster.dumped(known))
 
     def certify(self, days: int) -> None:
         """A new certificate for the coordinator, from the same root: nodes need not hear of it."""
@@ -123,22 +130,34 @@ class Site:
         (self.coordinator / "server.crt").write_bytes(server.certificate)
         (self.coordinator / "ca.crt").write_bytes(root.certificate)
 
-    def add(self, names: Sequence[str], public_key: str = "") -> None:
-        """Add nodes. ``public_key`` is one that the node has made for itself; without it, the site makes the pair."""
+    def add(self, names: Sequence[str], public_key: str = "", weight: float = 1.0) -> None:
+        """Add nodes. ``public_key`` is one that the node has made for itself; without it, the site makes the pair.
+
+        ``weight`` is what the node counts for in runs with ``train.weighting = "declared"``.
+        """
+        _check_weight(weight, names)
         for name in names:
             _check(NAME.pattern, name, "a node's name", "lower-case letters, digits, dots and hyphens")
+            if not is_node_name(name):
+                raise BouquetError("a node's name that means something else", where=name, cure="Choose another.")
             if name in self.facts.nodes:
                 raise BouquetError(
                     "there is a node of this name", where=name, cure="Replace its key: bouquet site rotate."
                 )
         for name in names:
-            self.facts.nodes[name] = NodeFacts(public_key=self._key(name, public_key))
+            self.facts.nodes[name] = NodeFacts(public_key=self._key(name, public_key), weight=weight)
+        self.save()
+
+    def weigh(self, name: str, weight: float) -> None:
+        """What a node counts for from now on."""
+        _check_weight(weight, [name])
+        self.node(name).weight = weight
         self.save()
 
     def rotate(self, name: str, public_key: str = "") -> None:
         """Replace a node's key; the old one is dropped at the next registration."""
         node = self.node(name)
-        replacement = NodeFacts(public_key=self._key(name, public_key))
+        replacement = NodeFacts(public_key=self._key(name, public_key), weight=node.weight)
         self._drop(node)
         self.facts.nodes[name] = replacement
         self.save()
@@ -180,6 +199,16 @@ class Site:
         self.facts.revoked.append(node.public_key)
         if node.id:
             self.facts.dropped.append(node.id)
+
+
+def _check_weight(weight: float, names: Sequence[str]) -> None:
+    if not 0 < weight <= HEAVIEST:
+        raise BouquetError(
+            "a weight that cannot be used",
+            where=", ".join(names),
+            expected=f"a number above 0, at most {HEAVIEST:g}",
+            got=f"{weight:g}",
+        )
 
 
 def _check(pattern: str, value: str, what: str, expected: str) -> None:
