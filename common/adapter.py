@@ -20,15 +20,13 @@ import torch
 from torch import Tensor
 
 from common.error import BouquetError
+from common.limits import LARGEST
 from common.threads import each
 
 FACTORS = frozenset({"A", "B"})
 CORE = frozenset({"R", "s"})
 OFFSET = frozenset({"Q", "P"})
 HEAD = frozenset({"W", "b"})
-
-LARGEST = 1e6
-"""The size of the values of a state or an update: well above what any training has led to."""
 
 
 class Key(NamedTuple):

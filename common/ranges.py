@@ -6,6 +6,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from common.limits import HEAVIEST
+
 Count = Annotated[int, Field(ge=1)]
 CountOrOff = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -16,9 +18,6 @@ LEAST_DELTA, MOST_DELTA = 1e-15, 0.1
 LEAST_NOISE, MOST_NOISE = 0.01, 1e6
 """Of a noise multiplier, but for none at all: what an accountant can be asked about."""
 LEAST_CLIP, MOST_CLIP = 1e-4, 1e4
-
-HEAVIEST = 2.0**31
-"""The weight of an update: it counts examples, or is declared."""
 
 Weight = Annotated[float, Field(gt=0, le=HEAVIEST, allow_inf_nan=False)]
 Delta = Annotated[float, Field(ge=LEAST_DELTA, le=MOST_DELTA)]

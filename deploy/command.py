@@ -3,6 +3,7 @@
 bouquet run                                           the main job: four simulated nodes on this machine
 bouquet run --nodes 2 num-server-rounds=1 rule.name=fedex-lora
 bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2
+bouquet bundle                                        the digest of this release, which nodes allow
 bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
 bouquet plan --records 5000,1200 privacy.mode=example train.weighting=uniform
 bouquet audit profiles/private.toml                   try to break that promise, with your own data
@@ -17,6 +18,7 @@ bouquet serve exports/flu exports/colds               several adapters on one Op
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ from collections.abc import Sequence
 from common.error import BouquetError
 from deploy import ledger, plan, runs, simulation, watch
 from deploy.audit import command as audit
+from deploy.bundles import command as bundle
 from deploy.chat import command as chat
 from deploy.compare import command as compare
 from deploy.doctor import commands as doctor
@@ -46,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bouquet: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read it has read enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return code
 
 
@@ -59,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     rules = commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
     rules.set_defaults(work=_rules)
     site.add_to(commands)
+    bundle.add_to(commands)
     doctor.add_to(commands)
     plan.add_to(commands)
     audit.add_to(commands)

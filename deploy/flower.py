@@ -1,9 +1,15 @@
 """Flower's programs as this environment has them."""
 
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+APP = Path(__file__).parents[1]
+PACKAGES = ("common", "strategies", "client_app", "server_app")
 
 # No telemetry, no look for updates, and no second copy of everything installed beside this environment.
 QUIET = {
@@ -16,6 +22,18 @@ QUIET = {
 def program(name: str) -> str:
     """The path of one of Flower's programs."""
     return str(Path(sys.executable).with_name(name))
+
+
+@contextmanager
+def app_alone() -> Iterator[Path]:
+    """A folder of what goes into the bundle alone: Flower reads all that lies beside it, environments too."""
+    with tempfile.TemporaryDirectory() as folder:
+        app = Path(folder) / "bouquet"
+        app.mkdir()
+        shutil.copy(APP / "pyproject.toml", app)
+        for package in PACKAGES:
+            shutil.copytree(APP / package, app / package, ignore=shutil.ignore_patterns("__pycache__"))
+        yield app
 
 
 def environment(changes: Mapping[str, str]) -> dict[str, str]:

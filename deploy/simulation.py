@@ -13,11 +13,10 @@ from typing import Any
 
 from common.record import SAID, Run, make_folder, name_of_now
 from deploy import settings
-from deploy.flower import environment, program
+from deploy.flower import APP, app_alone, environment, program
 from deploy.settings import Commands
 from strategies import read_config
 
-APP = Path(__file__).parents[1]
 SIMULATION = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -67,13 +66,14 @@ def simulate(
     log, own = folder / FLOWERS_LOG, environment(SIMULATION | _own_superlink())
     overrides = settings.write({"min-nodes": nodes, **config, "run-directory": str(directory), "run-name": name})
     federation = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
-    command = [program("flwr"), "run", str(APP), "local", "--stream", "--federation-config", federation]
+    command = ["local", "--stream", "--federation-config", federation, "--run-config", " ".join(overrides)]
     said = folder / SAID
     before = read = said.stat().st_size if said.exists() else 0
     with (
+        app_alone() as app,
         log.open("w") as everything,
         subprocess.Popen(
-            [*command, "--run-config", " ".join(overrides)], env=own, stdout=everything, stderr=subprocess.STDOUT
+            [program("flwr"), "run", str(app), *command], env=own, stdout=everything, stderr=subprocess.STDOUT
         ) as process,
     ):
         if follow:
@@ -83,7 +83,7 @@ def simulate(
             while not ended:
                 ended = _ended(process)
                 read = _told(said, read) if follow else read
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):
             if run_id := _run_id(log):
                 stop = [program("flwr"), "stop", run_id, "local"]
                 subprocess.run(stop, env=own, capture_output=True, check=False)

@@ -29,7 +29,7 @@ from common.adapter import (
     leading,
 )
 from common.error import BouquetError
-from common.ranges import HEAVIEST
+from common.limits import HEAVIEST
 from common.threads import one_thread
 from strategies.mean import Mean, WeightedMean
 from strategies.optimizer import ServerOptimizer

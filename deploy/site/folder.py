@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common import roster
 from common.error import BouquetError, did_you_mean
-from common.ranges import HEAVIEST, Weight, is_node_name
+from common.limits import HEAVIEST
+from common.ranges import Weight, is_node_name
 from common.roster import Registered
 from deploy.site import certificates
 from deploy.site.certificates import Signed, write_secret

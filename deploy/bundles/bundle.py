@@ -1,0 +1,92 @@
+"""An app bundle (FAB) by its digest, and the file of those that this machine allows.
+
+The digest is of the files in a bundle, by name and content: two machines whose compression differs build one bundle.
+"""
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+from common.error import BouquetError
+
+VARIABLE = "BOUQUET_BUNDLES"
+FILE = "bundles.txt"
+LARGEST = 64 * 2**20
+"""Bytes of a bundle's files, unpacked: Flower itself allows 10 MB, packed."""
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 over the names and contents of a bundle's files, in hex.
+
+    Raises :class:`BouquetError` on what is no bundle, names a file twice, or unpacks to more than :data:`LARGEST`.
+    """
+    files: dict[str, str] = {}
+    left = LARGEST
+    try:
+        with zipfile.ZipFile(BytesIO(content)) as bundle:
+            for entry in bundle.infolist():
+                if entry.filename in files:
+                    raise BouquetError("a bundle with two files of one name", where=repr(entry.filename))
+                with bundle.open(entry) as file:
+                    unpacked = file.read(left + 1)
+                if len(unpacked) > left:
+                    raise BouquetError("a bundle that is too large", expected=f"at most {LARGEST} bytes unpacked")
+                left -= len(unpacked)
+                files[entry.filename] = hashlib.sha256(unpacked).hexdigest()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise BouquetError("a bundle cannot be read", expected="a Flower app bundle", got=str(error)) from error
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def of_app(app: Path) -> str:
+    """The digest of the bundle that ``flwr run`` makes of an app's folder."""
+    from flwr.cli.build import build_fab_from_disk  # Flower takes a second to import
+
+    return digest(build_fab_from_disk(app))
+
+
+def allowed(file: Path) -> dict[str, str]:
+    """The digests in a file of allowed bundles, a line each, and what is written beside them.
+
+    Raises :class:`BouquetError` where it cannot be read or a line is no digest.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BouquetError(
+            "the allowed bundles cannot be read",
+            where=str(file),
+            got=str(error),
+            cure="bouquet bundle writes those of the release that is installed here.",
+        ) from error
+    found = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        name, _, note = (part.strip() for part in line.partition("#"))
+        if name and not re.fullmatch(r"[0-9a-f]{64}", name):
+            raise BouquetError(
+                "a line that is no digest", where=f"{file}, line {number}", expected="64 hex digits", got=repr(name)
+            )
+        if name:
+            found[name] = note
+    return found
+
+
+def check(content: bytes) -> str:
+    """The digest of a bundle that this machine allows. Raises :class:`BouquetError` on any other."""
+    named = os.environ.get(VARIABLE, "")
+    if not named:
+        raise BouquetError("no bundle is allowed here", where=VARIABLE, expected="the file of allowed bundles")
+    found = digest(content)
+    if found not in allowed(Path(named)):
+        raise BouquetError(
+            "a bundle that is not allowed here",
+            where=named,
+            got=found,
+            cure="The coordinator runs another release than the one installed here, or other code. Whoever answers for "
+            "this machine looks at it and adds the digest, or does not.",
+        )
+    return found

@@ -1,0 +1,40 @@
+"""`bouquet bundle`: the digest by which a node knows the code that it allows."""
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+from common.error import BouquetError
+from deploy.bundles import bundle
+from deploy.flower import app_alone
+from deploy.settings import Commands, add_command
+
+EXAMPLE = """\
+Example: bouquet bundle                      # this release's digest
+         bouquet bundle > bundles.txt        # allow it, and nothing else
+         bouquet bundle other.fab            # a bundle's that somebody has sent"""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the subcommand."""
+    parser = add_command(commands, "bundle", help="the digest of the code that a node allows", example=EXAMPLE)
+    parser.add_argument("bundle", nargs="?", type=Path, help="a .fab file, or an app's folder (default: this release)")
+    parser.set_defaults(work=_bundle)
+
+
+def line(place: Path | None = None) -> str:
+    """A line of a file of allowed bundles."""
+    if place is None:
+        with app_alone() as app:
+            return f"{bundle.of_app(app)}  # bouquet {version('bouquet')}"
+    if place.is_dir():
+        return f"{bundle.of_app(place)}  # {place.resolve().name}"
+    try:
+        return f"{bundle.digest(place.read_bytes())}  # {place.name}"
+    except OSError as error:
+        raise BouquetError("a bundle cannot be read", where=str(place), got=str(error.strerror)) from error
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    print(line(options.bundle))
+    return 0
