@@ -2,14 +2,19 @@
 
 import json
 import os
+import pwd
+import shutil
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from concurrent import futures
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import pytest
+from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
 
 from common import accounting
 from common.error import BouquetError
@@ -18,49 +23,76 @@ from deploy.command import main
 from deploy.doctor import job, machine, network
 from deploy.doctor.budget import budget
 from deploy.doctor.check import Check, WarningError, examine
+from deploy.doctor.installed import bundles, installed
 from deploy.site import certificates
 from deploy.site.folder import Site
 from strategies import read_config
 from tests.processes import free_port
+
+ME = pwd.getpwuid(os.getuid()).pw_name
 
 
 @pytest.fixture
 def site(tmp_path) -> Path:
     folder = tmp_path / "hospitals"
     ports = ["--fleet-port", str(free_port()), "--control-port", str(free_port())]
-    assert main(["site", "create", str(folder), "--address", "localhost", "--nodes", "ward-1", *ports]) == 0
+    place = ["--user", ME, "--installed", str(tmp_path / "etc/coordinator"), "--state", str(tmp_path / "coordinator")]
+    assert main(["site", "create", str(folder), "--address", "localhost", "--nodes", "ward-1", *ports, *place]) == 0
     data = tmp_path / "notes.jsonl"
     data.write_text("".join(json.dumps({"text": f"def f{i}(self):\n    return {i}\n"}) + "\n" for i in range(20)))
     own = [f"data={data}", f"state-directory={tmp_path / 'state'}", "--port", str(free_port())]
-    own += ["--installed", str(folder / "kits/ward-1")]
+    own += ["--installed", str(tmp_path / "etc/ward-1"), "--user", ME, "--keys-user", ME]
     assert main(["site", "kit", str(folder), "ward-1", *own]) == 0
+    for kit in (folder, folder / "kits/ward-1.tar.gz"):
+        assert main(["site", "install", str(kit), "--units", str(tmp_path / "units")]) == 0
     return folder
 
 
 @pytest.fixture
-def kit(site) -> Path:
-    return site / "kits/ward-1"
+def kit(site, tmp_path) -> Path:
+    """The kit as it is installed."""
+    return tmp_path / "etc/ward-1"
 
 
 @pytest.fixture
 def superlink(site) -> Iterator[str]:
-    """What answers with the site's certificate at the port for nodes."""
+    """What answers with the site's certificate at the port for nodes, and refuses every call without a node's key."""
+
+    class Refuses(grpc.GenericRpcHandler):
+        def service(self, handler_call_details):
+            return grpc.unary_unary_rpc_method_handler(
+                lambda _, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "no key")
+            )
+
+    server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[Refuses()])
+    pair = [((site / "coordinator/server.key").read_bytes(), (site / "coordinator/server.crt").read_bytes())]
+    address = f"localhost:{Site.open(site).facts.fleet_port}"
+    server.add_secure_port(address, grpc.ssl_server_credentials(pair))
+    server.start()
+    yield address
+    server.stop(None).wait(5)
+
+
+@pytest.fixture
+def stuck(site) -> Iterator[str]:
+    """What accepts connections at the port for nodes, shakes hands, and serves nobody."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(site / "coordinator/server.crt", site / "coordinator/server.key")
+    context.set_alpn_protocols(["h2"])
     port = Site.open(site).facts.fleet_port
+    kept = []
     with socket.create_server(("127.0.0.1", port)) as server:
 
         def answer() -> None:
             while True:
                 try:
-                    plain, _ = server.accept()
+                    kept.append(context.wrap_socket(server.accept()[0], server_side=True))
+                except ssl.SSLError:
+                    continue
                 except OSError:
-                    return
-                with plain:
-                    try:
-                        context.wrap_socket(plain, server_side=True).close()
-                    except OSError:
-                        continue
+                    break
+            for link in kept:
+                link.close()
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
@@ -69,14 +101,25 @@ def superlink(site) -> Iterator[str]:
         thread.join(5)
 
 
+def serving(port: int) -> grpc.Server:
+    """A process of Flower's that says it is healthy."""
+    return run_health_server_grpc_no_tls(f"127.0.0.1:{port}")
+
+
 def test_a_sound_node_passes_every_check(kit, superlink, capsys):
     assert main(["doctor", "node", str(kit)]) == 0, capsys.readouterr().out
     said = capsys.readouterr().out
-    checks = [line.split()[1] for line in said.splitlines() if not line.startswith(("kit:", "coordinator:", "nodes:"))]
+    checks = [
+        line.split()[1]
+        for line in said.splitlines()
+        if not line.startswith(("kit:", "coordinator:", "nodes:", "/", "installed", "start"))
+    ]
     assert checks == [
         "versions",
         "clock",
         "disk",
+        "installed",
+        "bundles",
         "key",
         "root",
         "port",
@@ -212,6 +255,46 @@ def test_a_superlink_that_is_away_or_someone_elses_is_named(site, superlink, tmp
         network.superlink(superlink, other)
     with pytest.raises(BouquetError, match=r"the SuperLink cannot be reached .*refused. Is it started"):
         network.superlink(f"localhost:{free_port()}", site / "ca/ca.crt")
+
+
+def test_a_superlink_that_listens_and_serves_nobody_is_named(site, stuck, monkeypatch):
+    monkeypatch.setattr(network, "TIMEOUT", 1.0)
+    with pytest.raises(BouquetError, match=r"something listens for nodes and serves nobody .*DEADLINE_EXCEEDED"):
+        network.superlink(stuck, site / "ca/ca.crt")
+
+
+def test_a_node_that_runs_already_is_asked_for_its_health(capsys):
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(BouquetError, match=r"by one that no longer serves .*UNAVAILABLE"):
+            network.node_port(port)
+        server = serving(port + 1)
+        try:
+            assert network.node_port(port) == f"port {port} is in use, 127.0.0.1:{port + 1} serves"
+            assert main(["doctor", "health", f"127.0.0.1:{port + 1}"]) == 0
+        finally:
+            server.stop(None).wait(5)
+        assert main(["doctor", "health", f"127.0.0.1:{port + 1}"]) == 1
+    assert "nobody says that it serves" in capsys.readouterr().out
+
+
+def test_what_is_installed_is_looked_at(site, kit, tmp_path):
+    assert str(kit) in installed(site / "kits/ward-1")
+    (kit / "superexec.sh").write_text("")
+    with pytest.raises(WarningError, match=r"what is installed is not the kit's .*another superexec.sh"):
+        installed(site / "kits/ward-1")
+    (tmp_path / "state").chmod(0o755)
+    with pytest.raises(BouquetError, match=r"a folder that is not kept for its user .*mode 755. sudo bouquet"):
+        installed(kit)
+    shutil.rmtree(tmp_path / "coordinator")
+    with pytest.raises(BouquetError, match=r"a folder is missing .*coordinator"):
+        installed(site / "coordinator")
+    shutil.rmtree(kit)
+    with pytest.raises(BouquetError, match=r"the kit is not installed here \(ward-1\)"):
+        installed(site / "kits/ward-1")
+    (tmp_path / "etc/coordinator/bundles.txt").write_text("0" * 64)
+    with pytest.raises(BouquetError, match=r"this release may not run here .*got 1 other bundles. bouquet bundle >>"):
+        bundles(site / "coordinator")
 
 
 def test_a_port_in_use_is_named(site):

@@ -90,7 +90,8 @@ def test_a_kit_holds_what_its_node_needs_and_nothing_of_others(site, tmp_path):
     (tmp_path / "there").mkdir()
     subprocess.run(["tar", "-xf", site / "kits/ward-1.tar.gz", "-C", tmp_path / "there"], check=True)
     assert modes == {
-        "ward-1/bouquet-node.service": 0o644,
+        "ward-1/bouquet-ward-1-superexec.service": 0o644,
+        "ward-1/bouquet-ward-1-supernode.service": 0o644,
         "ward-1/ca.crt": 0o644,
         "ward-1/compose.yaml": 0o644,
         "ward-1/kit.toml": 0o644,
@@ -100,6 +101,8 @@ def test_a_kit_holds_what_its_node_needs_and_nothing_of_others(site, tmp_path):
         "ward-1/node.toml": 0o644,
         "ward-1/policy.toml": 0o644,
         "ward-1/start.sh": 0o755,
+        "ward-1/superexec.sh": 0o755,
+        "ward-1/supernode.sh": 0o755,
     }
     key = load_ssh_private_key((tmp_path / "there/ward-1/node.key").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -110,9 +113,10 @@ def test_a_kit_holds_what_its_node_needs_and_nothing_of_others(site, tmp_path):
         4,
         "/srv/bouquet",
     )
-    start = (folder / "start.sh").read_text()
+    start = (folder / "supernode.sh").read_text()
     assert "--superlink fl.example.org:9092 --root-certificates ca.crt" in start
-    assert subprocess.run(["sh", "-n", folder / "start.sh"]).returncode == 0
+    for script in ("start.sh", "supernode.sh", "superexec.sh"):
+        assert subprocess.run(["sh", "-n", folder / script]).returncode == 0
 
 
 def test_no_key_goes_into_the_app_bundle(tmp_path):
@@ -192,37 +196,60 @@ def test_a_federation_that_does_not_exist_is_named_by_flower(site):
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
-def test_systemd_accepts_the_units(site, tmp_path):
+def test_systemd_accepts_the_units_and_finds_little_exposed(site, tmp_path):
     folder = site / "kits/ward-2"
-    place = ["--programs", "/usr/bin", "--user", "root", "--installed"]
+    place = ["--programs", "/usr/bin", "--user", "daemon", "--installed"]
     assert main(["site", "kit", str(site), "ward-2", *place, str(folder), "data=/data"]) == 0
     other = tmp_path / "other"
     create = ["site", "create", str(other), "--address", "127.0.0.1", *place, str(other / "coordinator")]
     assert main(create) == 0
     units = [*folder.glob("*.service"), *(other / "coordinator").glob("*.service")]
-    assert len(units) == 3
+    assert len(units) == 4
     verified = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     assert (verified.returncode, verified.stderr) == (0, "")
+    for unit in units:
+        judged = subprocess.run(
+            ["systemd-analyze", "security", "--offline=true", "--threshold=30", "--no-pager", unit],
+            capture_output=True,
+            text=True,
+        )
+        assert judged.returncode == 0, judged.stdout[-400:]
 
 
-def test_the_compose_files_name_images_that_can_be_built_and_keep_secrets_read_only(site):
-    files = [kit(site) / "compose.yaml", site / "coordinator/compose.yaml"]
-    for file in files:
+def test_the_node_s_key_and_the_code_of_runs_have_users_of_their_own(site):
+    folder = kit(site)
+    keys, code = (
+        (folder / f"bouquet-ward-1-{part}.service").read_text().splitlines() for part in ("supernode", "superexec")
+    )
+    assert "User=bouquet-keys" in keys
+    assert "User=bouquet" in code
+    assert not [line for line in code if "node.key" in line]
+    assert "node.key" not in (folder / "superexec.sh").read_text()
+    for unit in (keys, code):
+        assert "IPAddressDeny=any" in unit
+        assert "IPAddressAllow=localhost" in unit
+
+
+def test_the_compose_files_name_images_that_can_be_built_and_keep_secrets_apart(site):
+    for file in (kit(site) / "compose.yaml", site / "coordinator/compose.yaml"):
         services = yaml.safe_load(file.read_text())["services"]
-        for service in services.values():
-            name = service["image"].split(":")[0].removeprefix("bouquet-")
-            dockerfile = (Path(__file__).parents[1] / f"deploy/images/{name}.Dockerfile").read_text()
+        for name, service in services.items():
+            image = service["image"].split(":")[0].removeprefix("bouquet-")
+            dockerfile = (Path(__file__).parents[1] / f"deploy/images/{image}.Dockerfile").read_text()
             assert "--constraint constraints.txt" in dockerfile
             assert dockerfile.rstrip().endswith("USER bouquet")
-            assert ".:/kit:ro" in service["volumes"]
             assert service["read_only"]
             assert service["cap_drop"] == ["ALL"]
+            assert all(place.endswith(":ro") for place in service["volumes"] if ":/kit" in place)
+            assert name == "supernode" or not [place for place in service["volumes"] if "node.key" in place]
+        assert "superexec" in services
 
 
 def test_the_kubernetes_manifests_fit_the_schema_and_keep_secrets_out(site):
     """Read by the published schema; not one cluster has run them."""
-    folders = {"ward-1": kit(site, "--port", "9123"), "coordinator": site / "coordinator"}
-    for name, folder in folders.items():
+    image = "registry.example.org/bouquet-node@sha256:" + "0" * 64
+    folders = {"ward-1": kit(site, "--port", "9123", "--image", image), "coordinator": site / "coordinator"}
+    for folder in folders.values():
         text = (folder / "kubernetes.yaml").read_text()
         assert not PRIVATE.search(text.encode())
         documents = list(yaml.safe_load_all(text))
@@ -234,18 +261,24 @@ def test_the_kubernetes_manifests_fit_the_schema_and_keep_secrets_out(site):
         assert pod["securityContext"]["runAsNonRoot"]
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         claims = {claim["metadata"]["name"] for claim in workload["spec"]["volumeClaimTemplates"]}
+        assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
         assert volumes["kit"]["secret"]["defaultMode"] == 0o440
-        for container in pod["containers"]:
+        for container in (*pod["containers"], *pod.get("initContainers", [])):
             assert {mount["name"] for mount in container["volumeMounts"]} <= {*volumes, *claims}
             assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert container["resources"]["limits"]["memory"]
+        for container in pod["containers"]:
             assert (folder / container["command"][1].removeprefix("/kit/")).exists()
-        probed = [container for container in pod["containers"] if {"startupProbe", "livenessProbe"} <= set(container)]
-        assert [container["name"] for container in probed] == (["node"] if name == "ward-1" else ["superlink"])
-    node = yaml.safe_load_all((folders["ward-1"] / "kubernetes.yaml").read_text())
-    (container,) = next(node)["spec"]["template"]["spec"]["containers"]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
-    assert "('127.0.0.1', 9123)" in container["livenessProbe"]["exec"]["command"][2]
-    assert [m["mountPath"] for m in container["volumeMounts"] if m["name"] == "data"] == ["/data/notes.jsonl"]
+            ports = {port["containerPort"] for port in container["ports"]}
+            assert {container[probe]["grpc"]["port"] for probe in ("startupProbe", "livenessProbe")} <= ports
+    documents = list(yaml.safe_load_all((folders["ward-1"] / "kubernetes.yaml").read_text()))
+    link, code = documents[0]["spec"]["template"]["spec"]["containers"]
+    assert {link["image"], code["image"]} == {image}
+    assert code["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert (link["livenessProbe"]["grpc"]["port"], code["livenessProbe"]["grpc"]["port"]) == (9124, 9125)
+    assert [mount["mountPath"] for mount in code["volumeMounts"] if mount["name"] == "data"] == ["/data"]
+    assert {mount["name"] for mount in code["volumeMounts"]}.isdisjoint({"link"}), "the key is the SuperNode's alone"
+    assert documents[1]["spec"]["egress"][1]["ports"] == [{"port": 9092, "protocol": "TCP"}]
 
 
 @pytest.mark.skipif(not shutil.which("hadolint"), reason="hadolint is not here")

@@ -8,6 +8,7 @@ from common.node_config import NodeConfig
 from deploy.doctor import job, machine, network
 from deploy.doctor.budget import budget
 from deploy.doctor.check import Check
+from deploy.doctor.installed import bundles, installed
 from deploy.site.folder import Site
 
 
@@ -16,9 +17,11 @@ def node(kit: Path, address: str, port: int, facts: NodeConfig, config: RunConfi
     yield Check("versions", machine.versions)
     yield Check("clock", machine.clock)
     yield Check("disk", lambda: machine.disk(Path(facts.state_directory)))
+    yield Check("installed", lambda: installed(kit))
+    yield Check("bundles", lambda: bundles(kit))
     yield Check("key", lambda: network.node_key(kit / "node.key"))
     yield Check("root", lambda: network.certificate(kit / "ca.crt"))
-    yield Check("port", lambda: network.port_is_free(port, "Is this node running already? Or bouquet site kit --port."))
+    yield Check("port", lambda: network.node_port(port))
     yield Check("superlink", lambda: network.superlink(address, kit / "ca.crt"))
     yield Check("quantisation", lambda: machine.quantisation(facts.device))
     yield Check("model", lambda: job.model(config))
@@ -35,6 +38,8 @@ def coordinator(site: Site, config: RunConfig) -> Iterator[Check]:
     yield Check("versions", machine.versions)
     yield Check("clock", machine.clock)
     yield Check("disk", lambda: machine.disk(Path(config.run_directory or site.folder)))
+    yield Check("installed", lambda: installed(folder))
+    yield Check("bundles", lambda: bundles(folder))
     yield Check("root key", lambda: network.secret(site.authority / "ca.key"))
     yield Check("server key", lambda: network.secret(folder / "server.key"))
     yield Check("secret", lambda: network.secret(folder / "superexec.secret"))
@@ -42,5 +47,5 @@ def coordinator(site: Site, config: RunConfig) -> Iterator[Check]:
     server, root = folder / "server.crt", site.authority / "ca.crt"
     yield Check("certificate", lambda: network.certificate(server, root, facts.addresses))
     yield Check("fleet port", lambda: network.ours_or_free(facts.fleet_port, root))
-    yield Check("flwr port", lambda: network.ours_or_free(facts.control_port, root))
+    yield Check("flwr port", lambda: network.port_is_free_or_healthy(facts.control_port, facts.control_port + 1))
     yield Check("traffic", lambda: job.traffic(config))

@@ -1,15 +1,14 @@
 """`bouquet doctor`: one line a check; the exit code is 1 if one failed."""
 
 import argparse
-import tomllib
 from pathlib import Path
 
-from common.error import BouquetError
 from common.node_config import NodeConfig
 from deploy import settings
-from deploy.doctor.check import examine
+from deploy.doctor.check import Check, examine
 from deploy.settings import Commands
 from deploy.site.folder import Site
+from deploy.site.kit_facts import KitFacts
 from strategies import read_config
 
 
@@ -32,14 +31,28 @@ def add_to(commands: Commands) -> None:
         place.add_argument("settings", nargs="*", metavar="key=value", help="the run config of the run to come")
         place.set_defaults(work=work)
 
+    health = places.add_parser(
+        "health",
+        help="whether one of Flower's processes serves",
+        description="Example: bouquet doctor health 127.0.0.1:9095",
+    )
+    health.add_argument("address", help="of its health service: a SuperNode's port and 1, flwr's port and 1")
+    health.set_defaults(work=_health)
+
+
+def _health(options: argparse.Namespace) -> int:
+    from deploy.doctor.network import health
+
+    return 0 if examine([Check("health", lambda: health(options.address))]) else 1
+
 
 def _node(options: argparse.Namespace) -> int:
     from deploy.doctor import checks  # what knows models takes seconds to import
 
     config = read_config(settings.read(options.settings))
-    kit = _read(options.folder / "kit.toml")
+    kit = KitFacts.read(options.folder)
     node = NodeConfig.read(options.folder / "node.toml")
-    found = checks.node(options.folder, str(kit["superlink"]), int(str(kit["port"])), node, config)
+    found = checks.node(options.folder, kit.superlink, kit.port, node, config)
     return 0 if examine(found) else 1
 
 
@@ -48,12 +61,3 @@ def _coordinator(options: argparse.Namespace) -> int:
 
     config = read_config(settings.read(options.settings))
     return 0 if examine(checks.coordinator(Site.open(options.folder), config)) else 1
-
-
-def _read(file: Path) -> dict[str, object]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise BouquetError(
-            "a kit cannot be read", where=str(file), got=str(error), cure="Name the folder of an unpacked kit."
-        ) from error

@@ -1,5 +1,6 @@
 """What stands between the machines: keys, certificates, ports, and the SuperLink itself."""
 
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -19,9 +20,8 @@ TIMEOUT = 5.0
 
 
 def secret(file: Path) -> str:
-    """A secret that exists and that only its owner can read."""
+    """A secret that exists, and that nobody can read but its owner and, where a cluster mounts it, its group."""
     try:
-        file.read_bytes()
         mode = file.stat().st_mode & 0o777
     except OSError as error:
         raise BouquetError(
@@ -30,7 +30,7 @@ def secret(file: Path) -> str:
             got=str(error.strerror),
             cure="Unpack the kit again, as the user that runs Flower.",
         ) from error
-    if mode & 0o077:
+    if mode & 0o037:
         raise BouquetError(
             "a key that others can read",
             where=str(file),
@@ -38,12 +38,14 @@ def secret(file: Path) -> str:
             got=f"{mode:o}",
             cure=f"chmod 600 {file}.",
         )
-    return f"{file.name}, mode 600"
+    return f"{file.name}, mode {mode:o}"
 
 
 def node_key(file: Path) -> str:
     """The node's private key, in the form that Flower takes."""
     found = secret(file)
+    if not os.access(file, os.R_OK):
+        return f"{found}, kept from this user, as it should be from the one that runs the code of runs"
     try:
         key = load_ssh_private_key(file.read_bytes(), None)
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -126,8 +128,51 @@ def ours_or_free(port: int, root: Path) -> str:
             ) from taken
 
 
+def node_port(port: int) -> str:
+    """A node's port: free before it is started; afterwards its SuperNode answers the question after its health."""
+    return port_is_free_or_healthy(port, port + 1)
+
+
+def port_is_free_or_healthy(port: int, health_port: int) -> str:
+    """A port that is free, or belongs to one of Flower's processes that says it serves."""
+    try:
+        return port_is_free(port, "")
+    except BouquetError as taken:
+        try:
+            return f"port {port} is in use, {health(f'127.0.0.1:{health_port}')}"
+        except BouquetError as silent:
+            raise BouquetError(
+                "a port in use by another program, or by one that no longer serves",
+                where=f"port {port}",
+                got=str(silent),
+                cure="Stop it, or choose another port (bouquet site create, bouquet site kit).",
+            ) from taken
+
+
+def health(address: str) -> str:
+    """Ask one of Flower's processes whether it serves, by gRPC's health service."""
+    import grpc
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+    from grpc_health.v1.health_pb2_grpc import HealthStub
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=TIMEOUT)
+        except grpc.RpcError as error:
+            raise BouquetError("nobody says that it serves", where=address, got=_status(error)) from error
+    if answer.status != HealthCheckResponse.SERVING:
+        raise BouquetError("a process that says it does not serve", where=address, got=str(answer.status))
+    return f"{address} serves"
+
+
+def _status(error: object) -> str:
+    """What went wrong with a call: its code and the first line of its details."""
+    details = str(getattr(error, "details", lambda: "")() or "").partition("\n")[0]
+    return f"{getattr(error, 'code', lambda: error)()}: {details}".removeprefix("StatusCode.")
+
+
 def superlink(address: str, root: Path) -> str:
-    """Reach the SuperLink's port for nodes, and check its certificate against the root."""
+    """Reach the SuperLink's port for nodes, check its certificate against the root, and have a call answered."""
     host, port = address.rsplit(":", 1)
     host = host.strip("[]")
     read_certificate(root)
@@ -138,7 +183,9 @@ def superlink(address: str, root: Path) -> str:
             socket.create_connection((host, int(port)), timeout=TIMEOUT) as plain,
             context.wrap_socket(plain, server_hostname=host) as secured,
         ):
-            return f"{address} answers, {secured.version()}"
+            said = f"{address} answers, {secured.version()}"
+        _call(address, root)
+        return said
     except ssl.SSLError as error:
         raise BouquetError(
             "the SuperLink's certificate is refused",
@@ -153,3 +200,22 @@ def superlink(address: str, root: Path) -> str:
             got=str(error),
             cure="Is it started (superlink.sh)? Is the port open from here? Is the address right (kit.toml)?",
         ) from error
+
+
+def _call(address: str, root: Path) -> None:
+    """A call without a node's key: a SuperLink that serves refuses it, one that is stuck says nothing."""
+    import grpc
+
+    with grpc.secure_channel(address, grpc.ssl_channel_credentials(root.read_bytes())) as channel:
+        try:
+            channel.unary_unary("/flwr.proto.Fleet/GetRun")(b"", timeout=TIMEOUT)
+        except grpc.RpcError as error:
+            if error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
+                return
+            raise BouquetError(
+                "something listens for nodes and serves nobody",
+                where=address,
+                expected="an answer of Flower's Fleet API",
+                got=_status(error),
+                cure="On the coordinator: bouquet doctor coordinator, systemctl restart bouquet-superlink.",
+            ) from error

@@ -11,6 +11,7 @@ from deploy.settings import Commands
 from deploy.site import kit, superlink
 from deploy.site.certificates import read_certificate, read_public_key
 from deploy.site.folder import Site, SiteFacts
+from deploy.site.install import UNITS, install
 
 
 def add_to(commands: Commands) -> None:
@@ -41,6 +42,7 @@ def add_to(commands: Commands) -> None:
     rotate.add_argument("node", nargs="?", help="without it: the coordinator's certificate")
     rotate.add_argument("--public-key", type=Path, help="the node's own new public key")
     rotate.add_argument("--days", type=int, default=825, help="how long a certificate lasts (default 825)")
+    _add_install(parts)
     _part(parts, "list", _list, "list the nodes, their state at the SuperLink, and when certificates end", "hospitals")
 
 
@@ -77,17 +79,36 @@ def _add_kit(parts: Commands) -> None:
     example = "hospitals ward-1 data=/data/notes.jsonl lora-rank=8"
     make = _part(parts, "kit", _kit, "complete a node's kit and pack it", example)
     make.add_argument("node")
-    make.add_argument("--port", type=int, default=9094, help="SuperNode's port on its own machine (default 9094)")
+    make.add_argument(
+        "--port",
+        type=int,
+        default=9094,
+        help="SuperNode's port on its own machine; the two after it are taken too (default 9094)",
+    )
+    make.add_argument("--keys-user", default="bouquet-keys", help="the user that holds the key (default bouquet-keys)")
     _add_place(make, "/etc/bouquet/<node>")
     make.add_argument(
         "settings", nargs="+", metavar="key=value", help="node config; data= and state-directory= are paths"
     )
 
 
+def _add_install(parts: Commands) -> None:
+    put = parts.add_parser(
+        "install",
+        help="put a kit, or the coordinator's folder of a site, where it belongs on this machine",
+        description="As root: users, folders, modes, units, and the bundles that may run. It can be run again. "
+        "Example: bouquet site install ward-1.tar.gz",
+    )
+    put.add_argument("kit", type=Path, help="a packed or unpacked kit, or a site's folder")
+    put.add_argument("--units", type=Path, default=UNITS, help=f"where units go (default {UNITS})")
+    put.set_defaults(work=_install)
+
+
 def _add_place(parser: argparse.ArgumentParser, installed: str) -> None:
     parser.add_argument("--installed", default=installed, help=f"where the kit will lie (default {installed})")
     parser.add_argument("--programs", default="/opt/bouquet/.venv/bin", help="where flower-supernode will lie")
-    parser.add_argument("--user", default="bouquet", help="the user of the systemd unit (default bouquet)")
+    parser.add_argument("--user", default="bouquet", help="the user that runs the code of runs (default bouquet)")
+    parser.add_argument("--image", default="", help="the container image, by its digest: registry/name@sha256:...")
 
 
 def _create(options: argparse.Namespace) -> int:
@@ -99,7 +120,7 @@ def _create(options: argparse.Namespace) -> int:
     )
     site = Site.create(options.site, facts, root_days=options.root_days, server_days=options.days)
     site.add(options.nodes)
-    place = kit.Place(installed=options.installed, programs=options.programs, user=options.user)
+    place = kit.Place(installed=options.installed, programs=options.programs, user=options.user, image=options.image)
     folder = kit.write_coordinator(site, place, options.state)
     print(f"coordinator: {folder}\nnodes: {', '.join(options.nodes) or 'none yet'} (bouquet site kit packs each one's)")
     return 0
@@ -117,6 +138,8 @@ def _kit(options: argparse.Namespace) -> int:
         installed=options.installed.replace("<node>", options.node),
         programs=options.programs,
         user=options.user,
+        keys_user=options.keys_user,
+        image=options.image,
         port=options.port,
     )
     folder = kit.write_node(Site.open(options.site), options.node, place, settings.read(options.settings))
@@ -158,6 +181,11 @@ def _rotate(options: argparse.Namespace) -> int:
 
 def _carried(site: Site) -> str:
     return f"who is who is in {site.coordinator / roster.FILE}: bouquet site install takes it to the coordinator"
+
+
+def _install(options: argparse.Namespace) -> int:
+    print("\n".join(install(options.kit, options.units)))
+    return 0
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import io
 import os
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
@@ -17,6 +17,7 @@ from common.ledger import witness_of
 from common.node_config import NodeConfig
 from deploy.site.certificates import write_secret
 from deploy.site.folder import Site
+from deploy.site.kit_facts import KitFacts
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECRETS = ("node.key", "server.key", "superexec.secret")
@@ -30,12 +31,25 @@ class _Template(Template):
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a kit will lie, and where the programs are that it starts."""
+    """Where a kit will lie, and where the programs are that it starts.
+
+    ``user`` runs the code of runs, on the data; ``keys_user`` holds a node's key and runs nobody's code. The health
+    services of the two processes are at the next two ports after ``port``.
+    """
 
     installed: str
     programs: str = "/opt/bouquet/.venv/bin"
     user: str = "bouquet"
+    keys_user: str = "bouquet-keys"
+    image: str = ""
     port: int = 9094
+
+    def values(self, kind: str) -> dict[str, Any]:
+        """What the templates call it; ``kind`` is the image's where none is named."""
+        image = self.image or f"bouquet-{kind}:{version('bouquet')}"
+        ports = {"health": self.port + 1, "exec_health": self.port + 2}
+        hardening = (TEMPLATES / "hardening.conf").read_text()
+        return {**vars(self), **ports, "group": self.user, "image": image, "hardening": hardening}
 
 
 def write_coordinator(site: Site, place: Place, state: str) -> Path:
@@ -47,7 +61,7 @@ def write_coordinator(site: Site, place: Place, state: str) -> Path:
         "fleet_port": facts.fleet_port,
         "control_port": facts.control_port,
         "state": state,
-        **_place(place),
+        **replace(place, port=facts.control_port).values("coordinator"),
     }
     if not (folder / "superexec.secret").exists():
         write_secret(folder / "superexec.secret", os.urandom(48))
@@ -55,6 +69,8 @@ def write_coordinator(site: Site, place: Place, state: str) -> Path:
         _render(f"coordinator/{name}", folder / name, values, executable=True)
     for name in ("bouquet-superlink.service", "bouquet-superexec.service", "compose.yaml", "kubernetes.yaml"):
         _render(f"coordinator/{name}", folder / name, values)
+    installed = KitFacts(name=facts.name, installed=place.installed, user=place.user, state=[state])
+    installed.write(folder)
     connection = {
         "address": f"127.0.0.1:{facts.control_port}",
         "root-certificates": str((site.authority / "ca.crt").resolve()),
@@ -89,8 +105,17 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
     (folder / "node.toml").write_text(tomli_w.dumps(settings))
     if not (folder / "policy.toml").exists():  # it is the operator's from then on
         _render("node/policy.toml", folder / "policy.toml", {"node": name, "site": site.facts.name})
-    facts = {"site": site.facts.name, "superlink": superlink, "port": place.port}
-    (folder / "kit.toml").write_text(tomli_w.dumps(facts))
+    facts = KitFacts(
+        name=name,
+        installed=place.installed,
+        user=place.user,
+        keys_user=place.keys_user,
+        state=[node.state_directory, str(node.witness.parent)],
+        keys_state=f"/var/lib/bouquet-link/{name}",
+        superlink=superlink,
+        port=place.port,
+    )
+    facts.write(folder)
     (folder / "node.pub").write_text(f"{site.node(name).public_key} {name}\n")
     (folder / "ca.crt").write_bytes((site.authority / "ca.crt").read_bytes())
     values = {
@@ -100,16 +125,30 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
         "superlink": superlink,
         "state": node.state_directory,
         "witness": node.witness.parent,
-        # A node without data of its own takes its part of the run's.
-        "data_volume": f'- "{node.data}:{node.data}:ro"' if node.data else "",
-        "data_mount": f'- {{name: data, mountPath: "{node.data}", readOnly: true}}' if node.data else "",
-        "data_source": f'- {{name: data, hostPath: {{path: "{node.data}"}}}}' if node.data else "",
-        **_place(place),
+        "link": f"/var/lib/bouquet-link/{name}",
+        "fleet_port": site.facts.fleet_port,
+        **_data(node.data, _label(f"{site.facts.name}-{name}")),
+        **place.values("node"),
     }
-    _render("node/start.sh", folder / "start.sh", values, executable=True)
-    for file in ("bouquet-node.service", "compose.yaml", "kubernetes.yaml"):
+    for file in ("start.sh", "supernode.sh", "superexec.sh"):
+        _render(f"node/{file}", folder / file, values, executable=True)
+    for part in ("supernode", "superexec"):
+        _render(f"node/{part}.service", folder / f"bouquet-{name}-{part}.service", values)
+    for file in ("compose.yaml", "kubernetes.yaml"):
         _render(f"node/{file}", folder / file, values)
     return folder
+
+
+def _data(data: str, label: str) -> dict[str, str]:
+    """The mounts of a node's own data; a node without any takes its part of the run's."""
+    if not data:
+        return dict.fromkeys(("data_volume", "data_mount", "data_source"), "")
+    claim = f"{{claimName: bouquet-{label}-data, readOnly: true}}"
+    return {
+        "data_volume": f'- "{data}:{data}:ro"',
+        "data_mount": f'- {{name: data, mountPath: "{Path(data).parent}", readOnly: true}}',
+        "data_source": f"- {{name: data, persistentVolumeClaim: {claim}}}",
+    }
 
 
 def pack(kit: Path) -> Path:
@@ -125,10 +164,6 @@ def pack(kit: Path) -> Path:
     packed = kit.with_name(f"{kit.name}.tar.gz")
     write_secret(packed, archive.getvalue())
     return packed
-
-
-def _place(place: Place) -> dict[str, Any]:
-    return {**vars(place), "version": version("bouquet")}
 
 
 def _label(name: str) -> str:

@@ -1,12 +1,13 @@
 #!/bin/sh
-# The SuperExec of @site: starts a process for every run. It outlives a SuperLink that is started again.
+# The SuperExec of @site: starts a process for every run whose bundle is in bundles.txt. It outlives a SuperLink that
+# is started again.
 set -eu
 umask 077
 cd "$(dirname "$0")"
 export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 # Names and weights belong to keys: what a node calls itself does not count.
 export BOUQUET_NODES="$PWD/nodes.json"
-export FLWR_HOME="@state/flower"
+export FLWR_HOME="@state/flower" BOUQUET_BUNDLES="${BOUQUET_BUNDLES:-$PWD/bundles.txt}"
 mkdir -p "$FLWR_HOME"
-exec flower-superexec --root-certificates ca.crt --runtime-api-address 127.0.0.1:@control_port \
-    --superexec-auth-secret-file superexec.secret
+exec bouquet-superexec --root-certificates ca.crt --runtime-api-address 127.0.0.1:@control_port \
+    --superexec-auth-secret-file superexec.secret "$@@"

@@ -1,0 +1,182 @@
+"""`bouquet site install`: a kit put where its scripts and units expect it, with users, folders and modes.
+
+What a run's code could use to change what it may do belongs to root: scripts, units, policy, and the list of bundles.
+"""
+
+import grp
+import ipaddress
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.error import BouquetError
+from deploy.bundles import bundle
+from deploy.bundles.command import line
+from deploy.site.certificates import write_secret
+from deploy.site.kit_facts import KitFacts
+
+UNITS = Path("/etc/systemd/system")
+SHARED = "superexec.secret"
+# The operator's own, once they lie there: a new kit does not change them.
+KEPT = ("node.toml", "policy.toml")
+# Of the kit, what another user than root has to read and nobody else may.
+OF_THE_KEYS, OF_THE_COORDINATOR = ("node.key",), ("server.key", "nodes.json", SHARED)
+
+
+def install(source: Path, units: Path = UNITS) -> list[str]:
+    """Install an unpacked kit, a packed one, or the coordinator's folder of a site; returns what was done, by line.
+
+    It can be run again, after a new kit or a new release. Raises :class:`BouquetError` on what cannot be installed.
+    """
+    with _unpacked(source) as kit:
+        facts, done = KitFacts.read(kit), list[str]()
+        if os.geteuid() != 0 and {facts.user, facts.keys_user or facts.user} != {pwd.getpwuid(os.geteuid()).pw_name}:
+            raise BouquetError(
+                "only root can install for other users", where=facts.name, cure="sudo bouquet site install."
+            )
+        there = Path(facts.installed)
+        for user, home in ((facts.user, facts.state[0]), (facts.keys_user, facts.keys_state)):
+            done += _user(user, home) if user else []
+        for folder, user in (*((state, facts.user) for state in facts.state), (facts.keys_state, facts.keys_user)):
+            if folder:
+                _own_folder(Path(folder), user)
+        kept = _copy(kit, there, facts)
+        done += [f"kept {', '.join(kept)}: they are this machine's own"] if kept else []
+        done.append(_allow(there / bundle.FILE))
+        started = _units(there, units, facts)
+    return [*done, f"installed {facts.name} in {there}", f"start it: systemctl enable --now {' '.join(started)}"]
+
+
+@contextmanager
+def _unpacked(source: Path) -> Iterator[Path]:
+    """The kit's folder, whatever was named. Of a packed kit plain files in one folder are taken, and nothing else."""
+    if source.is_dir():
+        yield source / "coordinator" if (source / "site.json").exists() else source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with tarfile.open(source) as tar:
+                for member in tar:
+                    file, name = tar.extractfile(member), Path(member.name)
+                    if file is None or len(name.parts) != 2 or ".." in name.parts or name.is_absolute():
+                        raise BouquetError("a kit with a foreign entry", where=str(source), got=repr(member.name))
+                    write_secret(Path(folder) / name.name, file.read())
+        except (OSError, tarfile.TarError) as error:
+            raise BouquetError("a kit cannot be read", where=str(source), got=str(error)) from error
+        yield Path(folder)
+
+
+def _user(name: str, home: str) -> list[str]:
+    """A user without a shell or a password, if there is none of this name."""
+    try:
+        pwd.getpwnam(name)
+        return []
+    except KeyError:
+        command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", home]
+        made = subprocess.run(
+            [*command, "--shell", "/usr/sbin/nologin", name], capture_output=True, text=True, check=False
+        )
+    if made.returncode:
+        raise BouquetError("a user cannot be made", where=name, got=made.stderr.strip())
+    return [f"made the user {name}"]
+
+
+def _own_folder(folder: Path, user: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    owner = pwd.getpwnam(user)
+    os.chown(folder, owner.pw_uid, owner.pw_gid)
+
+
+def _copy(kit: Path, there: Path, facts: KitFacts) -> list[str]:
+    """The kit's files with their owners and modes; returns the names of those that were there and stay."""
+    there.mkdir(parents=True, exist_ok=True)
+    there.chmod(0o755)
+    kept = [name for name in KEPT if (there / name).exists()]
+    for file in sorted(kit.iterdir()):
+        if file.is_file() and file.name not in kept:
+            write_secret(there / file.name, file.read_bytes())
+            (there / file.name).chmod(0o755 if file.suffix == ".sh" else 0o644)
+    if facts.is_node and not (there / SHARED).exists():
+        write_secret(there / SHARED, os.urandom(48))
+    user, keys_user = (pwd.getpwnam(name or facts.user) for name in (facts.user, facts.keys_user))
+    group = grp.getgrgid(user.pw_gid).gr_gid
+    for name in OF_THE_KEYS if facts.is_node else OF_THE_COORDINATOR:
+        _keep(there / name, keys_user.pw_uid if facts.is_node else user.pw_uid, group, 0o600)
+    if facts.is_node:
+        _keep(there / SHARED, 0, group, 0o640)
+    return kept
+
+
+def _keep(file: Path, user: int, group: int, mode: int) -> None:
+    if file.exists():  # a node that has made its own key may not have put it here yet
+        file.chmod(mode)
+        os.chown(file, user, group)
+
+
+def _allow(file: Path) -> str:
+    """Let the release that is installed here run; what was allowed before stays so."""
+    ours = line()
+    found = bundle.allowed(file) if file.exists() else {}
+    if ours.split()[0] in found:
+        return f"{file} allows this release already"
+    with file.open("a") as lines:
+        lines.write(ours + "\n")
+    file.chmod(0o644)
+    return f"{file} allows this release, and {len(found)} others"
+
+
+def _units(there: Path, units: Path, facts: KitFacts) -> list[str]:
+    """The kit's units where systemd finds them, with the SuperLink's addresses; returns their names."""
+    names = []
+    units.mkdir(parents=True, exist_ok=True)
+    for unit in sorted(there.glob("*.service")):
+        shutil.copy(unit, units / unit.name)
+        names.append(unit.stem)
+        if facts.is_node and unit.stem.endswith("supernode"):
+            dropin = units / f"{unit.name}.d"
+            dropin.mkdir(exist_ok=True)
+            (dropin / "egress.conf").write_text(_egress(facts.superlink))
+    if units == UNITS and shutil.which("systemctl"):
+        subprocess.run(["systemctl", "daemon-reload"], capture_output=True, check=False)
+    return names
+
+
+def _egress(superlink: str) -> str:
+    """Where a SuperNode may go: the SuperLink's addresses of today, and the resolvers that find them."""
+    host, port = superlink.rsplit(":", 1)
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host.strip("[]"), int(port))}
+    except OSError as error:
+        raise BouquetError(
+            "the SuperLink's name cannot be resolved",
+            where=superlink,
+            got=str(error),
+            cure="Install again once it can, or when its address has changed.",
+        ) from error
+    resolvers = _resolvers() if not _is_address(host.strip("[]")) else set()
+    return f"[Service]\nIPAddressAllow={' '.join(sorted(found | resolvers))}\n"
+
+
+def _resolvers() -> set[str]:
+    try:
+        lines = Path("/etc/resolv.conf").read_text().splitlines()
+    except OSError:
+        return set()
+    named = [parts[1] for parts in map(str.split, lines) if len(parts) > 1 and parts[0] == "nameserver"]
+    return {address for address in named if _is_address(address)}
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

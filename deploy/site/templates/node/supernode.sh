@@ -1,0 +1,12 @@
+#!/bin/sh
+# The SuperNode of node @node of @site: it holds the node's key, speaks with the SuperLink, and runs nobody's code.
+set -eu
+umask 077
+cd "$(dirname "$0")"
+export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
+export FLWR_HOME="${BOUQUET_LINK_STATE:-@state/link}/flower"
+mkdir -p "$FLWR_HOME"
+exec flower-supernode --superlink @superlink --root-certificates ca.crt \
+    --auth-supernode-private-key node.key --node-config node.toml \
+    --isolation process --superexec-auth-secret-file "${BOUQUET_SECRET:-@state/superexec.secret}" \
+    --port @port --health-server-address "${BOUQUET_HEALTH:-127.0.0.1:@health}"
