@@ -46,7 +46,9 @@ def stock(own: Federation, rounds: int) -> list[float]:
     texts.write_text(json.dumps(sources.read("stdlib")["text"][: NODES * TEXTS]))
     places = f'model="{embedded.unpack()}" texts="{texts}" timings="{timings}"'
     settings = f"{places} rounds={rounds} steps={STEPS} batch-size={BATCH}"
-    finish(own, own.start_run(APP / "benchmarks/stock", settings))
+    stock = APP / "benchmarks/stock"
+    own.allow("coordinator", *(f"kits/{name}" for name in own.names), app=stock)
+    finish(own, own.start_run(stock, settings))
     seconds = json.loads(timings.read_text())
     return [whole - training for whole, training in zip(seconds["whole"], seconds["training"], strict=True)]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from client_app import worker
+from deploy.bundles.command import line
 from deploy.command import main
 from deploy.flower import environment, program
 from deploy.simulation import SIMULATION
@@ -25,6 +26,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def free_ports(count: int) -> int:
+    """The first of as many free ports in a row."""
+    while True:
+        first = free_port()
+        if not any(listens(port) for port in range(first, first + count)):
+            return first
 
 
 # The SuperLink that `flwr run` starts for a simulation: not the user's own, where one is running.
@@ -125,7 +134,7 @@ class Federation:
 
     def __init__(self, folder: Path, nodes: int, settings: Callable[[int], list[str]]) -> None:
         self.folder, self.site = folder, folder / "site"
-        self.fleet, self.control, listen = free_port(), free_port(), free_port()
+        self.fleet, self.control, listen = free_port(), free_ports(2), free_port()
         self.names = [f"node-{number:03d}" for number in range(nodes)]
         ports = ["--fleet-port", str(self.fleet), "--control-port", str(self.control)]
         place = ["--state", str(folder / "state"), "--address", "127.0.0.1"]
@@ -133,17 +142,28 @@ class Federation:
         for number, name in enumerate(self.names):
             own = [f"state-directory={folder / name}", *settings(number)]
             installed = ["--installed", str(self.site / "kits" / name)]
-            bouquet("site", "kit", str(self.site), name, "--port", str(free_port()), *installed, *own)
+            bouquet("site", "kit", str(self.site), name, "--port", str(free_ports(2)), *installed, *own)
+        self.allow("coordinator", *(f"kits/{name}" for name in self.names))
         self.wire = Wire(self.fleet, listen)
         self.superlink = Process(
             [str(self.site / "coordinator/superlink.sh")],
             folder / "superlink.log",
             BOUQUET_LISTEN=f"127.0.0.1:{listen}",
         )
-        self.superexec = Process([str(self.site / "coordinator/superexec.sh")], folder / "superexec.log")
+        # The coordinator has all threads, a node one.
+        threads = str(os.cpu_count() or 1)
+        self.superexec = Process(
+            [str(self.site / "coordinator/superexec.sh")], folder / "superexec.log", OMP_NUM_THREADS=threads
+        )
         wait_for(lambda: listens(self.control) and listens(listen), "the SuperLink")
         bouquet("site", "register", str(self.site))
         self.nodes = {name: Process([str(self.site / f"kits/{name}/start.sh")], self.log(name)) for name in self.names}
+
+    def allow(self, *kits: str, app: Path | None = None) -> None:
+        """Let the bundle of an app, without one this release's, run where these kits are."""
+        for kit in kits:
+            with (self.site / kit / "bundles.txt").open("a") as file:
+                file.write(f"{line(app)}\n")
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"

@@ -1,18 +1,19 @@
 """Real Flower processes on this machine: a federation with TLS and node keys gives the adapter of the simulation."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from client_app import audit
 from common import accounting, ledger
+from deploy.flower import app_alone
 from deploy.site.folder import Site
 from deploy.site.superlink import statuses
 from strategies import read_config
-from tests.processes import Federation, Process, bouquet, federation, free_port, simulate, wait_for
+from tests.processes import Federation, Process, bouquet, federation, free_port, free_ports, simulate, wait_for
 
 NODES = 3
 SMALL = (
@@ -39,6 +40,8 @@ def test_a_federation_over_grpc_gives_the_simulations_adapter(wards, tmp_path):
     simulated = simulate(tmp_path / "user", NODES, SETTINGS, runs, "simulated")
     assert deployed["adapter_digest"] == simulated["adapter_digest"]
     assert deployed["after"]["all"] < deployed["before"]["all"]
+    (start,) = [event for event in _events(runs / "deployed") if event["phase"] == "start"]
+    assert start["names"] == "proven"
     assert (deployed["bytes_up"], deployed["bytes_down"]) == (simulated["bytes_up"], simulated["bytes_down"])
     assert wards.wire.up == pytest.approx(deployed["bytes_up"], rel=0.05)
     assert wards.wire.down - NODES * wards.bundle_bytes() == pytest.approx(deployed["bytes_down"], rel=0.05)
@@ -93,8 +96,9 @@ def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     state = tmp_path / "state"
     bouquet("site", "add", str(wards.site), "frugal")
     limits = [f"privacy-epsilon={(once + twice) / 2}", f"policy={tmp_path}/policy.toml", f"state-directory={state}"]
-    place = ["--port", str(free_port()), "partition-id=2", "num-partitions=3"]
+    place = ["--port", str(free_ports(2)), "partition-id=2", "num-partitions=3"]
     bouquet("site", "kit", str(wards.site), "frugal", *place, *limits)
+    wards.allow("kits/frugal")
     bouquet("site", "register", str(wards.site))
     node = Process([str(wards.site / "kits/frugal/start.sh")], tmp_path / "frugal.log")
     try:
@@ -105,7 +109,7 @@ def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
         assert wards.wait(run) == "finished:completed", (wards.folder / "superexec.log").read_text()[-4000:]
     finally:
         node.stop()
-    events = [json.loads(line) for line in (tmp_path / "runs/private/metrics.jsonl").read_text().splitlines()]
+    events = _events(tmp_path / "runs/private")
     whole, rest = [event["nodes"] for event in events if event["phase"] == "merge"]
     assert rest == whole - 1 >= 2
     (refused,) = [event for event in events if event["phase"] == "failure"]
@@ -116,6 +120,10 @@ def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     bouquet("ledger", "--directory", str(state), "--witness", f"{state}.witness/head", "verify")
     sent = [json.loads(line) for line in audit.path(state).read_text().splitlines()]
     assert [line["epsilon"] for line in sent if line["tensors"]] == [once]
+
+
+def _events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def _supernode(wards: Federation, log: Path, root: Path, key: Path | None) -> Process:
@@ -129,30 +137,18 @@ def _statuses(wards: Federation, name: str) -> str:
     return statuses(site).get(site.facts.nodes[name].id, "")
 
 
-@pytest.mark.exhaustive
-def test_trusted_entities_refuse_an_unsigned_bundle(wards, tmp_path):
-    """Flower 1.39 knows signatures from its hub only: with trusted entities, a node refuses every bundle of ours."""
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "author"], check=True)
-    (tmp_path / "keys.yaml").write_text(f"fpk_author: '{(tmp_path / 'author.pub').read_text().strip()}'\n")
-    bouquet("site", "add", str(wards.site), "careful")
-    installed = ["--installed", str(wards.site / "kits/careful")]
-    bouquet(
-        "site", "kit", str(wards.site), "careful", *installed, "--port", str(free_port()), f"state-directory={tmp_path}"
-    )
-    bouquet("site", "register", str(wards.site))
-    start = wards.site / "kits/careful/start.sh"
-    start.write_text(
-        start.read_text().replace(
-            "exec flower-supernode", f"exec flower-supernode --trusted-entities {tmp_path}/keys.yaml"
-        )
-    )
-    node = Process([str(start)], tmp_path / "careful.log")
-    try:
-        wait_for(lambda: "online" in _statuses(wards, "careful"), "the careful node", pause=1.0)
-        run = wards.submit("untrusted", f"{SETTINGS} round.wait=5.0", tmp_path / "runs")
-        wait_for(lambda: "could not be verified" in node.log.read_text(), "the bundle to be refused", 120)
-        assert wards.wait(run).startswith("finished")
-        record = (tmp_path / "runs/untrusted/metrics.jsonl").read_text()
-        assert '"during": "roll call"' in record
-    finally:
-        node.stop()
+def test_code_that_a_node_does_not_know_never_runs_there(wards, tmp_path):
+    """Bouquet with one line more, which would leave a trace: it is refused as bytes, before anything is imported."""
+    trace = tmp_path / "trace"
+    settings = f'{SETTINGS} round.wait=5.0 run-directory="{tmp_path}"'
+    with app_alone() as app:
+        with (app / "client_app/__init__.py").open("a") as file:
+            file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
+        assert wards.wait(wards.start_run(app, f'{settings} run-name="unknown"')) == "finished:failed"
+        assert not (tmp_path / "unknown").exists(), "the coordinator's own list"
+        wards.allow("coordinator", app=app)
+        assert wards.wait(wards.start_run(app, f'{settings} run-name="foreign"')) == "finished:failed"
+    for log in (wards.folder / "superexec.log", wards.log("node-000")):
+        assert "a bundle that is not allowed here" in log.read_text()
+    assert not trace.exists()
+    assert '"during": "roll call"' in (tmp_path / "foreign/metrics.jsonl").read_text()

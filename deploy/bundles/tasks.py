@@ -5,6 +5,7 @@ code, which reads the bundle as bytes and decides before any of it is unpacked.
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bundles import bundle
-from deploy.flower import program
+from deploy.flower import APP, PACKAGES, program
 
 
 def superexec() -> None:
@@ -59,6 +60,15 @@ def _checked(install: Callable[..., Path]) -> Callable[..., Path]:
     def checked(content: bytes, *arguments: Any, **options: Any) -> Path:
         found = bundle.check(content)
         print(json.dumps({"bundle": found, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}), flush=True)
+        _forget()
         return install(content, *arguments, **options)
 
     return checked
+
+
+def _forget() -> None:
+    """Put aside what was imported to decide: the bundle brings its own packages, under the same names."""
+    installed = [name for name in sys.modules if name.partition(".")[0] in (*PACKAGES, "deploy")]
+    for name in installed:
+        del sys.modules[name]
+    sys.path[:] = [place for place in sys.path if place != str(APP)]
