@@ -10,6 +10,7 @@ from server_app.nodes import Nodes
 from server_app.record import Record
 from server_app.scrutiny import Scrutiny
 from server_app.spool import Spool
+from strategies.meter import Meter
 from strategies.strategy import LoraStrategy, Metrics, Reply, explained
 
 FIGURES = {"loss", "steps", "tokens", "examples", "seconds", "peak-memory", "correct", "count"}
@@ -73,15 +74,16 @@ class Intake:
         if not self._noised:
             self._tell_against()
 
-    def merge(self, asked: int) -> State | None:
+    def merge(self, asked: int, meter: Meter | None = None) -> State | None:
         """The merged state; None where fewer updates are left than a round needs.
 
         Updates that are sound each by itself may still have no mean that can be computed: the one that changes most is
-        left out then, and the others are merged.
+        left out then, and the others are merged. A ``meter`` notes the updates on their way.
         """
         while len(self._spool) >= self.needed:
             try:
-                merged = self._strategy.merge(self._state, self._spool, asked)
+                updates = self._spool if meter is None else meter.watch(self._spool)
+                merged = self._strategy.merge(self._state, updates, asked)
                 check_range(merged)
                 return merged
             except Exception as reason:

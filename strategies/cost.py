@@ -50,13 +50,17 @@ def round_bytes(
 ) -> RoundBytes:
     """What the round after ``state`` costs: down to all nodes, of these ``ranks``, and up from those that replied."""
 
-    def message(formula: str, rank: int, codec: CodecName) -> float:
-        return formula_bytes(rule, formula, state, rank=rank, nodes=len(ranks), codec=codec)
+    def messages(formula: str, sizes: Iterable[int], codec: CodecName) -> float:
+        alike = Counter(sizes)
+        return sum(
+            number * formula_bytes(rule, formula, state, rank=rank, nodes=len(ranks), codec=codec)
+            for rank, number in alike.items()
+        )
 
-    up = sum(message(rule.bytes_up, ranks[name], wire.up) for name in replied)
     # Where slots are drawn anew, a node gets all of them, whatever it trains.
     reached = (state.rank if rule.scattered else rank for rank in ranks.values())
-    return RoundBytes(up, sum(message(rule.bytes_down, rank, wire.down) for rank in reached))
+    up = messages(rule.bytes_up, (ranks[name] for name in replied), wire.up)
+    return RoundBytes(up, messages(rule.bytes_down, reached, wire.down))
 
 
 def _layers(state: State) -> Counter[tuple[int, int, int]]:
