@@ -2,11 +2,10 @@
 
 from flwr.app import Message
 
-from common import wire
 from common.adapter import State, check_range
 from common.config import RunConfig
 from common.error import BouquetError, RefusalError, brief
-from server_app.nodes import Nodes
+from server_app.nodes import Nodes, state_bytes
 from server_app.record import Record
 from server_app.scrutiny import Scrutiny
 from server_app.spool import Spool
@@ -49,7 +48,7 @@ class Intake:
 
     def take(self, messages: list[Message]) -> None:
         """Send ``messages`` and keep what comes back and can be merged."""
-        down = {self._nodes.names[message.metadata.dst_node_id]: bytes_down_of([message]) for message in messages}
+        down = {self._nodes.names[message.metadata.dst_node_id]: state_bytes(message) for message in messages}
         for name, message in self._nodes.exchange(messages):
             node_id = message.metadata.src_node_id
             try:
@@ -120,8 +119,3 @@ class Intake:
 def known(metrics: Metrics) -> Metrics:
     """The figures of a node that the record has a place for: others could take the place of its own facts."""
     return {name: value for name, value in metrics.items() if name in FIGURES}
-
-
-def bytes_down_of(messages: list[Message]) -> int:
-    """The bytes of the states in ``messages``, as they travel."""
-    return sum(wire.payload_bytes(message.content.array_records["state"]) for message in messages)

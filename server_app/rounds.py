@@ -12,8 +12,8 @@ from common.config import RunConfig
 from common.error import QuorumError, brief
 from common.tasks import Score, Task
 from common.units import size
-from server_app.intake import Intake, bytes_down_of, known
-from server_app.nodes import Nodes
+from server_app.intake import Intake, known
+from server_app.nodes import Nodes, state_bytes
 from server_app.record import Record, Stopwatch, peak_memory
 from server_app.scores import overall, read_noised, read_score
 from server_app.spool import Spool
@@ -124,7 +124,7 @@ class Rounds:
         ranks = {self._nodes.names[node]: self._nodes.ranks[node] for node in nodes}
         self._record.event("asked", state.round + 1, nodes=list(ranks))
         messages = self._messages(MessageType.TRAIN, state, nodes)
-        outcome.bytes_down += (down := bytes_down_of(messages))
+        outcome.bytes_down += (down := sum(map(state_bytes, messages)))
         with Spool(self._record.folder / "spool") as spool:
             intake = Intake(self._nodes, self._strategy, config, self._record, state, spool)
             intake.take(messages)
@@ -208,7 +208,7 @@ class Rounds:
         prompted = bool(config.evaluation.prompt) and not private and not self._task.sequence_classification
         if messages and prompted:
             messages[0].content["config"] = ConfigRecord({"prompt": config.evaluation.prompt})
-        outcome.bytes_down += (down := bytes_down_of(messages))
+        outcome.bytes_down += (down := sum(map(state_bytes, messages)))
         scores, figures, sample = dict[str, Score](), dict[str, float](), ""
         for name, message in self._nodes.exchange(messages):
             try:

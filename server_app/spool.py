@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +68,9 @@ class Spool:
         count = sum(entry.sizes)
         if len(self._buffer) < _whole(count):
             self._buffer = _aligned(_whole(count))
+        if not count:  # a rule under which nothing leaves a node
+            self._entries[node] = entry
+            return
         torch.cat([tensor.reshape(-1) for tensor in update.tensors.values()], out=self._buffer[:count])
         try:
             _write(self._file, _bytes(self._buffer[: _whole(count)]), self._pages * PAGE)
@@ -131,8 +135,8 @@ def _open(file: Path) -> int:
 
 
 def _whole(count: int) -> int:
-    """So many values as fill whole pages, for ``count`` of them; a page at least."""
-    return max(1, -(-count // PAGE_VALUES)) * PAGE_VALUES
+    """So many values as fill whole pages, for ``count`` of them."""
+    return -(-count // PAGE_VALUES) * PAGE_VALUES
 
 
 def _aligned(count: int) -> Tensor:
@@ -143,7 +147,7 @@ def _aligned(count: int) -> Tensor:
 
 
 def _bytes(values: Tensor) -> memoryview:
-    return memoryview(values.numpy()).cast("B")
+    return values.numpy().view(np.uint8).data
 
 
 def _write(file: int, data: memoryview, at: int) -> None:

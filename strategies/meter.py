@@ -84,8 +84,8 @@ class Estimate:
         model = self._rule.model(self._state, update)
         self._total += update.weight
         for layer, probe in self._probes.items():
-            for left, right in _product(model, layer):
-                self._sums[layer].addmm_(left, right @ probe, alpha=update.weight)
+            left, right = model.adapter[Key(layer, "B")], cored(model.adapter, layer)
+            self._sums[layer].addmm_(left, right @ probe, alpha=update.weight * model.scale)
 
     def squares(self, merged: State) -> Squares:
         """The squared norms of what the merged model lost, and of the ideal update."""

@@ -57,7 +57,9 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(settings, tmp_pa
         process.wait()
         kept = rounds(tmp_path / "broken")
         assert kept == list(range(kept[0], kept[-1] + 1))
-        assert min(3, kept[-1]) <= len(kept) <= 4, "checkpoint.newest is 3; a kill may fall before the fourth is removed"
+        assert min(3, kept[-1]) <= len(kept) <= 4, (
+            "checkpoint.newest is 3; a kill may fall before the fourth is removed"
+        )
     assert run(broken, tmp_path / "two").wait(240) == 0
     assert kills >= 2
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "broken"))
