@@ -7,6 +7,7 @@ anything may be missing: what is not there is empty or None, and a line that can
 import fcntl
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,27 @@ RunState = Literal["running", "finished", "broken off"]
 BESIDE_THE_SCORE = {"phase", "round", "elapsed", "loss", "seconds"}
 # What an attempt at a round leaves that the next attempt makes void.
 OF_AN_ATTEMPT = {"train", "merge", "aggregation-error", "against"}
+
+
+class Tally:
+    """What the events of a run add up to, whichever session wrote them; terminal, summary and report say it.
+
+    ``crossed`` are the bytes of adapters ``up`` and ``down``: of training, of rounds that did not count, of scoring.
+    ``failures`` and ``late`` replies are by node.
+    """
+
+    def __init__(self) -> None:
+        self.crossed = {"up": 0, "down": 0}
+        self.failures: Counter[str] = Counter()
+        self.late: Counter[str] = Counter()
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Add one event."""
+        if "node" not in event:  # a node's own bytes are in its round's
+            for way in self.crossed:
+                self.crossed[way] += int(number(event, f"bytes_{way}") or 0)
+        elif event["phase"] in {"failure", "late"}:
+            (self.failures if event["phase"] == "failure" else self.late)[str(event["node"])] += 1
 
 
 @dataclass(frozen=True)
@@ -148,7 +170,15 @@ class Run:
         """The overall score by round, 0 before training: over the nodes, or centrally where they do not score."""
         return self.history("heldout", self.metric) or self.history("central", self.metric)
 
-    def crossed(self, way: str, *, by_formula: bool = False) -> float:
+    @cached_property
+    def tally(self) -> Tally:
+        """Bytes, failures and late replies of the whole run."""
+        tally = Tally()
+        for event in self.events:
+            tally.hear(event)
+        return tally
+
+    def trained(self, way: str, *, by_formula: bool = False) -> float:
         """Bytes of training in the rounds that count, as measured or by the rule's formula."""
         return sum(self.history("merge", f"formula_{way}" if by_formula else f"bytes_{way}").values())
 

@@ -55,7 +55,6 @@ class Nodes:
         self._streaks: Counter[str] = Counter()
         self._back: dict[str, int] = {}
         self._lost: set[str] = set()
-        self.failures: Counter[str] = Counter()
 
     def summon(self) -> None:
         """Wait until ``min-nodes`` are connected and nobody has come for a moment; send the roll call.
@@ -107,11 +106,6 @@ class Nodes:
         """How many replies a round needs: a share of the nodes that belong to the run, whoever is connected."""
         belonging = share_of(len(self._names), fraction)
         return max(self._config.round.fewest_replies, math.ceil(self._config.round.min_replies * belonging))
-
-    @property
-    def late(self) -> Counter[str]:
-        """How many replies of each node came after their deadline."""
-        return self._transport.late
 
     @property
     def names(self) -> Mapping[int, str]:
@@ -172,7 +166,6 @@ class Nodes:
     def failed(self, phase: str, round: int, name: str, reason: str) -> None:
         """Record that a node did not do its part, and why."""
         self._lost.add(name)
-        self.failures[name] += 1
         self._record.failure(phase, round, name, reason)
 
     def _count(self, asked: Iterable[str], draw: int) -> None:

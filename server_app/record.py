@@ -22,7 +22,7 @@ from rich.table import Table
 from common import report
 from common.config import RunConfig
 from common.error import BouquetError
-from common.record import CONFIG, DEFAULT_DIRECTORY, METRICS, SUMMARY, printable
+from common.record import CONFIG, DEFAULT_DIRECTORY, METRICS, SUMMARY, Tally, printable, read_events
 from common.version import fingerprint
 
 LOCK_ATTEMPTS, LOCK_PAUSE = 5, 0.1
@@ -45,7 +45,8 @@ class Record:
     """One run directory: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``adapter/``, ``report.html``.
 
     While it is open its metrics are locked: that a run is under way is known by the lock, which ends with its process.
-    All figures of a run pass through :meth:`event`; trackers and the exporter listen to it and have no other source.
+    All figures of a run pass through :meth:`event`; trackers and the exporter listen to it and have no other source;
+    ``tally`` is what they add up to.
     Raises :class:`BouquetError` where the directory will not do, or a listener does not start.
     """
 
@@ -70,6 +71,9 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._started = time.monotonic()
         self._metrics: TextIOWrapper = _appended(self.folder / METRICS)
+        self.tally = Tally()
+        for event in read_events(self.folder / METRICS)[0]:
+            self.tally.hear(event)
         versions = {"python": platform.python_version()} | {package: version(package) for package in VERSIONS}
         settings = {
             "run": config.run_name or str(run_id),  # the name by which the nodes know it
@@ -105,6 +109,7 @@ class Record:
         line = {"phase": phase, "round": round, "elapsed": round_seconds(time.monotonic() - self._started), **facts}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
+        self.tally.hear(line)
         for listener in list(self._listeners):
             try:
                 listener.hear(line)

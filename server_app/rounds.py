@@ -46,8 +46,6 @@ class Outcome:
     state: State
     before: Evaluation | None = None
     after: Evaluation | None = None
-    bytes_up: int = 0
-    bytes_down: int = 0
     ended: QuorumError | None = None
     """Why the rounds ended before the last one, where that is not what was asked for."""
 
@@ -124,11 +122,11 @@ class Rounds:
         ranks = {self._nodes.names[node]: self._nodes.ranks[node] for node in nodes}
         self._record.event("asked", state.round + 1, nodes=list(ranks))
         messages = self._messages(MessageType.TRAIN, state, nodes)
-        outcome.bytes_down += (down := sum(map(state_bytes, messages)))
+        down = sum(map(state_bytes, messages))
         with Spool(self._record.folder / "spool") as spool:
             intake = Intake(self._nodes, self._strategy, config, self._record, state, spool)
             intake.take(messages)
-            outcome.bytes_up += (up := intake.bytes_up)
+            up = intake.bytes_up
             watch.lap("training")
             meter = self._meter(state, spool)
             merged = intake.merge(len(nodes), meter)
@@ -208,7 +206,7 @@ class Rounds:
         prompted = bool(config.evaluation.prompt) and not private and not self._task.sequence_classification
         if messages and prompted:
             messages[0].content["config"] = ConfigRecord({"prompt": config.evaluation.prompt})
-        outcome.bytes_down += (down := sum(map(state_bytes, messages)))
+        down = sum(map(state_bytes, messages))
         scores, figures, sample = dict[str, Score](), dict[str, float](), ""
         for name, message in self._nodes.exchange(messages):
             try:

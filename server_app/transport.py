@@ -29,7 +29,6 @@ class Transport:
         self._record = record
         self._overdue: dict[str, tuple[str, str, int]] = {}
         self._unreadable: Counter[str] = Counter()
-        self.late: Counter[str] = Counter()
 
     def push(self, messages: Sequence[Message]) -> list[str]:
         """Send messages; return their ids, or a stand-in for each that Flower did not take, which nobody answers."""
@@ -93,7 +92,6 @@ class Transport:
         """Count a reply that came after its deadline; nothing else is done with it."""
         name, phase, draw = self._overdue.pop(message_id, ("", "", 0))
         if name and not reply.has_error():
-            self.late[name] += 1
             said = f"replied to {phase} of round {draw} after its deadline: not used"
             self._record.note("late", draw, name, said, during=phase)
 
