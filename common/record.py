@@ -31,7 +31,7 @@ BESIDE_THE_SCORE = {"phase", "round", "elapsed", "loss", "seconds"}
 # Lines of the record that are parsed in one call.
 READ_TOGETHER = 1000
 # What an attempt at a round leaves that the next attempt makes void.
-OF_AN_ATTEMPT = {"train", "merge", "aggregation-error", "against"}
+OF_AN_ATTEMPT = {"train", "merge", "aggregation-error", "against", "camps"}
 
 
 class Tally:

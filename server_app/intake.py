@@ -111,9 +111,13 @@ class Intake:
 
     def _tell_against(self) -> None:
         """Say which nodes' changes point against the others', with the cosine."""
-        for name, cosine in self._scrutiny.against().items():
+        named, camp = self._scrutiny.against()
+        for name, cosine in named.items():
             said = f"went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
             self._record.note("against", self._round, name, said, cosine=cosine)
+        if camp:
+            self._record.event("camps", self._round, smaller=camp, nodes=len(self._spool))
+            self._record.say(f"    the nodes fall in two camps: {camp} of {len(self._spool)} go against the others")
 
 
 def known(metrics: Metrics) -> Metrics:

@@ -7,15 +7,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from common.adapter import State, Update
 from common.error import BouquetError
 from strategies import Rule
 
 BUCKETS = 4096
-# Honest nodes measured 0.02 to 0.18, whatever their data; the sketch errs by 0.016; a flipped update is below 0.
-AGAINST = -0.1
+# The sketch errs by 1 / sqrt(BUCKETS) = 0.016, so that chance alone does not come this far; an update that is turned
+# round lies beyond it where the others agree at all.
+AGAINST = -0.08
+# A larger share than this of the nodes is never named: who is wrong is a matter of numbers alone.
+NAMED = 0.25
+ITERATIONS = 50
 FEWEST = 4
 """So many changes have to be there before one is compared with the others' median."""
 
@@ -25,6 +28,13 @@ class Change(NamedTuple):
 
     norm: float
     sketch: Tensor
+
+
+class Against(NamedTuple):
+    """The nodes that go against the others, with the cosine; or how many there are in the smaller of two camps."""
+
+    named: dict[str, float]
+    camp: int
 
 
 class Scrutiny:
@@ -78,14 +88,25 @@ class Scrutiny:
         """Leave a node's change out of account."""
         del self._changes[node]
 
-    def against(self) -> dict[str, float]:
-        """Nodes whose change points against the sum of the others', with the cosine between the two."""
-        if len(self._changes) < 2:
-            return {}
-        sketches = {node: self._changes[node].sketch for node in sorted(self._changes)}
-        total = torch.stack(list(sketches.values())).sum(0)
-        cosines = {node: float(cosine_similarity(sketch, total - sketch, dim=0)) for node, sketch in sketches.items()}
-        return {node: cosine for node, cosine in cosines.items() if cosine < AGAINST}
+    def against(self) -> Against:
+        """Nodes whose change goes against that of most; or, where they are too many to say who is wrong, two camps.
+
+        Every node counts alike, whatever the size of its change. The leading direction of all parts them in two camps;
+        in the smaller one, those go against that have a negative cosine with the sum of the larger one. More than a
+        quarter are not named: as many nodes could be the honest ones among more that collude.
+        """
+        nodes = sorted(node for node, change in self._changes.items() if change.norm > 0)
+        if len(nodes) < 3:
+            return Against({}, 0)
+        units = torch.stack([self._changes[node].sketch for node in nodes])
+        units.div_(torch.linalg.vector_norm(units, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))
+        ahead = units @ _leading(units) >= 0
+        if 2 * int(ahead.sum()) < len(nodes):
+            ahead = ~ahead
+        cosines = torch.nn.functional.cosine_similarity(units, units[ahead].sum(0), dim=1)
+        found = {nodes[place]: float(cosines[place]) for place in (cosines < AGAINST).nonzero().flatten().tolist()}
+        camp = max(len(found), len(nodes) - int(ahead.sum())) if found else 0
+        return Against({}, camp) if camp > NAMED * len(nodes) else Against(found, 0)
 
 
 def median_without(ordered: Sequence[float], value: float) -> float:
@@ -93,6 +114,14 @@ def median_without(ordered: Sequence[float], value: float) -> float:
     own, rest = bisect_left(ordered, value), len(ordered) - 1
     low, high = (ordered[place + (place >= own)] for place in ((rest - 1) // 2, rest // 2))
     return (low + high) / 2
+
+
+def _leading(units: Tensor) -> Tensor:
+    """The direction that most of these unit vectors (``n x BUCKETS``) lie along, either way; by power iteration."""
+    direction = units.sum(0)
+    for _ in range(ITERATIONS):
+        direction = torch.nn.functional.normalize(units.T @ (units @ direction), dim=0)
+    return direction
 
 
 class Canvas:

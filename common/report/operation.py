@@ -137,6 +137,8 @@ def _incident(event: Event) -> str:
             return f"Replied to {told('during')} after its deadline; not used."
         case "against":
             return f"Went against the other nodes (cosine {number(event, 'cosine') or 0:.2f}); merged all the same."
+        case "camps":
+            return f"Two camps: {told('smaller')} of {told('nodes')} nodes went against the others; none is named."
     return ""
 
 
