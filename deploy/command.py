@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from common.error import BouquetError
+from deploy.settings import Commands
 
 # Where each subcommand is. Only the one that is asked for is imported: most know models, which takes seconds.
 HOMES = {
     "run": "deploy.simulation",
-    "rules": "deploy.rules",
+    "rules": "deploy.command",
     "site": "deploy.site.commands",
     "doctor": "deploy.doctor.commands",
     "plan": "deploy.plan",
@@ -72,3 +73,29 @@ def parser(wanted: str = "") -> argparse.ArgumentParser:
     for home in dict.fromkeys([HOMES[wanted]] if wanted in HOMES else HOMES.values()):
         import_module(home).add_to(commands)
     return whole
+
+
+def add_to(commands: Commands) -> None:
+    """Add the one subcommand that is at home here."""
+    rules = commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
+    rules.set_defaults(work=_rules)
+
+
+def rules_table() -> str:
+    """Every rule and its properties, as a Markdown table."""
+    from strategies import RULES  # see above
+
+    yes = {True: "yes", False: "no"}
+    titles = ("rule", "exact", "linear", "mixed ranks", "privacy", "bytes up", "bytes down", "paper")
+    rows = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+    for name, rule in RULES.items():
+        privacy = "example, local, central" if rule.linear else "example, local"
+        costs = (f"`{rule.bytes_up}`", f"`{rule.bytes_down}`")
+        facts = (f"`{name}`", yes[rule.exact], yes[rule.linear], yes[rule.mixed_ranks], privacy, *costs, rule.paper)
+        rows.append(f"| {' | '.join(facts)} |")
+    return "\n".join(rows)
+
+
+def _rules(_: argparse.Namespace) -> int:
+    print(rules_table())
+    return 0

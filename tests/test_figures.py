@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html import unescape
 from io import StringIO
@@ -11,7 +13,7 @@ from flwr.app import ConfigRecord, RecordDict
 from rich.console import Console
 
 from common import models, units
-from common.record import Run
+from common.record import Run, read_events
 from deploy import plan, runs
 from deploy.doctor import job
 from strategies import RULES, build, read_config
@@ -91,3 +93,26 @@ def test_every_rule_is_planned_for():
     for name in RULES:
         config = read_config({"rule.name": name})
         assert re.match(r"[\d.]+ \w+ up, [\d.]+ \w+ down, a node and round at most", job.traffic(config)), name
+
+
+def test_runs_and_reports_are_read_without_torch(settings, tmp_path):
+    from server_app.record import Record
+
+    with Record(read_config(settings()), run_id=1):
+        pass
+    code = f"""
+import sys
+from deploy.command import main
+assert main(["runs", {str(tmp_path)!r}]) == main(["report", {str(tmp_path / "run")!r}]) == 0
+assert not {{"torch", "flwr", "transformers"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_many_events_are_read_once_and_a_torn_line_spoils_no_other(tmp_path):
+    written = [{"phase": "train", "round": turn, "node": "a"} for turn in range(2500)]
+    lines = [json.dumps(event) for event in written]
+    lines[1200] = lines[1200][:9]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    events, torn = read_events(tmp_path / "metrics.jsonl")
+    assert (torn, list(events)) == (1, written[:1200] + written[1201:])

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 from common.config import RunConfig
-from deploy.command import main
-from deploy.rules import rules_table
+from deploy.command import main, rules_table
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("common", "strategies", "client_app", "server_app", "deploy")
