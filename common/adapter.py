@@ -218,7 +218,7 @@ def weighted_mean(updates: Iterable[tuple[float, Tensors]]) -> Tensors:
         for key, tensor in tensors.items():
             total[key] = total.get(key, 0.0) + weight
             if key in mean:
-                mean[key] = towards(mean[key], tensor, weight / total[key])
+                mean[key] = moved(mean[key], tensor, weight / total[key])
             else:
                 mean[key] = tensor.clone()
     return mean
@@ -233,6 +233,11 @@ def towards(start: Tensor, end: Tensor, share: float | Tensor) -> Tensor:
     if isinstance(share, float):
         return start + step * share if share < 0.5 else end - step * rest
     return torch.where(share < 0.5, start + step * share, end - step * rest)
+
+
+def moved(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """:func:`towards`, to the bit, in the memory of ``start`` where it can be."""
+    return start.add_(end.sub(start).mul_(share)) if share < 0.5 else towards(start, end, share)
 
 
 def squared_norm(left: Tensor, right: Tensor) -> Tensor:

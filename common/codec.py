@@ -14,7 +14,7 @@ bfloat16 travels as its 16 bits, and the blockwise codecs as bytes: the codes, t
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.error import BouquetError
+from common.ranges import CodecName as CodecName
+from common.ranges import StateCodecName as StateCodecName
 
 Array = NDArray[Any]
-CodecName = Literal["fp32", "fp16", "bf16", "int8", "nf4"]
-StateCodecName = Literal["fp32", "fp16", "bf16"]
 
 # The 16 values of NormalFloat4, quantiles of the normal distribution: Dettmers et al., QLoRA, arXiv:2305.14314, app. E.
 NF4 = torch.tensor(

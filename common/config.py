@@ -11,10 +11,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from common.codec import CodecName, StateCodecName
 from common.error import did_you_mean
 from common.privacy_config import PrivacyConfig
-from common.ranges import Count, CountOrOff, FileName, LearningRate, NonNegative, Positive, Share
+from common.ranges import (
+    CodecName,
+    Count,
+    CountOrOff,
+    FileName,
+    LearningRate,
+    NonNegative,
+    Positive,
+    Share,
+    StateCodecName,
+)
 from common.section import ConfigError, Section, flatten, unknown_choice, validate
 
 RuleOption = int | float | str

@@ -8,9 +8,11 @@ import fcntl
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,8 +29,31 @@ RunState = Literal["running", "finished", "broken off"]
 
 # What every line of scores has beside the score itself.
 BESIDE_THE_SCORE = {"phase", "round", "elapsed", "loss", "seconds"}
+# Lines of the record that are parsed in one call.
+READ_TOGETHER = 1000
 # What an attempt at a round leaves that the next attempt makes void.
-OF_AN_ATTEMPT = {"train", "merge", "aggregation-error", "against"}
+OF_AN_ATTEMPT = {"train", "merge", "aggregation-error", "against", "camps"}
+
+
+class Tally:
+    """What the events of a run add up to, whichever session wrote them; terminal, summary and report say it.
+
+    ``crossed`` are the bytes of adapters ``up`` and ``down``: of training, of rounds that did not count, of scoring.
+    ``failures`` and ``late`` replies are by node.
+    """
+
+    def __init__(self) -> None:
+        self.crossed = {"up": 0, "down": 0}
+        self.failures: Counter[str] = Counter()
+        self.late: Counter[str] = Counter()
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Add one event."""
+        if "node" not in event:  # a node's own bytes are in its round's
+            for way in self.crossed:
+                self.crossed[way] += int(number(event, f"bytes_{way}") or 0)
+        elif event["phase"] in {"failure", "late"}:
+            (self.failures if event["phase"] == "failure" else self.late)[str(event["node"])] += 1
 
 
 @dataclass(frozen=True)
@@ -101,14 +126,20 @@ class Run:
     @cached_property
     def counted(self) -> tuple[Event, ...]:
         """The events that count: of a round that was tried or run again, those of the last time."""
-        kept: list[Event] = []
+        kept: list[Event | None] = []
+        # Where the events of the last attempt at each round are.
+        attempts: dict[int, list[int]] = {}
         for event in self.events:
-            if event["phase"] == "asked":
-                kept = [old for old in kept if not (old["round"] == event["round"] and old["phase"] in OF_AN_ATTEMPT)]
-            elif event["phase"] == "start":
-                kept = [old for old in kept if old["round"] <= event["round"] or old["phase"] == "failure"]
+            phase, turn = event["phase"], event["round"]
+            if phase == "asked":
+                for place in attempts.pop(turn, []):
+                    kept[place] = None
+            elif phase == "start":
+                kept = [old if old and (old["round"] <= turn or old["phase"] == "failure") else None for old in kept]
+            if phase in OF_AN_ATTEMPT:
+                attempts.setdefault(turn, []).append(len(kept))
             kept.append(event)
-        return tuple(kept)
+        return tuple(event for event in kept if event is not None)
 
     @cached_property
     def nodes(self) -> list[str]:
@@ -154,7 +185,15 @@ class Run:
         """The overall score by round, 0 before training: over the nodes, or centrally where they do not score."""
         return self.history("heldout", self.metric) or self.history("central", self.metric)
 
-    def crossed(self, way: str, *, by_formula: bool = False) -> float:
+    @cached_property
+    def tally(self) -> Tally:
+        """Bytes, failures and late replies of the whole run."""
+        tally = Tally()
+        for event in self.events:
+            tally.hear(event)
+        return tally
+
+    def trained(self, way: str, *, by_formula: bool = False) -> float:
         """Bytes of training in the rounds that count, as measured or by the rule's formula."""
         return sum(self.history("merge", f"formula_{way}" if by_formula else f"bytes_{way}").values())
 
@@ -249,17 +288,39 @@ def names(asked: Event) -> Iterator[str]:
 
 def read_events(file: Path) -> tuple[tuple[Event, ...], int]:
     """The lines of the record that are whole, and how many are not."""
-    events, torn = [], 0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            event = None
-        if isinstance(event, dict) and isinstance(event.get("phase"), str) and isinstance(event.get("round"), int):
-            events.append(event)
-        else:
-            torn += 1
+    events: list[Event] = []
+    torn = 0
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        while some := list(islice(lines, READ_TOGETHER)):
+            for event in _parsed(some):
+                if (
+                    isinstance(event, dict)
+                    and isinstance(event.get("phase"), str)
+                    and isinstance(event.get("round"), int)
+                ):
+                    events.append(event)
+                else:
+                    torn += 1
     return tuple(events), torn
+
+
+def _parsed(lines: Sequence[str]) -> list[Any]:
+    """The JSON of each line, None for one that is not whole.
+
+    Together, they are read faster and have their keys in common; that fails where one is torn.
+    """
+    try:
+        together = json.loads(f"[{','.join(lines)}]")
+    except json.JSONDecodeError:
+        together = []
+    return together if len(together) == len(lines) else [_one(line) for line in lines]
+
+
+def _one(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
 
 def _json(file: Path) -> Mapping[str, Any]:

@@ -22,23 +22,35 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from common.error import BouquetError
-from deploy import ledger, plan, runs, simulation, watch
-from deploy.audit import command as audit
-from deploy.bundles import command as bundle
-from deploy.chat import command as chat
-from deploy.compare import command as compare
-from deploy.doctor import commands as doctor
-from deploy.export import command as export
-from deploy.serve import command as serve
-from deploy.site import commands as site
-from strategies import RULES
+from deploy.settings import Commands
+
+# Where each subcommand is. Only the one that is asked for is imported: most know models, which takes seconds.
+HOMES = {
+    "run": "deploy.simulation",
+    "rules": "deploy.command",
+    "site": "deploy.site.commands",
+    "bundle": "deploy.bundles.command",
+    "doctor": "deploy.doctor.commands",
+    "plan": "deploy.plan",
+    "audit": "deploy.audit.command",
+    "ledger": "deploy.ledger",
+    "compare": "deploy.compare.command",
+    "runs": "deploy.runs",
+    "report": "deploy.runs",
+    "watch": "deploy.watch",
+    "export": "deploy.export.command",
+    "chat": "deploy.chat.command",
+    "serve": "deploy.serve.command",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code: 2 where the user has something to mend first, 130 if interrupted."""
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser(given[0] if given else "").parse_args(given)
     # A scheduler's SIGTERM is a Ctrl-C: either way what this command started is stopped too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -55,32 +67,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def parser() -> argparse.ArgumentParser:
-    """What is understood on the command line; a subcommand's function is its ``work``."""
+def parser(wanted: str = "") -> argparse.ArgumentParser:
+    """What is understood on the command line; a subcommand's function is its ``work``.
+
+    With the ``wanted`` subcommand alone, if there is one of that name.
+    """
     whole = argparse.ArgumentParser(
         prog="bouquet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = whole.add_subparsers(dest="command", required=True)
-    simulation.add_to(commands)
+    for home in dict.fromkeys([HOMES[wanted]] if wanted in HOMES else HOMES.values()):
+        import_module(home).add_to(commands)
+    return whole
+
+
+def add_to(commands: Commands) -> None:
+    """Add the one subcommand that is at home here."""
     rules = commands.add_parser("rules", help="list the aggregation rules", description="Example: bouquet rules")
     rules.set_defaults(work=_rules)
-    site.add_to(commands)
-    bundle.add_to(commands)
-    doctor.add_to(commands)
-    plan.add_to(commands)
-    audit.add_to(commands)
-    ledger.add_to(commands)
-    compare.add_to(commands)
-    runs.add_to(commands)
-    watch.add_to(commands)
-    export.add_to(commands)
-    chat.add_to(commands)
-    serve.add_to(commands)
-    return whole
 
 
 def rules_table() -> str:
     """Every rule and its properties, as a Markdown table."""
+    from strategies import RULES  # see above
+
     yes = {True: "yes", False: "no"}
     titles = ("rule", "exact", "linear", "mixed ranks", "privacy", "bytes up", "bytes down", "paper")
     rows = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]

@@ -17,15 +17,16 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
-from common import accounting
+from common import accounting, units
 from common.accounting import Release
 from common.adapter import Spec
-from common.codec import size_in_bytes
 from common.config import RunConfig
 from common.error import BouquetError
 from deploy import settings
 from deploy.settings import Commands
 from strategies import RULES, Rule, build, read_config
+from strategies.cost import planned_bytes
+from strategies.strategy import share_of
 
 MOSTLY_NOISE = 1.0
 SAYS_LITTLE = 10.0
@@ -33,13 +34,13 @@ SAYS_LITTLE = 10.0
 
 @dataclass(frozen=True)
 class RulePlan:
-    """What a rule trains and sends in a round: values (the most over the rounds), and bytes one way and the other."""
+    """What a rule trains and sends in a round: values, and bytes one way and the other; the most over the rounds."""
 
     name: str
     trained: int
     noised: int
-    up: int
-    down: int
+    up: float
+    down: float
 
 
 def add_to(commands: Commands) -> None:
@@ -92,11 +93,9 @@ def rule_plan(rule: Rule, spec: Spec, config: RunConfig) -> RulePlan:
     rounds = range(min(config.num_server_rounds, 2))  # a rule alternates between two rounds at most
     trained = max(sum(size for key, size in sizes.items() if rule.trains(turn, key)) for turn in rounds)
     sent = max(sum(size for key, size in sizes.items() if rule.sends(turn, key)) for turn in rounds)
-    down = sum(size for key, size in sizes.items() if key.part not in rule.drawn)
     noised = trained if config.privacy.mode == "example" else sent
-    return RulePlan(
-        rule.name, trained, noised, size_in_bytes(config.wire.up, sent), size_in_bytes(config.wire.down, down)
-    )
+    crossed = planned_bytes(rule, spec, config, share_of(config.min_nodes, config.fraction_train))
+    return RulePlan(rule.name, trained, noised, crossed.up, crossed.down)
 
 
 def noise_over_signal(config: RunConfig, values: int, release: Release, records: int, nodes: int) -> float:
@@ -184,15 +183,13 @@ def _costs(config: RunConfig, records: Sequence[int], planned: Sequence[Release]
 def _rules(config: RunConfig, records: Sequence[int], planned: Sequence[Release], plans: dict[str, RulePlan]) -> Table:
     """A row a rule: what it trains, what crosses, and a node's noise over its signal."""
     sizes = [f"noise/signal, {size}" for size in records]
-    table = Table(
-        "rule", "trained values", "MB up", "MB down", *sizes, title="a round of one node", title_justify="left"
-    )
+    table = Table("rule", "trained values", "up", "down", *sizes, title="a round of one node", title_justify="left")
     for name, plan in plans.items():
         ratios = [
             noise_over_signal(config, plan.noised, release, size, len(records))
             for size, release in zip(records, planned, strict=True)
         ]
-        facts = (f"{plan.trained:,}", f"{plan.up / 1e6:.3f}", f"{plan.down / 1e6:.3f}", *(f"{r:.3g}" for r in ratios))
+        facts = (f"{plan.trained:,}", units.size(plan.up), units.size(plan.down), *(f"{r:.3g}" for r in ratios))
         table.add_row(f"{name} *" if name == config.rule.name else name, *facts)
     return table
 

@@ -84,9 +84,10 @@ def table(runs: Sequence[Run]) -> Table:
     for run in runs:
         score = f"{run.metric} {units.figure(run.scores[max(run.scores)])}" if run.scores else NOTHING
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.folder / METRICS).stat().st_mtime))
+        crossed = run.tally.crossed
         lines.add_row(
             *(Text(printable(run.name)), Text(printable(str(run.config.get("rule.name", NOTHING))))),
-            *(f"{run.done}/{run.rounds}", Text(score), units.size(run.crossed("up")), units.size(run.crossed("down"))),
+            *(f"{run.done}/{run.rounds}", Text(score), units.size(crossed["up"]), units.size(crossed["down"])),
             *(_planned(run), Text(run.state, style=COLOURS[run.state]), written),
         )
     return lines

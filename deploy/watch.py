@@ -127,7 +127,7 @@ def _figures(run: Run) -> Table:
             cells.append(f"{name} {units.figure(history[max(history)])} {spark(history)}")
     if run.private and not cells:
         cells.append("private: no figure leaves a node")
-    crossed = [f"{way} {units.size(run.crossed(way))}" for way in ("up", "down")]
+    crossed = [f"{way} {units.size(run.tally.crossed[way])}" for way in ("up", "down")]
     line.add_row(*cells, *crossed)
     return line
 
@@ -137,7 +137,7 @@ def _nodes(run: Run) -> Table:
     table = Table("node", "now")
     for title in ("round", "loss", run.metric or "score", "training", "up", "failures"):
         table.add_column(title, justify="right")
-    doing, failed = dict(_doing(run)), run.all("failure")
+    doing, failed = dict(_doing(run)), run.tally.failures
     trained, evaluated = run.by_node("train"), run.by_node("evaluate")
     for node in run.nodes[:MOST_NODES]:
         last, scored = _last(trained.get(node, {})), _last(evaluated.get(node, {}))
@@ -145,7 +145,7 @@ def _nodes(run: Run) -> Table:
             *(Text(printable(node)), doing.get(node, NOTHING), str(last.get("round", NOTHING))),
             *(_told(last, "loss", units.figure), _told(scored, run.metric, units.figure)),
             *(_told(last, "seconds", units.duration), _told(last, "bytes_up", units.size)),
-            str(sum(event.get("node") == node for event in failed)),
+            str(failed[node]),
         )
     if len(run.nodes) > MOST_NODES:
         table.add_row(f"and {len(run.nodes) - MOST_NODES} more", *[""] * 7)

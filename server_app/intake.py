@@ -2,14 +2,14 @@
 
 from flwr.app import Message
 
-from common import wire
 from common.adapter import State, check_range
 from common.config import RunConfig
 from common.error import BouquetError, RefusalError, brief
-from server_app.nodes import Nodes
+from server_app.nodes import Nodes, state_bytes
 from server_app.record import Record
 from server_app.scrutiny import Scrutiny
 from server_app.spool import Spool
+from strategies.meter import Meter
 from strategies.strategy import LoraStrategy, Metrics, Reply, explained
 
 FIGURES = {"loss", "steps", "tokens", "examples", "seconds", "peak-memory", "correct", "count"}
@@ -48,7 +48,7 @@ class Intake:
 
     def take(self, messages: list[Message]) -> None:
         """Send ``messages`` and keep what comes back and can be merged."""
-        down = {self._nodes.names[message.metadata.dst_node_id]: bytes_down_of([message]) for message in messages}
+        down = {self._nodes.names[message.metadata.dst_node_id]: state_bytes(message) for message in messages}
         for name, message in self._nodes.exchange(messages):
             node_id = message.metadata.src_node_id
             try:
@@ -73,15 +73,16 @@ class Intake:
         if not self._noised:
             self._tell_against()
 
-    def merge(self, asked: int) -> State | None:
+    def merge(self, asked: int, meter: Meter | None = None) -> State | None:
         """The merged state; None where fewer updates are left than a round needs.
 
         Updates that are sound each by itself may still have no mean that can be computed: the one that changes most is
-        left out then, and the others are merged.
+        left out then, and the others are merged. A ``meter`` notes the updates on their way.
         """
         while len(self._spool) >= self.needed:
             try:
-                merged = self._strategy.merge(self._state, self._spool, asked)
+                updates = self._spool if meter is None else meter.watch(self._spool)
+                merged = self._strategy.merge(self._state, updates, asked)
                 check_range(merged)
                 return merged
             except Exception as reason:
@@ -110,16 +111,15 @@ class Intake:
 
     def _tell_against(self) -> None:
         """Say which nodes' changes point against the others', with the cosine."""
-        for name, cosine in self._scrutiny.against().items():
+        named, camp = self._scrutiny.against()
+        for name, cosine in named.items():
             said = f"went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
             self._record.note("against", self._round, name, said, cosine=cosine)
+        if camp:
+            self._record.event("camps", self._round, smaller=camp, nodes=len(self._spool))
+            self._record.say(f"    the nodes fall in two camps: {camp} of {len(self._spool)} go against the others")
 
 
 def known(metrics: Metrics) -> Metrics:
     """The figures of a node that the record has a place for: others could take the place of its own facts."""
     return {name: value for name, value in metrics.items() if name in FIGURES}
-
-
-def bytes_down_of(messages: list[Message]) -> int:
-    """The bytes of the states in ``messages``, as they travel."""
-    return sum(wire.payload_bytes(message.content.array_records["state"]) for message in messages)

@@ -3,11 +3,12 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from common import wire
 from common.config import RunConfig
 from common.error import BouquetError, QuorumError, RefusalError, brief
 from common.ranges import is_node_name
@@ -40,6 +41,8 @@ class Nodes:
         self._record = record
         self._roster = roster
         self._names: dict[int, str] = {}
+        # Whoever had a name last, by the name whatever its case; it may be gone.
+        self._taken: dict[str, int] = {}
         self.ranks: dict[int, int] = {}
         self.equipped: set[int] = set()
         self._left_out: set[int] = set()
@@ -52,7 +55,6 @@ class Nodes:
         self._streaks: Counter[str] = Counter()
         self._back: dict[str, int] = {}
         self._lost: set[str] = set()
-        self.failures: Counter[str] = Counter()
 
     def summon(self) -> None:
         """Wait until ``min-nodes`` are connected and nobody has come for a moment; send the roll call.
@@ -106,11 +108,6 @@ class Nodes:
         return max(self._config.round.fewest_replies, math.ceil(self._config.round.min_replies * belonging))
 
     @property
-    def late(self) -> Counter[str]:
-        """How many replies of each node came after their deadline."""
-        return self._transport.late
-
-    @property
     def names(self) -> Mapping[int, str]:
         """The nodes' names, by Flower's id."""
         return self._names
@@ -153,8 +150,11 @@ class Nodes:
         self._lost.clear()
         phase, draw = messages[0].metadata.message_type, int(messages[0].metadata.group_id)
         deadline = self._config.round.deadline
-        waiting = {self._transport.push(message): self._names[message.metadata.dst_node_id] for message in messages}
-        for name, reply in self._transport.collect(waiting, deadline, phase, draw):
+        names = [self._names[message.metadata.dst_node_id] for message in messages]
+        waiting = dict(zip(self._transport.push(messages), names, strict=True))
+        # What is trained is about as large as what it was trained from; all else is small.
+        size = max(map(state_bytes, messages)) if phase == MessageType.TRAIN else 0
+        for name, reply in self._transport.collect(waiting, deadline, phase, draw, size):
             if reply is not None:
                 yield name, reply
             else:
@@ -166,7 +166,6 @@ class Nodes:
     def failed(self, phase: str, round: int, name: str, reason: str) -> None:
         """Record that a node did not do its part, and why."""
         self._lost.add(name)
-        self.failures[name] += 1
         self._record.failure(phase, round, name, reason)
 
     def _count(self, asked: Iterable[str], draw: int) -> None:
@@ -187,23 +186,26 @@ class Nodes:
         """Ask who is there: every node that is neither admitted nor refused, nor has just been asked."""
         now, limit = time.monotonic(), self._config.round.deadline
         waiting = {node for node, _ in self._called.values()}
-        for node in self._grid.get_node_ids():
-            known = node in self._names or node in self._left_out or node in waiting
-            if known or self._again.get(node, (0.0, 0.0))[0] > now:
-                continue
-            call = Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY, ttl=limit)
-            self._called[self._transport.push(call)] = node, now + limit
+        there = [node for node in self._grid.get_node_ids() if self._again.get(node, (0.0, 0.0))[0] <= now]
+        new = [node for node in there if not (node in self._names or node in self._left_out or node in waiting)]
+        calls = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY, ttl=limit) for node in new]
+        for node, call in zip(new, self._transport.push(calls), strict=True):
+            self._called[call] = node, now + limit
 
     def _hear_roll(self, limit: float) -> None:
         """Admit who answers within ``limit`` seconds. Who does not may do so later; who fails is asked again."""
         calls = {call: str(node) for call, (node, _) in self._called.items()}
-        for provisional, message in sorted(dict(self._transport.collect(calls, limit)).items()):
+        replies = dict(self._transport.collect(calls, limit))
+        pending = self._pending()
+        connected = set(self._grid.get_node_ids()) if replies else set()
+        done = set()
+        for provisional, message in sorted(replies.items()):
             node = int(provisional)
             try:
                 if message is not None:
                     raise_failure(message)
-                    self._admit(node, *_introduction(message))
-                elif self._is_pending(node):
+                    self._admit(node, *_introduction(message), connected)
+                elif node in pending:
                     continue
                 else:
                     raise BouquetError("no answer to the roll call")
@@ -215,19 +217,17 @@ class Nodes:
                     self._left_out.add(node)
                 pause = self._again.get(node, (0.0, 0.5))[1] * 2
                 self._again[node] = time.monotonic() + pause, min(pause, self._config.round.wait)
-            self._called = {call: asked for call, asked in self._called.items() if asked[0] != node}
+            done.add(node)
+        self._called = {call: asked for call, asked in self._called.items() if asked[0] not in done}
 
-    def _is_pending(self, node: int) -> bool:
-        """Whether the answer of a node may still come."""
-        ends = [end for call, (asked, end) in self._called.items() if asked == node and not is_unsent(call)]
-        return any(end > time.monotonic() for end in ends)
+    def _pending(self) -> set[int]:
+        """The nodes whose answer may still come."""
+        now = time.monotonic()
+        return {node for call, (node, end) in self._called.items() if end > now and not is_unsent(call)}
 
-    def _admit(self, node: int, name: str, rank: int) -> None:
+    def _admit(self, node: int, name: str, rank: int, connected: Collection[int]) -> None:
         name = self._proven(node, name)
-        connected = set(self._grid.get_node_ids())
-        for other, taken in list(self._names.items()):
-            if taken.casefold() != name.casefold():
-                continue
+        if (other := self._taken.get(name.casefold(), node)) != node and other in self._names:
             if other in connected:
                 raise RefusalError(
                     "two nodes of one name",
@@ -248,6 +248,7 @@ class Nodes:
                 cure="Change lora-rank in its --node-config.",
             )
         self._names[node] = name
+        self._taken[name.casefold()] = node
         self.ranks[node] = rank
 
     def _proven(self, node: int, claimed: str) -> str:
@@ -261,6 +262,11 @@ class Nodes:
         if (name := self._roster[node].name) != claimed:
             raise RefusalError("a node under another name than its key's", expected=f"'{name}'", got=f"'{claimed}'")
         return name
+
+
+def state_bytes(message: Message) -> int:
+    """The bytes of the state in a message, as they travel."""
+    return wire.payload_bytes(message.content.array_records["state"])
 
 
 def _introduction(message: Message) -> tuple[str, int]:

@@ -31,9 +31,11 @@ from common.record import (
     SAID,
     SUMMARY,
     TOO_FEW,
+    Tally,
     make_folder,
     name_of_now,
     printable,
+    read_events,
 )
 from common.version import fingerprint
 
@@ -57,7 +59,8 @@ class Record:
     """One run directory: its config, metrics and log, checkpoints, adapter and report.
 
     While it is open its metrics are locked: that a run is under way is known by the lock, which ends with its process.
-    All figures of a run pass through :meth:`event`; trackers and the exporter listen to it and have no other source.
+    All figures of a run pass through :meth:`event`; trackers and the exporter listen to it and have no other source;
+    ``tally`` is what they add up to.
     Raises :class:`BouquetError` where the directory will not do, or a listener does not start.
     """
 
@@ -75,6 +78,9 @@ class Record:
         make_folder(self.folder, resume=config.resume)
         self._started = time.monotonic()
         self._metrics: TextIOWrapper = _appended(self.folder / METRICS)
+        self.tally = Tally()
+        for event in read_events(self.folder / METRICS)[0]:
+            self.tally.hear(event)
         versions = {"python": platform.python_version()} | {package: version(package) for package in VERSIONS}
         settings = {
             "run": config.run_name or str(run_id),  # the name by which the nodes know it
@@ -112,6 +118,7 @@ class Record:
         line = {"phase": phase, "round": round, "elapsed": round_seconds(time.monotonic() - self._started), **facts}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
+        self.tally.hear(line)
         for listener in list(self._listeners):
             try:
                 listener.hear(line)

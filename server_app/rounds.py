@@ -12,14 +12,14 @@ from common.config import RunConfig
 from common.error import QuorumError, brief
 from common.tasks import Score, Task
 from common.units import size
-from server_app.intake import Intake, bytes_down_of, known
-from server_app.nodes import Nodes
+from server_app.intake import Intake, known
+from server_app.nodes import Nodes, state_bytes
 from server_app.record import Record, Stopwatch, peak_memory
 from server_app.scores import overall, read_noised, read_score
 from server_app.spool import Spool
 from strategies import RULES
 from strategies.cost import round_bytes
-from strategies.meter import aggregation_error
+from strategies.meter import Meter
 from strategies.strategy import LoraStrategy, explained, mean_metrics, raise_failure
 
 # The share of the ideal update that a rule may lose before it is worth a line.
@@ -46,8 +46,6 @@ class Outcome:
     state: State
     before: Evaluation | None = None
     after: Evaluation | None = None
-    bytes_up: int = 0
-    bytes_down: int = 0
     ended: QuorumError | None = None
     """Why the rounds ended before the last one, where that is not what was asked for."""
 
@@ -124,13 +122,14 @@ class Rounds:
         ranks = {self._nodes.names[node]: self._nodes.ranks[node] for node in nodes}
         self._record.event("asked", state.round + 1, nodes=list(ranks))
         messages = self._messages(MessageType.TRAIN, state, nodes)
-        outcome.bytes_down += (down := bytes_down_of(messages))
+        down = sum(map(state_bytes, messages))
         with Spool(self._record.folder / "spool") as spool:
             intake = Intake(self._nodes, self._strategy, config, self._record, state, spool)
             intake.take(messages)
-            outcome.bytes_up += (up := intake.bytes_up)
+            up = intake.bytes_up
             watch.lap("training")
-            merged = intake.merge(len(nodes))
+            meter = self._meter(state, spool)
+            merged = intake.merge(len(nodes), meter)
             if merged is None:
                 needed, traffic = intake.needed, {"bytes_up": up, "bytes_down": down}
                 self._record.event("void", state.round + 1, replies=len(spool), needed=needed, **traffic)
@@ -140,7 +139,8 @@ class Rounds:
                 return False
             outcome.state = merged
             watch.lap("merging")
-            self._measure(state, spool, merged)
+            if meter is not None:
+                self._tell_lost(meter.read(merged), merged.round)
             watch.lap("measuring")
         checkpoint.save(self._record.checkpoints, outcome.state, self._strategy.rule.name)
         watch.lap("saving")
@@ -158,18 +158,22 @@ class Rounds:
         )
         return True
 
-    def _measure(self, state: State, updates: Spool, merged: State) -> None:
-        """Record what a rule that is not exact has lost in this round; say it once where an exact one would pay."""
+    def _meter(self, state: State, updates: Spool) -> Meter | None:
+        """What measures how much is lost in this round; None for an exact rule, and where nobody may know."""
         rule = self._strategy.rule
         scattered = rule.scattered and any(rank != state.rank for rank in self._nodes.ranks.values())
         if (rule.is_exact and not scattered) or rule.personal or self._strategy.private_mean is not None:
-            return
-        errors = aggregation_error(rule, state, updates, merged)
+            return None
+        return Meter(rule, state, len(updates))
+
+    def _tell_lost(self, errors: dict[str, float], round: int) -> None:
+        """Record what a rule that is not exact has lost; say it once where an exact one would pay."""
         lost = errors.pop("")
-        self._record.event("aggregation-error", merged.round, overall=lost, layers=errors)
+        self._record.event("aggregation-error", round, overall=lost, layers=errors)
         if lost > WORTH_SAYING and not self._advised:
             exact = ", ".join(name for name, other in RULES.items() if other.exact)
-            self._record.say(f"    {rule.name} lost {lost:.0%} of the nodes' mean update; exact rules are {exact}")
+            name = self._strategy.rule.name
+            self._record.say(f"    {name} lost {lost:.0%} of the nodes' mean update; exact rules are {exact}")
             self._advised = True
 
     def _messages(self, message_type: str, state: State, nodes: list[int]) -> list[Message]:
@@ -202,7 +206,7 @@ class Rounds:
         prompted = bool(config.evaluation.prompt) and not private and not self._task.sequence_classification
         if messages and prompted:
             messages[0].content["config"] = ConfigRecord({"prompt": config.evaluation.prompt})
-        outcome.bytes_down += (down := bytes_down_of(messages))
+        down = sum(map(state_bytes, messages))
         scores, figures, sample = dict[str, Score](), dict[str, float](), ""
         for name, message in self._nodes.exchange(messages):
             try:

@@ -68,7 +68,7 @@ def conduct(grid: Grid, context: Context) -> None:
         else:
             final = rule.view(outcome.state, outcome.state.rank)
             export(final, config, record.adapter, with_head=config.task.head != "local")
-        _report(outcome, task, nodes, record)
+        _report(outcome, task, record)
         if outcome.ended is not None:
             raise outcome.ended
 
@@ -106,16 +106,16 @@ def _told(rule: Rule, nodes: Nodes, layers: int) -> dict[str, object]:
     return {"rule": facts, "layers": layers, "nodes": sorted(nodes.names.values())}
 
 
-def _report(outcome: Outcome, task: Task, nodes: Nodes, record: Record) -> None:
+def _report(outcome: Outcome, task: Task, record: Record) -> None:
     """The closing table, and the same figures in ``summary.json``."""
-    before, after = outcome.before, outcome.after
+    before, after, crossed = outcome.before, outcome.after, record.tally.crossed
     summary: dict[str, object] = {
         "rounds": outcome.state.round,
         "ended": AS_ASKED if outcome.ended is None else TOO_FEW,
-        "bytes_up": outcome.bytes_up,
-        "bytes_down": outcome.bytes_down,
-        "failures": dict(sorted(nodes.failures.items())),
-        "late": dict(sorted(nodes.late.items())),
+        "bytes_up": crossed["up"],
+        "bytes_down": crossed["down"],
+        "failures": dict(sorted(record.tally.failures.items())),
+        "late": dict(sorted(record.tally.late.items())),
         "peak_memory": peak_memory(),
         "adapter": str(record.adapter),
         "adapter_digest": digest(outcome.state.adapter | outcome.state.offset),
@@ -134,7 +134,7 @@ def _report(outcome: Outcome, task: Task, nodes: Nodes, record: Record) -> None:
         }
         if before.sample:
             record.say(f"before:\n{_indent(before.sample)}\nafter:\n{_indent(after.sample)}")
-    record.say(f"bytes that crossed: {size(outcome.bytes_up)} up, {size(outcome.bytes_down)} down")
+    record.say(f"bytes that crossed: {size(crossed['up'])} up, {size(crossed['down'])} down")
     if record.adapter.exists():
         record.say(f"adapter: {record.adapter}")
     record.summarise(summary)

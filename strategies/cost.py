@@ -5,20 +5,24 @@ r   the node's rank          t   rounds done                  p   directions tha
 K   nodes in a round         up, down   the rule's own shares
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
-from common.adapter import HEAD, Key, State
+import torch
+
+from common.adapter import HEAD, Key, LayerShape, Spec, State
 from common.codec import CodecName, size_in_bytes
-from common.config import WireConfig
+from common.config import RunConfig, WireConfig
 from strategies.rule import Rule
 
 MANY = 1 << 16
 
 
 class RoundBytes(NamedTuple):
-    """The bytes of all nodes in one round."""
+    """Bytes in one round, from the nodes and to them."""
 
     up: float
     down: float
@@ -28,18 +32,27 @@ def formula_bytes(rule: Rule, formula: str, state: State, *, rank: int, nodes: i
     """The bytes of one node's message in the round after ``state``: every layer's by ``formula``, and a shared head.
 
     A node of a smaller ``rank`` has its share of them: of the factors, or of the heads of a core.
-    It leaves out what the formula does: the message's header, zeros that do not travel, and that an offset stops
-    growing at the break-even rank.
+    It leaves out what the formula does: the message's header, and zeros that do not travel. What grows with the rounds
+    is an offset, which costs no more than the layer itself.
     """
     each = size_in_bytes(codec, MANY) / MANY
-    names = {"b": each, "r": state.rank, "K": nodes, "t": state.round, "h": max(1, rule.blocks)}
+    names = {"b": each, "r": state.rank, "K": nodes, "h": max(1, rule.blocks)}
     names |= {share: getattr(rule, share) for share in ("up", "down") if hasattr(rule, share)}
     compiled = compile(formula, f"<bytes of {rule.name}>", "eval")
-    total = 0.0
-    for (d_out, d_in, kept), layers in _layers(state).items():
-        sizes = {"d_out": d_out, "d_in": d_in, "f": d_out + d_in, "p": kept / max(1, state.round)}
+
+    def layer(shape: LayerShape, kept: int, rounds: int) -> float:
+        sizes = {"d_out": shape.d_out, "d_in": shape.d_in, "f": sum(shape), "p": kept / max(1, state.round)}
         # The formulas are constants of our own rules.
-        total += layers * eval(compiled, {"__builtins__": {}}, names | sizes) * rank / state.rank  # noqa: S307
+        return float(eval(compiled, {"__builtins__": {}}, names | sizes | {"t": rounds}))  # noqa: S307
+
+    total = 0.0
+    for (shape, kept), layers in _layers(state).items():
+        # Rules alternate between two rounds at most.
+        start, now = layer(shape, kept, state.round % 2), layer(shape, kept, state.round)
+        if state.round > 1 and now > start:
+            start = layer(shape, kept, 0)
+            now = start + min(now - start, each * math.prod(shape))
+        total += layers * now * rank / state.rank
     if rule.head == "shared":
         total += each * sum(tensor.numel() for key, tensor in state.adapter.items() if key.part in HEAD)
     return total
@@ -50,20 +63,44 @@ def round_bytes(
 ) -> RoundBytes:
     """What the round after ``state`` costs: down to all nodes, of these ``ranks``, and up from those that replied."""
 
-    def message(formula: str, rank: int, codec: CodecName) -> float:
-        return formula_bytes(rule, formula, state, rank=rank, nodes=len(ranks), codec=codec)
+    def messages(formula: str, sizes: Iterable[int], codec: CodecName) -> float:
+        alike = Counter(sizes)
+        return sum(
+            number * formula_bytes(rule, formula, state, rank=rank, nodes=len(ranks), codec=codec)
+            for rank, number in alike.items()
+        )
 
-    up = sum(message(rule.bytes_up, ranks[name], wire.up) for name in replied)
     # Where slots are drawn anew, a node gets all of them, whatever it trains.
     reached = (state.rank if rule.scattered else rank for rank in ranks.values())
-    return RoundBytes(up, sum(message(rule.bytes_down, rank, wire.down) for rank in reached))
+    up = messages(rule.bytes_up, (ranks[name] for name in replied), wire.up)
+    return RoundBytes(up, messages(rule.bytes_down, reached, wire.down))
 
 
-def _layers(state: State) -> Counter[tuple[int, int, int]]:
-    """How many layers there are of each d_out, d_in and rank of the offset."""
-    shapes: Counter[tuple[int, int, int]] = Counter()
+def planned_bytes(rule: Rule, spec: Spec, config: RunConfig, nodes: int) -> RoundBytes:
+    """What a round of so many ``nodes`` costs one of the whole rank at most, over all rounds of a run.
+
+    The same formulas as :func:`round_bytes`. How much of a round an offset keeps is not known before: at most all.
+    """
+    spec = replace(spec, blocks=rule.blocks)
+    shapes = {**spec.factor_shapes(), **spec.head}
+    ranks = {str(node): spec.rank for node in range(nodes)}
+    last, rounds = config.num_server_rounds - 1, []
+    # Rules alternate between two rounds, and what grows is largest at the end.
+    for turn in {max(0, last - 1), last}:
+        offset = {Key(layer, "Q"): (shape.d_out, turn * nodes * spec.rank) for layer, shape in spec.layers.items()}
+        adapter, kept = (
+            {key: torch.empty(shape, device="meta") for key, shape in named.items()} for named in (shapes, offset)
+        )
+        state = State(adapter, spec.scale, turn, kept)
+        rounds.append(round_bytes(rule, state, ranks, ranks, config.wire))
+    return RoundBytes(max(turn.up for turn in rounds) / nodes, max(turn.down for turn in rounds) / nodes)
+
+
+def _layers(state: State) -> Counter[tuple[LayerShape, int]]:
+    """How many layers there are of each shape and rank of the offset."""
+    shapes: Counter[tuple[LayerShape, int]] = Counter()
     for layer in state.layers():
         offset = state.offset.get(Key(layer, "Q"))
-        kept = 0 if offset is None else offset.shape[1]
-        shapes[state.adapter[Key(layer, "B")].shape[0], state.adapter[Key(layer, "A")].shape[1], kept] += 1
+        shape = LayerShape(state.adapter[Key(layer, "B")].shape[0], state.adapter[Key(layer, "A")].shape[1])
+        shapes[shape, 0 if offset is None else offset.shape[1]] += 1
     return shapes

@@ -10,8 +10,7 @@ vectors w.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,32 +19,82 @@ from common.adapter import Key, State, Update, cored, squared_norm
 from strategies.rule import Rule
 
 HELD_TOGETHER = 16
-PROBES = 32
+PROBES = 16
 
 Terms = list[tuple[Tensor, Tensor]]
 Squares = dict[str, tuple[float, float]]
 """By layer, the squared norm of the error and of the ideal update."""
 
 
-class Replies(Protocol):
-    """Updates that can be counted before they are read."""
+class Meter:
+    """The error of one round, from the updates on their way to the merge: a thousand of them are read once.
 
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Update]: ...
-
-
-def aggregation_error(rule: Rule, state: State, updates: Replies, merged: State) -> dict[str, float]:
-    """The error of every layer, and of all layers together under ``""``; 0 where the ideal update is zero.
-
-    ``state`` is what the nodes started from, ``updates`` what they sent, ``merged`` what the rule made of it.
+    ``state`` is what the nodes started from, ``count`` how many updates there are.
     """
-    if len(updates) <= HELD_TOGETHER:
-        squares = _exact(rule, state, list(updates), merged)
-    else:
-        squares = _estimated(rule, state, updates, merged)
-    squares[""] = (sum(error for error, _ in squares.values()), sum(ideal for _, ideal in squares.values()))
-    return {layer: math.sqrt(error / ideal) if ideal else 0.0 for layer, (error, ideal) in squares.items()}
+
+    def __init__(self, rule: Rule, state: State, count: int) -> None:
+        self._rule = rule
+        self._state = state
+        self._count = count
+        self._held: list[Update] = []
+        self._estimate = Estimate(rule, state)
+
+    def watch(self, updates: Iterable[Update]) -> Iterator[Update]:
+        """The ``updates`` themselves, noted as they pass; a merge that is tried again begins anew."""
+        self._held, self._estimate = [], Estimate(self._rule, self._state)
+        for update in updates:
+            if self._count <= HELD_TOGETHER:
+                self._held.append(update)
+            else:
+                self._estimate.add(update)
+            yield update
+
+    def read(self, merged: State) -> dict[str, float]:
+        """The error of every layer, and of all together under ``""``; 0 where the ideal update is zero."""
+        squares = _exact(self._rule, self._state, self._held, merged) if self._held else self._estimate.squares(merged)
+        squares[""] = (sum(error for error, _ in squares.values()), sum(ideal for _, ideal in squares.values()))
+        return {layer: math.sqrt(error / ideal) if ideal else 0.0 for layer, (error, ideal) in squares.items()}
+
+
+def aggregation_error(rule: Rule, state: State, updates: Collection[Update], merged: State) -> dict[str, float]:
+    """:meth:`Meter.read` of ``updates`` that are at hand, and of what the rule made of them."""
+    meter = Meter(rule, state, len(updates))
+    for _ in meter.watch(updates):
+        pass
+    return meter.read(merged)
+
+
+class Estimate:
+    """The images of some probes under the ideal update, summed over the nodes.
+
+    In float32 and in place: in float64 the sum would be most of the work, for digits that an estimate does not have.
+    """
+
+    def __init__(self, rule: Rule, state: State) -> None:
+        self._rule = rule
+        self._state = state
+        self._total = 0.0
+        generator = torch.Generator().manual_seed(state.round)
+        widths = {layer: state.adapter[Key(layer, "A")].shape[1] for layer in state.layers()}
+        self._probes = {layer: torch.randn(width, PROBES, generator=generator) for layer, width in widths.items()}
+        self._sums = {layer: torch.zeros(len(state.adapter[Key(layer, "B")]), PROBES) for layer in widths}
+
+    def add(self, update: Update) -> None:
+        """Take one node's model into the sum."""
+        model = self._rule.model(self._state, update)
+        self._total += update.weight
+        for layer, probe in self._probes.items():
+            left, right = model.adapter[Key(layer, "B")], cored(model.adapter, layer)
+            self._sums[layer].addmm_(left, right @ probe, alpha=update.weight * model.scale)
+
+    def squares(self, merged: State) -> Squares:
+        """The squared norms of what the merged model lost, and of the ideal update."""
+        found: Squares = {}
+        for layer, probe in self._probes.items():
+            ideal = self._sums[layer].double() / self._total + _image(_offset(self._state, layer), probe)
+            reached = _image(_product(merged, layer) + _offset(merged, layer), probe)
+            found[layer] = ((reached - ideal).square().sum().item(), ideal.square().sum().item())
+        return found
 
 
 def _exact(rule: Rule, state: State, updates: list[Update], merged: State) -> Squares:
@@ -59,27 +108,6 @@ def _exact(rule: Rule, state: State, updates: list[Update], merged: State) -> Sq
         reached = _product(merged, layer) + _offset(merged, layer)
         error = ideal + [(-left, right) for left, right in reached]
         squares[layer] = (_square(error), _square(ideal))
-    return squares
-
-
-def _estimated(rule: Rule, state: State, updates: Iterable[Update], merged: State) -> Squares:
-    generator = torch.Generator().manual_seed(state.round)
-    layers = state.layers()
-    probes = {
-        layer: torch.randn(state.adapter[Key(layer, "A")].shape[1], PROBES, generator=generator) for layer in layers
-    }
-    total, summed = 0.0, dict[str, Tensor]()
-    for update in updates:
-        model = rule.model(state, update)
-        total += update.weight
-        for layer, probe in probes.items():
-            image = update.weight * _image(_product(model, layer), probe)
-            summed[layer] = summed[layer] + image if layer in summed else image
-    squares: Squares = {}
-    for layer, probe in probes.items():
-        ideal = summed[layer] / total + _image(_offset(state, layer), probe)
-        reached = _image(_product(merged, layer) + _offset(merged, layer), probe)
-        squares[layer] = ((reached - ideal).square().sum().item(), ideal.square().sum().item())
     return squares
 
 

@@ -210,10 +210,11 @@ class Rule(ABC):
         self._check_slots(state, update)
         if self.mixed_ranks:
             state = self.view(state, min(update.rank or state.rank, state.rank))
+        sent = self.plan(state.round).sent | (HEAD if self.head == "shared" else frozenset())
         expected = {
             key: tuple(chosen_blocks(key, tensor, update.slots).shape)
             for key, tensor in state.adapter.items()
-            if self.sends(state.round, key)
+            if key.part in sent
         }
         check_shapes(update.tensors, expected, f"an update does not fit the rule '{self.name}'")
         if not 0 < update.weight <= HEAVIEST:

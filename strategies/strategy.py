@@ -21,7 +21,7 @@ from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore import log
 
 from common import wire
-from common.adapter import Spec, State, Tensors, Update
+from common.adapter import Spec, State, Tensors, Update, check_values
 from common.codec import CodecName, StateCodecName
 from common.error import BouquetError, RefusalError, brief
 from strategies.private_mean import PrivateMean
@@ -162,7 +162,7 @@ class LoraStrategy(Strategy):
             record, rule=self.rule.name, round=state.round, received=sent.tensors, fits=fits
         )
         update = replace(update, weight=self.weigh(header.node, update.weight))
-        self.rule.check(state, update)
+        check_values(update.tensors, "an update")
         return Reply(header.node, update, read_metrics(message), size)
 
     def merge(self, state: State, updates: Iterable[Update], asked: int) -> State:

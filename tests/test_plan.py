@@ -31,8 +31,8 @@ def test_the_plan_is_what_the_run_does(settings, tmp_path, capsys):
     assert re.findall(r"noise multiplier +│ ([\d.]+)", shown) == [f"{row.noise_multiplier:.4g}" for row in rows[:1]]
     assert re.findall(r"sampling rate +│ ([\d.]+)", shown) == [f"{row.sample_rate:.4g}" for row in rows[:1]]
     up = events(tmp_path, "train")[0]["bytes_up"]
-    (planned,) = re.findall(r"ffa-lora \* +│ [\d,]+ +│ ([\d.]+) +│", shown)
-    assert float(planned) * 1e6 == pytest.approx(up, rel=0.02)
+    (planned,) = re.findall(r"ffa-lora \* +│ [\d,]+ +│ ([\d.]+) kB +│", shown)
+    assert float(planned) * 1e3 == pytest.approx(up, rel=0.02)
 
 
 @pytest.mark.slow

@@ -71,12 +71,12 @@ def test_a_run_ends_with_a_report_of_everything(plain):
 def test_bytes_stand_beside_the_formula_of_their_rule(plain):
     run = Run.read(plain)
     events = [event for event in lines(plain) if event["phase"] == "train"]
-    assert run.crossed("up") == sum(event["bytes_up"] for event in events)
-    assert run.crossed("up") == pytest.approx(run.crossed("up", by_formula=True), rel=0.02)
+    assert run.trained("up") == sum(event["bytes_up"] for event in events)
+    assert run.trained("up") == pytest.approx(run.trained("up", by_formula=True), rel=0.02)
     # B is zero before the first round, and does not travel then.
     later = [run.history("merge", key) for key in ("bytes_down", "formula_down")]
     assert [later[0][turn] for turn in (2, 3)] == pytest.approx([later[1][turn] for turn in (2, 3)], rel=0.02)
-    assert f"up, training {units.size(run.crossed('up'))}" in text(plain)
+    assert f"up, training {units.size(run.trained('up'))}" in text(plain)
 
 
 def test_what_a_node_wrote_is_text_and_nothing_else(plain):
@@ -135,7 +135,7 @@ def test_of_a_round_that_was_run_again_the_last_time_counts(copy):
     rewrite(copy, events[: first + 1] + attempt + again + events[first:])
     run = Run.read(copy)
     assert run.done == 2
-    assert run.crossed("up") == sum(whole.history("merge", "bytes_up")[turn] for turn in (1, 2))
+    assert run.trained("up") == sum(whole.history("merge", "bytes_up")[turn] for turn in (1, 2))
     assert "ward-9" not in run.by_node("train")
     before = events[first]["elapsed"]
     assert run.seconds == pytest.approx(attempt[-1]["elapsed"] + events[-1]["elapsed"])

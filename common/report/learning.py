@@ -40,10 +40,11 @@ def headline(run: Run) -> Html:
         value = f"≤ {max(known):.3g}" if known and len(known) == len(bounds) else NOTHING
         tiles.append(_tile("Epsilon of a node", value, f"at delta {run.config.get('privacy.delta', NOTHING)}"))
     for way in ("up", "down"):
-        published = run.crossed(way, by_formula=True)
-        note = f"{run.crossed(way) / published:.0%} of the formula" if published else "in training"
-        tiles.append(_tile(f"Bytes {way}", units.size(run.crossed(way)), note))
-    failed = len(run.all("failure"))
+        trained, published = run.trained(way), run.trained(way, by_formula=True)
+        share = f", {trained / published:.0%} of the formula" if published else ""
+        note = f"{units.size(trained)} in training{share}"
+        tiles.append(_tile(f"Bytes {way}", units.size(run.tally.crossed[way]), note))
+    failed = run.tally.failures.total()
     tiles.append(_tile("Failures", str(failed), "the reasons are below" if failed else "every node did its part"))
     return element("dl", *tiles, class_="headline")
 
@@ -73,7 +74,7 @@ def nodes(run: Run) -> Html:
     head = ["node", "by round", "before", "after", "loss", "rounds", "tokens", "training"]
     head += ["up", "down", "peak memory", "epsilon", "failures"]
     trained, evaluated = run.by_node("train"), run.by_node("evaluate")
-    bounds, failed = spending.epsilon_bounds(run), run.all("failure")
+    bounds, failed = spending.epsilon_bounds(run), run.tally.failures
     rows = []
     for node in run.nodes:
         own, scores = trained.get(node, {}), _figures(evaluated.get(node, {}), run.metric)
@@ -81,7 +82,7 @@ def nodes(run: Run) -> Html:
         row += [str(len(own)), _total(own, "tokens", "{:,.0f}".format), _total(own, "seconds", units.duration)]
         row += [_total(own, "bytes_up", units.size), _total(own, "bytes_down", units.size)]
         row += [_total(own, "peak-memory", units.size, max), spending.told(bounds, node) if bounds else NOTHING]
-        rows.append([*row, str(sum(event.get("node") == node for event in failed))])
+        rows.append([*row, str(failed[node])])
     if not rows:
         return section("Nodes", element("p", "No node has been asked yet."))
     return section("Nodes", element("p", _about_nodes(run)), table(*_telling(head, rows)))

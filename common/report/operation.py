@@ -42,17 +42,19 @@ def size(run: Run) -> Html:
     formulas = mapping(run.rule.get("formulas"))
     rows = []
     for way in ("up", "down"):
-        measured, published = run.crossed(way), run.crossed(way, by_formula=True)
+        measured, published = run.trained(way), run.trained(way, by_formula=True)
         row = [f"{way}, training", units.size(measured), units.size(published) if formulas else NOTHING]
         row += [f"{measured / published:.1%}" if published else NOTHING, str(run.config.get(f"wire.{way}", NOTHING))]
         rows.append([*row, element("code", str(formulas.get(way, NOTHING)))])
-    if scored := sum(run.history("evaluation", "bytes_down").values()):
-        codec = str(run.config.get("wire.down", NOTHING))
-        rows.append(["down, scoring", units.size(scored), NOTHING, NOTHING, codec, NOTHING])
+        # Rounds that did not count, and those that were run again after a restart, are what is left.
+        scored = sum(number(event, f"bytes_{way}") or 0 for event in run.all("evaluation"))
+        beside = {"scoring": scored, "rounds that did not count": run.tally.crossed[way] - measured - scored}
+        rows += [[f"{way}, {what}", units.size(size), *[NOTHING] * 4] for what, size in beside.items() if size]
+        rows.append([f"{way}, all", units.size(run.tally.crossed[way]), *[NOTHING] * 4])
     head = ["", "crossed", "by the formula", "share", "codec", "formula, a layer and node"]
     note = (
         "The formula leaves out a message's header, which counts where a message is small, and zeros, which do not "
-        "travel: all of B before the first round. An offset stops growing at the break-even rank."
+        "travel: all of B before the first round."
     )
     return section("Bytes", table(head, rows), element("p", note))
 
@@ -135,6 +137,8 @@ def _incident(event: Event) -> str:
             return f"Replied to {told('during')} after its deadline; not used."
         case "against":
             return f"Went against the other nodes (cosine {number(event, 'cosine') or 0:.2f}); merged all the same."
+        case "camps":
+            return f"Two camps: {told('smaller')} of {told('nodes')} nodes went against the others; none is named."
     return ""
 
 

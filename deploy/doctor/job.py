@@ -2,11 +2,11 @@
 
 import gzip
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from huggingface_hub import snapshot_download
@@ -15,14 +15,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from client_app.policy import Policy
-from common import base, models, sources, tasks
+from common import base, models, sources, tasks, units
 from common.adapter import Spec
-from common.codec import CODECS, CodecName
 from common.config import RunConfig
 from common.error import BouquetError
 from common.node_config import NodeConfig
 from common.tasks import TASKS, Task
 from strategies import build
+from strategies.cost import planned_bytes
+from strategies.strategy import share_of
 
 SHOWN = 3
 # Weights in four bits with double quantisation: 4.127 bits (Dettmers et al., arXiv:2305.14314, section 3).
@@ -119,16 +120,15 @@ def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
     activations = inputs + one if config.model.gradient_checkpointing else one * layers
     logits = 0.0 if classes else 3 * 4.0 * tokens * shape.vocab_size
     spec = models.describe(config.model, config.lora.model_copy(update={"rank": rank}), config.task)
-    return float(weights + BYTES_A_TRAINED_WEIGHT * _numel(spec, None) + activations + logits + PROCESS)
+    return float(weights + BYTES_A_TRAINED_WEIGHT * _numel(spec) + activations + logits + PROCESS)
 
 
 def traffic(config: RunConfig) -> str:
-    """The bytes that a node sends and receives in a round."""
-    rule = build(config)
-    spec = models.describe(config.model, config.lora, config.task)
-    up = _bytes(config.wire.up, _numel(spec, rule.plan(0).sent))
-    down = _bytes(config.wire.down, _numel(spec, None) - _numel(spec, rule.drawn))
-    return f"{up / 1e6:.2f} MB up, about {down / 1e6:.2f} MB down, a node and round ({rule.name}, {config.wire.up})"
+    """The bytes that a node sends and receives in a round at most, by the rule's formula."""
+    rule, nodes = build(config), share_of(config.min_nodes, config.fraction_train)
+    planned = planned_bytes(rule, models.describe(config.model, config.lora, config.task), config, nodes)
+    up, down = units.size(planned.up), units.size(planned.down)
+    return f"{up} up, {down} down, a node and round at most ({rule.name}, {config.wire.up}, {nodes} nodes)"
 
 
 def _records(source: str) -> Iterator[tuple[str, Any]]:
@@ -161,10 +161,6 @@ def _examples(task: Task, record: Any, tokenizer: PreTrainedTokenizerBase, sourc
         raise BouquetError("a field of the wrong type", expected="text", got=kinds) from error
 
 
-def _bytes(codec: CodecName, count: int) -> int:
-    return CODECS[codec].size(count) * np.dtype(CODECS[codec].dtype).itemsize
-
-
-def _numel(spec: Spec, parts: frozenset[str] | None) -> int:
+def _numel(spec: Spec) -> int:
     shapes: Mapping[Any, tuple[int, ...]] = spec.factor_shapes() | dict(spec.head)
-    return sum(torch.Size(shape).numel() for key, shape in shapes.items() if parts is None or key.part in parts)
+    return sum(math.prod(shape) for shape in shapes.values())

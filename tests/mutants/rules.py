@@ -15,7 +15,7 @@ RULES = (
     Mutant(
         "FLoRA's FedIT baseline: only one node counts",
         "common/adapter.py",
-        "mean[key] = towards(mean[key], tensor, weight / total[key])",
+        "mean[key] = moved(mean[key], tensor, weight / total[key])",
         "mean[key] = mean[key]",
         TESTS,
     ),
