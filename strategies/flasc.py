@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from common.adapter import HEAD, State, Tensors, Update
+from common.adapter import FACTORS, HEAD, State, Tensors, Update
 from strategies.optimizer import FedAdam, ServerOptimizer
 from strategies.rule import MeanRule
 
@@ -44,7 +44,10 @@ class FLASC(MeanRule):
     def view(self, state: State, rank: int, draw: int = 0) -> State:
         """The state with all but its largest values zero."""
         self.check_rank(rank, state.rank)
-        return replace(state, adapter={**state.adapter, **largest(state.adapter, self.down)})
+        masked = state.adapter
+        for part in sorted(FACTORS):
+            masked = {**masked, **largest({key: t for key, t in masked.items() if key.part == part}, self.down)}
+        return replace(state, adapter=masked)
 
     def send(self, received: State, local: Tensors) -> Tensors:
         """The largest differences from what was received; zero elsewhere."""
