@@ -42,12 +42,11 @@ class FLASC(MeanRule):
         self._demand("up", 0 < self.up <= 1, "more than 0, at most 1")
 
     def view(self, state: State, rank: int, draw: int = 0) -> State:
-        """The state with all but its largest values zero."""
+        """The state with all but the largest values of either factor zero."""
         self.check_rank(rank, state.rank)
-        masked = state.adapter
-        for part in sorted(FACTORS):
-            masked = {**masked, **largest({key: t for key, t in masked.items() if key.part == part}, self.down)}
-        return replace(state, adapter=masked)
+        parted = ({key: t for key, t in state.adapter.items() if key.part == part} for part in sorted(FACTORS))
+        masked_a, masked_b = (largest(factor, self.down) for factor in parted)
+        return replace(state, adapter={**state.adapter, **masked_a, **masked_b})
 
     def send(self, received: State, local: Tensors) -> Tensors:
         """The largest differences from what was received; zero elsewhere."""
