@@ -75,11 +75,11 @@ def parser() -> argparse.ArgumentParser:
 def rules_table() -> str:
     """Every rule and its properties, as a Markdown table."""
     yes = {True: "yes", False: "no"}
-    titles = ("rule", "exact", "linear", "mixed ranks", "privacy", "bytes up", "bytes down", "paper")
+    titles = ("rule", "exact", "linear", "mixed ranks", "privacy", "rate", "bytes up", "bytes down", "paper")
     rows = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for name, rule in RULES.items():
         privacy = "example, local, central" if rule.linear else "example, local"
-        costs = (f"`{rule.bytes_up}`", f"`{rule.bytes_down}`")
+        costs = (f"{rule.learning_rate:g}", f"`{rule.bytes_up}`", f"`{rule.bytes_down}`")
         facts = (f"`{name}`", yes[rule.exact], yes[rule.linear], yes[rule.mixed_ranks], privacy, *costs, rule.paper)
         rows.append(f"| {' | '.join(facts)} |")
     return "\n".join(rows)

@@ -1,6 +1,6 @@
 """Whether a run has come anywhere, which is said at its end where it has not."""
 
-from common.adapter import State, stacked
+from common.adapter import Key, State, stacked
 from common.config import RunConfig
 from common.tasks import Task
 from server_app.rounds import Outcome
@@ -31,5 +31,5 @@ def stalled(outcome: Outcome, rule: Rule, task: Task, config: RunConfig) -> str:
 def _is_base(state: State) -> bool:
     """Whether no layer's update has a slot whose two factors are both more than zero."""
     factors = stacked(state)
-    layers = {key.layer: (tensor, factors[key._replace(part="B")]) for key, tensor in factors.items() if key.part == "A"}
-    return not any((a.any(dim=1) & b.any(dim=0)).any() for a, b in layers.values())
+    layers = ((factors[Key(layer, "A")], factors[Key(layer, "B")]) for layer in state.layers())
+    return not any((a.any(dim=1) & b.any(dim=0)).any() for a, b in layers)

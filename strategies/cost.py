@@ -28,8 +28,8 @@ def formula_bytes(rule: Rule, formula: str, state: State, *, rank: int, nodes: i
     """The bytes of one node's message in the round after ``state``: every layer's by ``formula``, and a shared head.
 
     A node of a smaller ``rank`` has its share of them: of the factors, or of the heads of a core.
-    It leaves out what the formula does: the message's header, zeros that do not travel, and that an offset stops
-    growing at the break-even rank.
+    It leaves out what the formula does: the message's header, zeros that do not travel, and that an offset past the
+    break-even rank travels as its product.
     """
     each = size_in_bytes(codec, MANY) / MANY
     names = {"b": each, "r": state.rank, "K": nodes, "t": state.round, "h": max(1, rule.blocks)}

@@ -82,8 +82,8 @@ class HetLora(Rule):
                     key = Key(layer, part)
                     mean[key] = towards(mean[key], padded, norm / total[layer]) if key in mean else padded
         for layer in total:
-            a, b = Key(layer, "A"), Key(layer, "B")
-            mean[a] = revived(mean[b], mean[a], layer_seed(state.seed, state.round + 1, layer))
+            rows, seed = Key(layer, "A"), layer_seed(state.seed, state.round + 1, layer)
+            mean[rows] = revived(mean[Key(layer, "B")], mean[rows], seed)
         return replace(state, adapter={**state.adapter, **mean, **weighted_mean(heads)})
 
     def _cut(self, rank: int) -> int:

@@ -106,7 +106,7 @@ def test_a_trimmed_mean_cuts_the_whole_nodes_that_its_share_holds(share):
     for count in range(1, 13):
         nodes = nodes_of(count)
         cut = math.floor(share * count) if share < 0.5 else (count - 1) // 2
-        ideal = [statistics.fmean(sorted(values)[cut : count - cut]) for values in zip(*map(torch.Tensor.tolist, nodes))]
+        ideal = [statistics.fmean(sorted(values)[cut : count - cut]) for values in torch.stack(nodes).T.tolist()]
         torch.testing.assert_close(merged_by(TrimmedMean(share), nodes), torch.tensor(ideal), rtol=1e-5, atol=1e-6)
 
 

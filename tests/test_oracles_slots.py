@@ -130,7 +130,7 @@ def test_an_update_with_slots_that_it_does_not_have_is_refused():
 
 
 def test_flasc_without_masks_is_fedit_with_adam_to_the_bit():
-    rule, fedit = FLASC(down=1.0, up=1.0), FedIT(optimizer=FedAdam())
+    rule, fedit = FLASC(down=1.0, up=1.0, optimizer=FedAdam()), FedIT(optimizer=FedAdam())
     state = fedit.initial(spec(fedit), seed=0)
     for step in range(3):
         sent = [trained(fedit, state, 10 * step + seed, seed + 1.0) for seed in range(3)]

@@ -69,7 +69,9 @@ def test_a_slot_that_starts_anew_is_drawn_as_at_the_start_and_otherwise_in_every
         assert looks_drawn_as_in_peft(state.adapter[A][2:])
         drawn.append(state.adapter[A][2:])
     assert not torch.equal(*drawn)
-    again = rule.aggregate(rule.initial(Spec(layers, {}, RANK, 2.0), seed=0), [trained(rule, rule.view(state, 2), 0, 1.0)])
+    again = rule.aggregate(
+        rule.initial(Spec(layers, {}, RANK, 2.0), seed=0), [trained(rule, rule.view(state, 2), 0, 1.0)]
+    )
     assert torch.equal(again.adapter[A][2:], drawn[0])
 
 
@@ -107,9 +109,7 @@ def test_to_start_a_slot_anew_leaves_the_model_as_it_was(name):
 def test_the_cut_is_float64s_at_a_layer_of_4096():
     """At float32's epsilon, times the width, whatever is below 1 / 2,000 of the largest would be lost."""
     generator = torch.Generator().manual_seed(0)
-    left, right = (
-        torch.linalg.qr(torch.randn(4096, 6, dtype=torch.float64, generator=generator))[0] for _ in range(2)
-    )
+    left, right = (torch.linalg.qr(torch.randn(4096, 6, dtype=torch.float64, generator=generator))[0] for _ in range(2))
     singular = 10.0 ** -torch.arange(0, 9, 1.5, dtype=torch.float64)
     thin = recompress(torch.cat([left * singular] * 2, dim=1), torch.cat([right.T] * 2))
     assert thin[0].shape == (4096, 6)

@@ -52,7 +52,8 @@ def size(run: Run) -> Html:
     head = ["", "crossed", "by the formula", "share", "codec", "formula, a layer and node"]
     note = (
         "The formula leaves out a message's header, which counts where a message is small, and zeros, which do not "
-        "travel: all of B before the first round. An offset stops growing at the break-even rank."
+        "travel: all of B before the first round. An offset past the break-even rank travels as its product, which no "
+        "longer grows with the rounds."
     )
     return section("Bytes", table(head, rows), element("p", note))
 

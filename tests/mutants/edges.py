@@ -112,8 +112,8 @@ EDGES = (
     Mutant(
         "HetLoRA: slots that no node of a round has are dead from then on",
         "strategies/hetlora.py",
-        "revived(mean[b], mean[a], layer_seed(state.seed, state.round + 1, layer))",
-        "mean[a]",
+        'revived(mean[Key(layer, "B")], mean[rows], seed)',
+        "mean[rows]",
         TESTS,
     ),
     Mutant(
