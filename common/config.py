@@ -91,7 +91,7 @@ class RuleConfig(Section):
 class MergeConfig(Section):
     """What the server does around the rule's own mathematics.
 
-    ``optimizer`` = ``auto`` is the rule's own, which most have not; ``learning_rate`` = 0 is the optimizer's own
+    ``optimizer`` = ``auto`` is the rule's own, if it has one; ``learning_rate`` = 0 is the optimizer's own
     (1 for momentum, 0.001 for Adam). ``trim`` is the share cut at each end of a trimmed mean, ``hostile`` how many
     nodes multi-Krum defends against. ``offset_energy`` is what is kept of an offset that passes the break-even rank.
     """

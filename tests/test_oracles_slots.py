@@ -145,7 +145,7 @@ def test_flasc_without_masks_is_fedit_with_adam_to_the_bit():
 
 
 def test_flasc_sends_the_largest_differences_from_the_masked_start_over_all_layers():
-    rule = FLASC(down=0.25, up=0.1, optimizer=None)
+    rule = FLASC(down=0.25, up=0.1)
     state = replace(started(FedIT()), round=1)
     received = rule.view(state, state.rank)
     count = sum(t.numel() for key, t in state.adapter.items() if key.part in "AB")
