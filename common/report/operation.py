@@ -83,7 +83,8 @@ def setting(run: Run) -> Html:
     def chosen(key: str) -> str:
         return str(config.get(key, NOTHING))
 
-    own = config.get("train.learning-rate") == run.rule.get("learning_rate")
+    rate = config.get("train.learning-rate")
+    own = rate is not None and rate == run.rule.get("learning_rate")
     facts = {
         "rule": f"{chosen('rule.name')} ({run.rule.get('paper', NOTHING)})",
         "learning rate": chosen("train.learning-rate") + (", the rule's own" if own else ""),
@@ -102,7 +103,7 @@ def setting(run: Run) -> Html:
         facts["unreadable lines"] = f"{run.torn} of metrics.jsonl, passed over"
     defaults = RunConfig().to_flower()
     if own:
-        defaults["train.learning-rate"] = config["train.learning-rate"]
+        defaults["train.learning-rate"] = rate
     changed = {key: value for key, value in config.items() if key in defaults and value != defaults[key]}
     return section(
         "What ran",
