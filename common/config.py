@@ -100,7 +100,7 @@ class RuleConfig(Section):
 class MergeConfig(Section):
     """What the server does around the rule's own mathematics.
 
-    ``optimizer`` = ``auto`` is the rule's own, which most have not; ``learning_rate`` = 0 is the optimizer's own
+    ``optimizer`` = ``auto`` is the rule's own, if it has one; ``learning_rate`` = 0 is the optimizer's own
     (1 for momentum, 0.001 for Adam). ``trim`` is the share cut at each end of a trimmed mean, ``hostile`` how many
     nodes multi-Krum defends against. ``offset_energy`` is what is kept of an offset that passes the break-even rank.
     """
@@ -119,15 +119,15 @@ class MergeConfig(Section):
 class TrainConfig(Section):
     """The local loop of one round.
 
-    ``steps`` = 0 means ``epochs`` passes over the node's examples; ``head_learning_rate`` = 0 is the adapter's rate;
-    ``proximal`` is FedProx's mu, 0 for none.
+    ``steps`` = 0 means ``epochs`` passes over the node's examples; ``learning_rate`` = 0 is the rule's own, and
+    ``head_learning_rate`` = 0 the adapter's rate; ``proximal`` is FedProx's mu, 0 for none.
     """
 
     steps: CountOrOff = 32
     epochs: Count = 1
     batch_size: Count = 8
     accumulation: Count = 1
-    learning_rate: Annotated[LearningRate, Field(gt=0)] = 5e-3
+    learning_rate: LearningRate = 0.0
     head_learning_rate: LearningRate = 0.0
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     clip_norm: NonNegative = 1.0

@@ -171,7 +171,7 @@ class Run:
 
     @cached_property
     def rule(self) -> Mapping[str, Any]:
-        """What the rule says of itself: ``paper``, ``exact``, ``personal``, ``formulas``."""
+        """What the rule says of itself: ``paper``, ``exact``, ``personal``, ``formulas``, ``learning_rate``."""
         return next((mapping(event.get("rule")) for event in self.all("start")), {})
 
     @cached_property

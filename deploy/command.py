@@ -92,11 +92,11 @@ def rules_table() -> str:
     from strategies import RULES  # see above
 
     yes = {True: "yes", False: "no"}
-    titles = ("rule", "exact", "linear", "mixed ranks", "privacy", "bytes up", "bytes down", "paper")
+    titles = ("rule", "exact", "linear", "mixed ranks", "privacy", "rate", "bytes up", "bytes down", "paper")
     rows = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for name, rule in RULES.items():
         privacy = "example, local, central" if rule.linear else "example, local"
-        costs = (f"`{rule.bytes_up}`", f"`{rule.bytes_down}`")
+        costs = (f"{rule.learning_rate:g}", f"`{rule.bytes_up}`", f"`{rule.bytes_down}`")
         facts = (f"`{name}`", yes[rule.exact], yes[rule.linear], yes[rule.mixed_ranks], privacy, *costs, rule.paper)
         rows.append(f"| {' | '.join(facts)} |")
     return "\n".join(rows)

@@ -142,8 +142,8 @@ def show(config: RunConfig, records: Sequence[int]) -> int:
     planned = releases(config, records)
     console = Console(width=110, highlight=False, soft_wrap=True)
     console.print(
-        f"{privacy.mode}, {rounds} rounds, delta {privacy.delta:g}, accountant {privacy.accountant}; "
-        "for a node that takes part in every round"
+        f"{privacy.mode}, {rounds} rounds, delta {privacy.delta:g}, accountant {privacy.accountant}, "
+        f"{config.rule.name} at learning rate {config.train.learning_rate:g}; for a node that takes part in every round"
     )
     console.print(_costs(config, records, planned))
     from common import models  # what knows models takes seconds to import

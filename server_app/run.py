@@ -12,6 +12,7 @@ from common.roster import Roster
 from common.tasks import Task
 from common.units import size
 from server_app.nodes import Nodes
+from server_app.progress import stalled
 from server_app.record import Record, peak_memory
 from server_app.rounds import Central, Outcome, Rounds
 from strategies import FedSB, Rule, build, read_config
@@ -68,6 +69,9 @@ def conduct(grid: Grid, context: Context) -> None:
         else:
             final = rule.view(outcome.state, outcome.state.rank)
             export(final, config, record.adapter, with_head=config.task.head != "local")
+        if said := stalled(outcome, rule, task, config):
+            record.event("stalled", outcome.state.round, said=said)
+            record.say(said)
         _report(outcome, task, record)
         if outcome.ended is not None:
             raise outcome.ended
@@ -102,7 +106,13 @@ def _central(config: RunConfig) -> Central | None:
 def _told(rule: Rule, nodes: Nodes, layers: int) -> dict[str, object]:
     """What a report has to know of a run, and finds nowhere else."""
     formulas = {"up": rule.bytes_up, "down": rule.bytes_down}
-    facts = {"paper": rule.paper, "exact": rule.is_exact, "personal": rule.personal, "formulas": formulas}
+    facts = {
+        "paper": rule.paper,
+        "exact": rule.is_exact,
+        "personal": rule.personal,
+        "formulas": formulas,
+        "learning_rate": rule.learning_rate,
+    }
     return {"rule": facts, "layers": layers, "nodes": sorted(nodes.names.values())}
 
 

@@ -67,8 +67,13 @@ OPTIONS: Mapping[str, RuleOption] = {
 
 
 def read_config(flat: Mapping[str, Any]) -> RunConfig:
-    """Flower's flat run config, with the names and hyperparameters of the rules and tasks known."""
-    return RunConfig.from_flower(flat, {"rule.name": list(RULES), "task.name": list(TASKS)}, OPTIONS)
+    """Flower's flat run config, with the names and hyperparameters of the rules and tasks known.
+
+    A learning rate that is left open is the rule's own from here on.
+    """
+    config = RunConfig.from_flower(flat, {"rule.name": list(RULES), "task.name": list(TASKS)}, OPTIONS)
+    rate = config.train.learning_rate or RULES[config.rule.name].learning_rate
+    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
 
 
 def build(config: RunConfig) -> Rule:

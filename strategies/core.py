@@ -15,6 +15,7 @@ class CoreRule(MeanRule):
 
     exact = True
     constant = FACTORS | {"s"}
+    learning_rate = 2e-2
 
     def initial(self, spec: Spec, seed: int) -> State:
         """Orthonormal frames drawn from the seed, and cores of zeros; the scale is 1."""

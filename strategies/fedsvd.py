@@ -30,6 +30,7 @@ class FedSVD(MeanRule):
     exact = True
     reframes = True
     bytes_up = "b*r*d_out"
+    learning_rate = 2e-2
 
     def plan(self, round: int) -> Plan:
         """B, in every round."""

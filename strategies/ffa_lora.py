@@ -5,7 +5,7 @@ Sun et al., *Improving LoRA in Privacy-preserving Federated Learning*, arXiv:240
     A = A_0, drawn once and the same on every node        B <- sum_k p_k B_k
 
 Exact, because one factor is common: ``s (sum_k p_k B_k) A_0 = sum_k p_k s B_k A_0``. Half the parameters of FedIT are
-trained, sent and, under privacy, noised. The right learning rate is usually larger than LoRA's.
+trained, sent and, under privacy, noised. B alone does what both factors do elsewhere, at a larger learning rate.
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ class FFALora(MeanRule):
     exact = True
     bytes_up = bytes_down = "b*r*d_out"
     constant = frozenset({"A"})
+    learning_rate = 2e-2
 
     def plan(self, round: int) -> Plan:
         """B, in every round."""

@@ -7,12 +7,13 @@ arXiv:2402.11505 (NeurIPS 2024).
 
 The factors of a smaller rank are the leading ones of a larger, so the state holds those of the largest and a view takes
 a slice. Not exact: what lies beyond rank q is lost, and the error is the norm of the singular values that were cut.
+Slots for which the update has no direction, as after a round of few nodes, start anew: A drawn and B zero.
 """
 
 from dataclasses import dataclass
 
-from common.adapter import low_rank_svd
-from strategies.stack import Split, Stack, StackRule, padded
+from common.adapter import low_rank_svd, numerical_rank
+from strategies.stack import Split, Stack, StackRule, padded, revived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,5 +27,6 @@ class FlexLora(StackRule):
     def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
         """The leading singular directions, with the singular values on B, as in the paper."""
         u, singular, vh = low_rank_svd(stack.left.double(), stack.right.double())
-        b, a = padded((u * singular)[:, :rank] / scale, vh[:rank], rank)
-        return Split(b.float(), a.float())
+        kept = min(rank, numerical_rank(singular, stack.shape))
+        b, a = (t.float() for t in padded((u * singular)[:, :kept] / scale, vh[:kept], rank))
+        return Split(b, revived(b, a, seed))

@@ -10,7 +10,8 @@ Cho et al., *Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundatio
 
 Slots are positional, so only the last ones are cut. With the published keep = 0.99 the floor cuts one slot at a time
 from any rank up to 100. Not exact: the padding dilutes the last slots, and cross terms remain, as in FedIT. The paper
-leaves open whether the norm is taken per layer or over the model; per layer is built here.
+leaves open whether the norm is taken per layer or over the model; per layer is built here. A slot that no node of the
+round has is padding alone, zero in both factors: it starts anew, A drawn and B zero, or it would never learn again.
 """
 
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from torch.nn.functional import pad
 
 from common.adapter import HEAD, Key, State, Tensors, Update, leading, squared_norm, towards, weighted_mean
 from strategies.rule import Rule
+from strategies.stack import layer_seed, revived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,9 @@ class HetLora(Rule):
                 for part, padded in (("A", pad(a, (0, 0, 0, missing))), ("B", pad(b, (0, missing)))):
                     key = Key(layer, part)
                     mean[key] = towards(mean[key], padded, norm / total[layer]) if key in mean else padded
+        for layer in total:
+            rows, seed = Key(layer, "A"), layer_seed(state.seed, state.round + 1, layer)
+            mean[rows] = revived(mean[Key(layer, "B")], mean[rows], seed)
         return replace(state, adapter={**state.adapter, **mean, **weighted_mean(heads)})
 
     def _cut(self, rank: int) -> int:

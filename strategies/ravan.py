@@ -39,6 +39,7 @@ class Ravan(CoreRule):
     mixed_ranks = True
     scattered = True
     bytes_up = bytes_down = "b*r*r/h"
+    learning_rate = 5e-2
 
     def __post_init__(self) -> None:
         self._demand("heads", self.heads >= 1, "1 or more")

@@ -73,6 +73,8 @@ class Rule(ABC):
     nothing in the next."""
     scattered: ClassVar[bool] = False
     """Nodes of a smaller rank work with slots that are drawn anew for each node and round."""
+    learning_rate: ClassVar[float] = 5e-3
+    """What the nodes train at where the run config names no rate: one at which the default rounds learn."""
     bytes_up: ClassVar[str] = "b*r*f"
     """What a node sends of a layer: b bytes a value, r the rank, f = d_in + d_out, K nodes, t rounds done."""
     bytes_down: ClassVar[str] = "b*r*f"

@@ -74,7 +74,7 @@ class StackRule(Rule):
             right = torch.cat([reply.weight / total * reply.scale * reply.tensors[a] for reply in replies], dim=0)
             share = torch.cat([torch.full((len(r.tensors[a]),), r.weight / total) for r in replies])
             return self.split(
-                Stack(left, right, share), state.rank, state.scale, _seed(state.seed, state.round + 1, layer)
+                Stack(left, right, share), state.rank, state.scale, layer_seed(state.seed, state.round + 1, layer)
             )
 
         kept: Tensors = {}
@@ -104,7 +104,7 @@ class RestartRule(StackRule):
         drawn = super().draw(spec, seed, round)
         if round:
             for layer, shape in spec.layers.items():
-                drawn[Key(layer, "B")], drawn[Key(layer, "A")] = fresh(shape, spec.rank, _seed(seed, round, layer))
+                drawn[Key(layer, "B")], drawn[Key(layer, "A")] = fresh(shape, spec.rank, layer_seed(seed, round, layer))
         return drawn
 
     @abstractmethod
@@ -123,7 +123,17 @@ def fresh(shape: LayerShape, rank: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.zeros(shape.d_out, rank), a
 
 
-def _seed(seed: int, round: int, layer: str) -> int:
+def revived(b: Tensor, a: Tensor, seed: int) -> Tensor:
+    """A with the rows of a new start in slots where both factors are zero, which no gradient would ever reach.
+
+    The product stays, as B is zero there.
+    """
+    _, drawn = fresh(LayerShape(b.shape[0], a.shape[1]), len(a), seed)
+    alive = a.any(dim=1) | b.any(dim=0)
+    return torch.where(alive[:, None], a, drawn)
+
+
+def layer_seed(seed: int, round: int, layer: str) -> int:
     """The seed of what is drawn anew for a layer in the state of ``round``, in a run of this ``seed``."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{round}/{layer}".encode()).digest()[:7])
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from common import embedded
-from strategies import read_config
+from common.config import RunConfig
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -61,7 +61,7 @@ def settings(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "round.deadline": 60.0,
             "round.wait": 0.3,
         }
-        return read_config({}).to_flower() | small | changes
+        return RunConfig().to_flower() | small | changes
 
     return make
 

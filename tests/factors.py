@@ -3,16 +3,15 @@
 import torch
 
 from common.adapter import Key, LayerShape, Spec, State, Update, stacked
-from strategies import FLASC, RULES, Ravan, Rule
+from strategies import RULES, Ravan, Rule
 
 # Non-square both ways, square, and a layer whose dimension equals the rank.
 LAYERS = {"wide": LayerShape(5, 11), "tall": LayerShape(9, 4), "square": LayerShape(6, 6), "small": LayerShape(3, 7)}
 HEAD_SHAPES = {Key("classifier", "W"): (2, 6), Key("classifier", "b"): (2,)}
 
 
-# Every rule as published, but with few enough heads for small layers, and without a server optimizer, which no law
-# holds for.
-LAWFUL = {name: cls() for name, cls in RULES.items()} | {"ravan": Ravan(heads=2), "flasc": FLASC(optimizer=None)}
+# Every rule at its defaults, but with few enough heads for small layers.
+LAWFUL = {name: cls() for name, cls in RULES.items()} | {"ravan": Ravan(heads=2)}
 
 
 def spec(rule: Rule, rank: int = 3, scale: float = 2.0) -> Spec:

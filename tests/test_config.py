@@ -29,7 +29,7 @@ def flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def test_pyprojects_defaults_are_the_models_defaults():
     written = dict(flatten(tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]))
-    models = read_config({}).to_flower()
+    models = RunConfig.from_flower({}, CHOICES, OPTIONS).to_flower()
     assert written == models
     assert {key: type(value) for key, value in written.items()} == {key: type(value) for key, value in models.items()}
 
@@ -77,6 +77,21 @@ def test_a_rules_own_hyperparameters_reach_it_and_mistakes_in_them_are_told():
         BouquetError, match=r"out of range \(rule.florist.energy\): expected more than 0, at most 1, got 2.0"
     ):
         build(read_config({"rule.name": "florist", "rule.florist.energy": 2}))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rate_that_is_left_open_is_the_rules_own_and_one_that_is_set_wins(rule):
+    own = read_config({"rule.name": rule})
+    assert own.train.learning_rate == RULES[rule].learning_rate > 0
+    assert read_config(own.to_flower()) == own
+    assert read_config({"rule.name": rule, "train.learning-rate": 0.003}).train.learning_rate == 0.003
+
+
+def test_rules_that_train_one_factor_or_a_core_have_a_larger_rate():
+    """One rate for all of them left these at chance in a short run."""
+    assert read_config({}).train.learning_rate == 0.005
+    for rule, rate in (("ffa-lora", 0.02), ("fedsvd", 0.02), ("fed-sb", 0.02), ("ravan", 0.05)):
+        assert read_config({"rule.name": rule}).train.learning_rate == rate
 
 
 def test_a_nodes_mistakes_point_at_the_node():

@@ -115,6 +115,37 @@ def test_fedrot_turns_towards_the_reference_and_keeps_every_product():
     assert all(torch.equal(unturned[key], local[key]) for key in unturned)
 
 
+@pytest.mark.parametrize("softness", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("turn", [1, 2])
+def test_fedrots_mixture_is_a_rotation_again_and_turns_no_further_than_its_softness(softness, turn):
+    state = replace(started(FedRotLora()), round=turn)
+    generator = torch.Generator().manual_seed(0)
+    local = {k: t + 0.5 * torch.randn(t.shape, generator=generator) for k, t in state.adapter.items()}
+    sent, whole = (FedRotLora(softness=share).send(state, local) for share in (softness, 1.0))
+    for layer in LAYERS:
+        a, b = Key(layer, "A"), Key(layer, "B")
+        torch.testing.assert_close(sent[b] @ sent[a], local[b] @ local[a], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.linalg.svdvals(sent[a]), torch.linalg.svdvals(local[a]), rtol=1e-4, atol=1e-4)
+        key = a if turn % 2 == 0 else b
+        far, near, nearest = (torch.linalg.norm(t[key] - state.adapter[key]) for t in (local, sent, whole))
+        assert nearest < near < far
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_no_rotation_brings_a_node_of_fedrot_closer_than_its_whole_one(turn):
+    state = replace(started(FedRotLora()), round=turn)
+    generator = torch.Generator().manual_seed(0)
+    local = {k: t + 0.5 * torch.randn(t.shape, generator=generator) for k, t in state.adapter.items()}
+    sent = FedRotLora(softness=1.0).send(state, local)
+    for layer in LAYERS:
+        key = Key(layer, "A" if turn % 2 == 0 else "B")
+        rows = [(t.T if key.part == "B" else t).double() for t in (sent[key], state.adapter[key])]
+        least = torch.linalg.norm(rows[0] - rows[1])
+        for _ in range(20):
+            skew = 0.1 * torch.randn(3, 3, dtype=torch.float64, generator=generator)
+            assert torch.linalg.norm(torch.linalg.matrix_exp(skew - skew.T) @ rows[0] - rows[1]) > least
+
+
 def test_fed_sb_trains_a_core_between_orthonormal_frames_that_never_change():
     rule = FedSB()
     state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, blocks=1), seed=0)

@@ -1,5 +1,9 @@
 """What is around a rule on the server: the kind of mean, the optimizer, the meter."""
 
+import itertools
+import math
+import statistics
+
 import pytest
 import torch
 
@@ -23,6 +27,7 @@ from strategies import (
     RoLora,
     TrimmedMean,
 )
+from strategies.mean import Mean
 from strategies.meter import aggregation_error
 from tests.factors import LAWFUL, dense, started, trained
 
@@ -85,6 +90,39 @@ def test_robust_means_are_not_moved_by_one_hostile_node():
     for mean in (TrimmedMean(0.1), TrimmedMean(0.5), MultiKrum(2)):
         assert mean(values(7))[Key("l", "B")].item() == 7
         assert mean(values(7, 7, 7))[Key("l", "B")].item() == 7
+
+
+def nodes_of(count: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(100 * count + seed)
+    return [torch.randn(2, generator=generator) for _ in range(count)]
+
+
+def merged_by(mean: Mean, nodes: list[torch.Tensor]) -> torch.Tensor:
+    return mean((1.0 + number, {Key("l", "B"): node}) for number, node in enumerate(nodes))[Key("l", "B")]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.25, 0.3, 0.4, 0.5])
+def test_a_trimmed_mean_cuts_the_whole_nodes_that_its_share_holds(share):
+    """Yin et al., definition 2: rounded down, and at one half the median."""
+    for count in range(1, 13):
+        nodes = nodes_of(count)
+        cut = math.floor(share * count) if share < 0.5 else (count - 1) // 2
+        ideal = [statistics.fmean(sorted(values)[cut : count - cut]) for values in torch.stack(nodes).T.tolist()]
+        torch.testing.assert_close(merged_by(TrimmedMean(share), nodes), torch.tensor(ideal), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("hostile", [1, 2, 3])
+def test_krum_scores_by_as_many_neighbours_as_the_paper(hostile):
+    """Blanchard et al.: K - f - 2 of the other nodes; all but f are kept."""
+    for count, seed in itertools.product(range(2 * hostile + 3, 13), range(10)):
+        nodes = nodes_of(count, seed)
+        scores = []
+        for node in nodes:
+            apart = sorted(float((node - other).double().square().sum()) for other in nodes if other is not node)
+            scores.append(sum(apart[: count - hostile - 2]))
+        kept = sorted(range(count), key=scores.__getitem__)[: count - hostile]
+        ideal = torch.stack([nodes[number] for number in sorted(kept)]).mean(0)
+        torch.testing.assert_close(merged_by(MultiKrum(hostile), nodes), ideal, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", [FedIT, FFALora, RoLora, FedSALora, FedSVD, FedRotLora, FedSB, Ravan])

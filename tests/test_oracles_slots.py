@@ -130,7 +130,7 @@ def test_an_update_with_slots_that_it_does_not_have_is_refused():
 
 
 def test_flasc_without_masks_is_fedit_with_adam_to_the_bit():
-    rule, fedit = FLASC(down=1.0, up=1.0), FedIT(optimizer=FedAdam())
+    rule, fedit = FLASC(down=1.0, up=1.0, optimizer=FedAdam()), FedIT(optimizer=FedAdam())
     state = fedit.initial(spec(fedit), seed=0)
     for step in range(3):
         sent = [trained(fedit, state, 10 * step + seed, seed + 1.0) for seed in range(3)]
@@ -145,15 +145,16 @@ def test_flasc_without_masks_is_fedit_with_adam_to_the_bit():
 
 
 def test_flasc_sends_the_largest_differences_from_the_masked_start_over_all_layers():
-    rule = FLASC(down=0.25, up=0.1, optimizer=None)
+    rule = FLASC(down=0.25, up=0.1)
     state = replace(started(FedIT()), round=1)
     received = rule.view(state, state.rank)
     count = sum(t.numel() for key, t in state.adapter.items() if key.part in "AB")
     kept = sum(int(t.count_nonzero()) for key, t in received.adapter.items() if key.part in "AB")
     assert kept == int(0.25 * count)
-    threshold = min(t[t != 0].abs().min() for key, t in received.adapter.items() if key.part in "AB" and t.any())
-    dropped = [(state.adapter[key] - t).abs().max() for key, t in received.adapter.items() if key.part in "AB"]
-    assert max(dropped) <= threshold
+    for part in "AB":
+        masked = {key: t for key, t in received.adapter.items() if key.part == part}
+        threshold = min(t[t != 0].abs().min() for t in masked.values() if t.any())
+        assert max((state.adapter[key] - t).abs().max() for key, t in masked.items()) <= threshold
     still = rule.send(received, received.adapter)
     assert not any(tensor.any() for tensor in still.values())
     update = trained(rule, state, 0, 1.0)
@@ -162,6 +163,14 @@ def test_flasc_sends_the_largest_differences_from_the_masked_start_over_all_laye
     for key, tensor in update.tensors.items():
         torch.testing.assert_close(merged.adapter[key] - state.adapter[key], tensor, rtol=1e-4, atol=1e-5)
     assert largest({Key("l", "A"): torch.ones(4, 5)}, 0.5)[Key("l", "A")].sum() == 10
+
+
+def test_flasc_lets_b_reach_the_nodes_however_small_it_is_beside_a():
+    state = started(FedIT())
+    small = replace(state, adapter={key: t * (1e-4 if key.part == "B" else 1) for key, t in state.adapter.items()})
+    for part in "AB":
+        values = torch.cat([t.flatten() for key, t in FLASC().view(small, 3).adapter.items() if key.part == part])
+        assert int(values.count_nonzero()) == int(0.25 * len(values))
 
 
 def test_lego_returns_equal_nodes_whatever_their_gauge_and_everything_with_a_cluster_a_slot():

@@ -176,6 +176,25 @@ def test_lora_fair_by_cosine_points_closer_to_the_ideal_and_more_so_with_less_ri
         LoraFair(solver="sgd")
 
 
+@pytest.mark.parametrize("ridge", [0.001, 0.003, 0.01])
+def test_lora_fair_by_cosine_stands_where_the_papers_objective_is_flat(ridge):
+    """1 - cos(D, B' Abar) + ridge |dB|, of dense matrices: the norm itself, not its square."""
+    state, updates, ideal = layer_of(LoraFair(), shape=(60, 48))
+    merged = LoraFair(solver="cosine", ridge=ridge).aggregate(state, updates)
+    mean_b = FedIT().aggregate(state, updates).adapter[Key("l", "B")].double()
+    a, step = merged.adapter[Key("l", "A")].double(), merged.adapter[Key("l", "B")].double() - mean_b
+
+    def slope(step: torch.Tensor) -> torch.Tensor:
+        step = step.detach().requires_grad_()
+        matrix = (mean_b + step) @ a
+        loss = 1 - (ideal * matrix).sum() / (ideal.norm() * matrix.norm()) + ridge * step.norm()
+        (gradient,) = torch.autograd.grad(loss, step)
+        return gradient.norm()
+
+    assert step.norm() > 0
+    assert slope(step) < 0.02 * slope(1e-3 * step)
+
+
 def test_an_offset_beyond_the_break_even_rank_is_cut_to_its_energy():
     rule = FLora(offset_energy=0.9)
     state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 0.5), seed=0)

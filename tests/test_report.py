@@ -68,6 +68,17 @@ def test_a_run_ends_with_a_report_of_everything(plain):
     assert len(errors) == 3
 
 
+@pytest.mark.parametrize(("rate", "said"), [(0.005, "0.005, the rule's own"), (0.003, "0.003")])
+def test_a_learning_rate_is_the_rules_own_or_set_for_this_run(rate, said, copy):
+    settings = json.loads((copy / "config.json").read_text())
+    settings["config"]["train.learning-rate"] = rate
+    (copy / "config.json").write_text(json.dumps(settings))
+    report.write(copy)
+    assert f"learning rate {said} seed" in text(copy)
+    changed = text(copy).split("Set for this run")[1].split("The whole config")[0]
+    assert ("train.learning-rate" in changed) == (rate == 0.003)
+
+
 def test_bytes_stand_beside_the_formula_of_their_rule(plain):
     run = Run.read(plain)
     events = [event for event in lines(plain) if event["phase"] == "train"]

@@ -84,8 +84,11 @@ def setting(run: Run) -> Html:
     def chosen(key: str) -> str:
         return str(config.get(key, NOTHING))
 
+    rate = config.get("train.learning-rate")
+    own = rate is not None and rate == run.rule.get("learning_rate")
     facts = {
         "rule": f"{chosen('rule.name')} ({run.rule.get('paper', NOTHING)})",
+        "learning rate": chosen("train.learning-rate") + (", the rule's own" if own else ""),
         "seed": chosen("seed") + ("; privacy noise has none" if run.private else ""),
         "task": f"{chosen('task.name')}, on {chosen('data.source')}",
         "started": ", gone on with ".join(str(event.get("time")) for event in run.all("opened")) or NOTHING,
@@ -100,6 +103,8 @@ def setting(run: Run) -> Html:
     if run.torn:
         facts["unreadable lines"] = f"{run.torn} of metrics.jsonl, passed over"
     defaults = RunConfig().to_flower()
+    if own:
+        defaults["train.learning-rate"] = rate
     changed = {key: value for key, value in config.items() if key in defaults and value != defaults[key]}
     return section(
         "What ran",
@@ -135,6 +140,8 @@ def _incident(event: Event) -> str:
             return f"Left out for {told('rounds')} rounds after {told('failures')} failures in a row."
         case "late":
             return f"Replied to {told('during')} after its deadline; not used."
+        case "stalled":
+            return told("said")
         case "against":
             return f"Went against the other nodes (cosine {number(event, 'cosine') or 0:.2f}); merged all the same."
         case "camps":

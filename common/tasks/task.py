@@ -52,6 +52,8 @@ class Task(ABC):
 
     sequence_classification: ClassVar[bool] = False
     metric: ClassVar[str]
+    rises: ClassVar[bool] = True
+    """Whether a higher figure of the metric is a better one."""
     further: ClassVar[str] = ""
     """A second figure, from the tallies; empty where there is none."""
 

@@ -20,6 +20,7 @@ class Text(Task):
     """Causal language modelling; a long text becomes several examples of at most ``max_length`` tokens."""
 
     metric = "perplexity"
+    rises = False
 
     def fields(self) -> list[str]:
         return [self.config.text]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tests.mutants import Mutant
 from tests.mutants.budget import BUDGET
+from tests.mutants.edges import EDGES
 from tests.mutants.privacy import PRIVACY
 from tests.mutants.rules import RULES
 
 ROOT = Path(__file__).parents[2]
-MUTANTS = RULES + PRIVACY + BUDGET
+MUTANTS = RULES + EDGES + PRIVACY + BUDGET
 
 
 def caught(mutant: Mutant, folder: Path) -> bool:

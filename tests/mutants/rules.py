@@ -7,6 +7,7 @@ TESTS = (
     "tests/test_oracles_stacks.py",
     "tests/test_oracles_slots.py",
     "tests/test_oracles_server.py",
+    "tests/test_width.py",
     "tests/test_laws.py",
     "tests/test_config.py",
 )
@@ -158,8 +159,8 @@ RULES = (
     Mutant(
         "FlexLoRA in FedLLM-Factory: the root of the singular values is lost",
         "strategies/flexlora.py",
-        "(u * singular)[:, :rank] / scale",
-        "(u * singular.sqrt())[:, :rank] / scale",
+        "(u * singular)[:, :kept] / scale",
+        "(u * singular.sqrt())[:, :kept] / scale",
         TESTS,
     ),
     Mutant(

@@ -1,0 +1,35 @@
+"""Whether a run has come anywhere, which is said at its end where it has not."""
+
+from common.adapter import Key, State, stacked
+from common.config import RunConfig
+from common.tasks import Task
+from server_app.rounds import Outcome
+from strategies import Rule
+
+HARDLY = 0.02
+"""What a run's figure has to gain to be another: of itself where lower is better, else in points from 0 to 1."""
+
+
+def stalled(outcome: Outcome, rule: Rule, task: Task, config: RunConfig) -> str:
+    """A line for a run that ended where it began; empty for one that did not.
+
+    Either the nodes' view of the last state adds nothing to the base model, or their held-out figure is what it was.
+    """
+    state, before, after = outcome.state, outcome.before, outcome.after
+    cure = f"raise train.learning-rate ({config.train.learning_rate:g} in this run), train.steps or num-server-rounds"
+    if not rule.personal and _is_base(rule.view(state, state.rank)):
+        return f"the adapter adds nothing to the base model after {state.round} rounds: {cure}"
+    if before is None or after is None or before is after:
+        return ""
+    gain = after.overall - before.overall if task.rises else 1 - after.overall / max(before.overall, 1e-9)
+    if gain >= HARDLY:
+        return ""
+    figures = f"{task.metric} {before.overall:.4g} before and {after.overall:.4g} after"
+    return f"the run ended where it began, held-out {figures}: {cure}"
+
+
+def _is_base(state: State) -> bool:
+    """Whether no layer's update has a slot whose two factors are both more than zero."""
+    factors = stacked(state)
+    layers = ((factors[Key(layer, "A")], factors[Key(layer, "B")]) for layer in state.layers())
+    return not any((a.any(dim=1) & b.any(dim=0)).any() for a, b in layers)
