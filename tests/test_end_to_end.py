@@ -47,6 +47,22 @@ def test_a_federation_over_grpc_gives_the_simulations_adapter(wards, tmp_path):
     assert wards.wire.down - NODES * wards.bundle_bytes() == pytest.approx(deployed["bytes_down"], rel=0.05)
 
 
+def test_code_that_a_node_does_not_know_never_runs_there(wards, tmp_path):
+    """Bouquet with one line more, which would leave a trace: it is refused as bytes, before anything is imported."""
+    trace = tmp_path / "trace"
+    settings = f'{SETTINGS} round.wait=5.0 run-directory="{tmp_path}"'
+    with app_alone() as app:
+        with (app / "client_app/app.py").open("a") as file:
+            file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
+        assert wards.wait(wards.start_run(app, f'{settings} run-name="unknown"')) == "finished:failed"
+        assert not (tmp_path / "unknown").exists(), "the coordinator's own list"
+        wards.allow("coordinator", app=app)
+        assert wards.wait(wards.start_run(app, f'{settings} run-name="foreign"')) == "finished:failed"
+    assert "a bundle that is not allowed here" in wards.log("node-000").read_text()
+    assert not trace.exists()
+    assert '"during": "roll call"' in (tmp_path / "foreign/metrics.jsonl").read_text()
+
+
 def test_only_a_registered_node_with_the_right_root_gets_in(wards, tmp_path):
     """No key, another site's root, another site's key, and a key that is in use already."""
     wait_for(lambda: _statuses(wards, "node-000") == "online", "the node that has the key", pause=1.0)
@@ -135,19 +151,3 @@ def _supernode(wards: Federation, log: Path, root: Path, key: Path | None) -> Pr
 def _statuses(wards: Federation, name: str) -> str:
     site = Site.open(wards.site)
     return statuses(site).get(site.facts.nodes[name].id, "")
-
-
-def test_code_that_a_node_does_not_know_never_runs_there(wards, tmp_path):
-    """Bouquet with one line more, which would leave a trace: it is refused as bytes, before anything is imported."""
-    trace = tmp_path / "trace"
-    settings = f'{SETTINGS} round.wait=5.0 run-directory="{tmp_path}"'
-    with app_alone() as app:
-        with (app / "client_app/__init__.py").open("a") as file:
-            file.write(f"\nopen({str(trace)!r}, 'w').close()\n")
-        assert wards.wait(wards.start_run(app, f'{settings} run-name="unknown"')) == "finished:failed"
-        assert not (tmp_path / "unknown").exists(), "the coordinator's own list"
-        wards.allow("coordinator", app=app)
-        assert wards.wait(wards.start_run(app, f'{settings} run-name="foreign"')) == "finished:failed"
-    assert "a bundle that is not allowed here" in wards.log("node-000").read_text()
-    assert not trace.exists()
-    assert '"during": "roll call"' in (tmp_path / "foreign/metrics.jsonl").read_text()

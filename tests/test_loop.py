@@ -38,7 +38,7 @@ def test_a_run_at_its_rules_defaults_learns_and_leaves_its_record(rule, settings
     assert summary["after"]["all"] < 0.95 * summary["before"]["all"]
     assert "ended where it began" not in capsys.readouterr().out
     left = {path.name for path in (tmp_path / "run").iterdir()} | ({"adapter"} if RULES[rule].personal else set())
-    assert left == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "report.html", "summary.json"}
+    assert left == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "report.html", "run.log", "summary.json"}
     train = [line for line in lines(tmp_path / "run") if line["phase"] == "train"]
     rounds = range(1, whole.num_server_rounds + 1)
     assert [(line["round"], line["node"]) for line in train] == [

@@ -295,7 +295,9 @@ def test_a_proximal_term_keeps_the_factors_near_where_they_started():
     for mu in (0.0, 100.0):
         model = fresh()
         before = start(model).adapter
-        config = TrainConfig.model_validate({"steps": 8, "batch-size": 4, "proximal": mu, "clip-norm": 0.0})
+        config = TrainConfig.model_validate(
+            {"steps": 8, "batch-size": 4, "learning-rate": 0.005, "proximal": mu, "clip-norm": 0.0}
+        )
         train(model, model.keys, tasks.build(TEXT), EXAMPLES, config, pad=0, seed="s", round=0, rounds=1)
         moved.append(sum(float((tensor - before[key]).square().sum()) for key, tensor in model.tensors().items()))
     assert 0 < moved[1] < 0.5 * moved[0]

@@ -41,4 +41,5 @@ def test_every_key_that_the_documents_name_exists():
 def test_the_table_of_files_is_what_a_run_leaves():
     section = README.split("**What a run leaves**")[1].split("From Python")[0]
     named = set(re.findall(r"^\| `([\w.]+)/?` \|", section, flags=re.MULTILINE))
-    assert named == {"adapter", "report.html", "metrics.jsonl", "checkpoints", "config.json", "summary.json"}
+    left = {"adapter", "report.html", "metrics.jsonl", "checkpoints", "config.json", "summary.json", "run.log"}
+    assert named == left

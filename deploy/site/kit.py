@@ -88,6 +88,7 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
     # Under another root than the state's, so that what backs up or brings back the one leaves the other alone.
     apart = f"/var/lib/bouquet-witness/{name}/head"
     witness = str(witness_of(Path(state))) if "state-directory" in settings else apart
+    link = f"{state}.link" if "state-directory" in settings else f"/var/lib/bouquet-link/{name}"
     usual = {"name": name, "state-directory": state, "privacy-witness": witness}
     settings = {**usual, "policy": f"{place.installed}/policy.toml", **settings}
     node = NodeConfig.from_flower(settings)
@@ -111,7 +112,7 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
         user=place.user,
         keys_user=place.keys_user,
         state=[node.state_directory, str(node.witness.parent)],
-        keys_state=f"/var/lib/bouquet-link/{name}",
+        keys_state=link,
         superlink=superlink,
         port=place.port,
     )
@@ -125,7 +126,7 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
         "superlink": superlink,
         "state": node.state_directory,
         "witness": node.witness.parent,
-        "link": f"/var/lib/bouquet-link/{name}",
+        "link": link,
         "fleet_port": site.facts.fleet_port,
         **_data(node.data, _label(f"{site.facts.name}-{name}")),
         **place.values("node"),
