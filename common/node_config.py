@@ -51,8 +51,11 @@ class NodeConfig(Section):
     @classmethod
     def from_flower(cls, flat: Mapping[str, Any]) -> Self:
         """Read Flower's node config. Raises :class:`ConfigError` with every mistake."""
-        homeless = bool(flat.get("privacy-epsilon")) and not flat.get("state-directory")
-        mistakes = ["state-directory: expected a folder of its own for privacy-epsilon, got none"] if homeless else []
+        state, witness, mistakes = flat.get("state-directory"), flat.get("privacy-witness"), list[str]()
+        if flat.get("privacy-epsilon") and not state:
+            mistakes.append("state-directory: expected a folder of its own for privacy-epsilon, got none")
+        if state and witness and Path(str(witness)).is_relative_to(Path(str(state))):
+            mistakes.append(f"privacy-witness: expected a file outside the state-directory {state}, got {witness!r}")
         return validate(cls, flat, mistakes, "node config", "Correct them in --node-config of this flower-supernode.")
 
     @classmethod

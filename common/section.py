@@ -1,5 +1,6 @@
 """A section of a flat config: how Flower's keys become a frozen model, and every mistake in them one message."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -51,6 +52,8 @@ def _describe(detail: dict[str, Any], known: list[str]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key. {did_you_mean(key, known)}".rstrip()
+    if detail["type"] == "sequence_str":
+        return f"{key}: expected a list, such as [{json.dumps(detail['input'])}], got {detail['input']!r}"
     expected = detail["msg"].removeprefix("Input should be ")
     return f"{key}: expected {expected}, got {detail['input']!r}"
 

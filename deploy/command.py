@@ -50,7 +50,7 @@ HOMES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code: 2 where the user has something to mend first, 130 if interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
-    options = parser(given[0] if given else "").parse_args(given)
+    options = _parsed(parser(given[0] if given else ""), given)
     # A scheduler's SIGTERM is a Ctrl-C: either way what this command started is stopped too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -65,6 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
+
+
+def _parsed(whole: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:
+    """The arguments; settings may stand on both sides of an option, which argparse alone does not take."""
+    options, rest = whole.parse_known_args(given)
+    if rest and (not hasattr(options, "settings") or any(setting.startswith("-") for setting in rest)):
+        whole.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.settings = [*options.settings, *rest]
+    return options
 
 
 def parser(wanted: str = "") -> argparse.ArgumentParser:

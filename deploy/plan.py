@@ -199,7 +199,7 @@ def _rule(config: RunConfig, name: str) -> Rule:
 
 
 def _sizes(text: str) -> list[int]:
-    sizes = [int(size) for size in text.split(",")]
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError("expected whole numbers above 0")
-    return sizes
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected whole numbers above 0, with commas between them, got '{text}'")
+    return [int(part) for part in parts]

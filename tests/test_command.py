@@ -128,3 +128,16 @@ def test_files_of_this_machine_are_named_by_their_absolute_path(tmp_path, monkey
     flat = {"data.source": "own.jsonl", "evaluation.source": "", "model.name": "org/model", "rule.name": "fedit"}
     assert located(flat) == flat | {"data.source": str(tmp_path / "own.jsonl")}
     assert located({"data.source": "stdlib"}) == {"data.source": "stdlib"}
+
+
+def test_settings_may_stand_on_both_sides_of_an_option(capsys):
+    private = ["privacy.mode=example", "train.weighting=uniform"]
+    assert main(["plan", "rule.name=ffa-lora", "--records", "5000", *private]) == 0
+    assert "ffa-lora" in capsys.readouterr().out
+    for wrong, message in (
+        (["--recrods", "1"], "unrecognized arguments: --recrods 1"),
+        (["--records", "abc"], "got 'abc'"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["plan", *private, *wrong])
+        assert message in capsys.readouterr().err

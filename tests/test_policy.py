@@ -46,6 +46,11 @@ def test_every_mistake_in_a_policy_is_told_at_once(tmp_path):
     assert any(line.startswith("privacy.modes.0: expected 'none', 'example', ") for line in lines)
 
 
+def test_one_name_in_the_place_of_a_list_is_told_how_a_list_is_written(tmp_path):
+    with pytest.raises(ConfigError, match=r"""rules: expected a list, such as \["ffa-lora"\], got 'ffa-lora'"""):
+        Policy.of(NodeConfig(policy=policy(tmp_path, 'rules = "ffa-lora"\n')))
+
+
 @pytest.mark.parametrize("text", [None, "rules = ["])
 def test_a_policy_that_cannot_be_read_allows_nothing(text, tmp_path):
     file = policy(tmp_path, text) if text else str(tmp_path / "no.toml")

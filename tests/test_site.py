@@ -175,6 +175,10 @@ def test_mistakes_are_named(site, tmp_path, capsys):
     assert "there is a site already" in refused(capsys, "create", site, "--address", "a")
     assert "there is no site" in refused(capsys, "list", tmp_path / "nowhere")
     assert "a path that is not absolute (ward-1, data)" in refused(capsys, "kit", site, "ward-1", "data=notes.jsonl")
+    inside = ("state-directory=/srv/x", "privacy-witness=/srv/x/head")
+    assert "privacy-witness: expected a file outside the state-directory /srv/x" in refused(
+        capsys, "kit", site, "ward-1", *inside
+    )
     assert "lora-rnak: unknown key. Did you mean 'lora-rank'?" in refused(capsys, "kit", site, "ward-1", "lora-rnak=4")
     assert "an address that cannot be used" in refused(capsys, "create", tmp_path / "x", "--address", "a b")
     (site / "site.json").write_text("{")
