@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 from client_app.budget import Budget, Limits
 from client_app.policy import Policy
-from common import accounting, records
+from common import accounting, records, webhook
 from common.accounting import Release
 from common.config import RunConfig
 from common.error import RefusalError
 from common.ledger import DataSet
 from common.node_config import NodeConfig
+
+NEARLY = 0.8
+"""The share of a budget from which on whoever watches over the node is told."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Spending:
         entry = budget.charge(
             release, self.config.privacy, run=self.run, round=round, rule=self.rule, dataset=self._dataset()
         )
+        if limits.epsilon and entry.epsilon > NEARLY * limits.epsilon:
+            webhook.tell(f"{self.node.label}: {entry.epsilon:.3g} of epsilon {limits.epsilon:g} is spent")
         return entry.epsilon
 
     def _dataset(self) -> DataSet | None:

@@ -5,6 +5,7 @@
 
 import fcntl
 import json
+import os
 import platform
 import resource
 import time
@@ -19,7 +20,7 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 from rich.table import Table
 
-from common import report
+from common import report, webhook
 from common.config import RunConfig
 from common.error import BouquetError, QuorumError
 from common.record import (
@@ -38,6 +39,7 @@ from common.record import (
     read_events,
 )
 from common.version import fingerprint
+from server_app.webhook import Webhook
 
 LOCK_ATTEMPTS, LOCK_PAUSE = 5, 0.1
 VERSIONS = ("flwr", "torch", "transformers", "peft", "bitsandbytes")
@@ -189,7 +191,7 @@ class Record:
 def _listeners(config: RunConfig, folder: Path) -> list[Listener]:
     """Those that the config asks for; their libraries are imported for nobody else."""
     with ExitStack() as started:
-        listeners: list[Listener] = []
+        listeners: list[Listener] = [Webhook(folder.name)] if os.environ.get(webhook.VARIABLE) else []
         if config.metrics.port:
             from server_app.exporter import Exporter
 
