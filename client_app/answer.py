@@ -49,10 +49,15 @@ def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig],
 
 
 def _work(session: "Session", message: Message) -> RecordDict:
+    from client_app import gpu
+    from client_app.policy import simulated
+
     kind = message.metadata.message_type
-    if kind == MessageType.TRAIN:
-        return session.train(message)
-    return session.evaluate(message) if kind == MessageType.EVALUATE else session.answer_roll_call()
+    if kind == MessageType.QUERY:
+        return session.answer_roll_call()
+    # In a simulation Ray deals the GPU out, several nodes at once where it was told to.
+    with gpu.turn("" if simulated() else gpu.identity(session.node.device)):
+        return session.train(message) if kind == MessageType.TRAIN else session.evaluate(message)
 
 
 def _node(context: Context) -> NodeConfig:

@@ -1,4 +1,4 @@
-"""One worker a GPU, whichever nodes share the machine: a lock by the GPU's own UUID, held while its holder lives.
+"""One worker a GPU, and one message at a time, whatever nodes and runs share the machine: locks by its own UUID.
 
 The locks lie in a folder of the user's that every node of the machine sees: systemd's ``RuntimeDirectory``, the login's
 ``XDG_RUNTIME_DIR``, or one under ``/tmp``. Containers do not see each other's; their engine gives each its GPU.
@@ -7,6 +7,8 @@ The locks lie in a folder of the user's that every node of the machine sees: sys
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
@@ -48,6 +50,17 @@ def reserve(gpu: str, state: Path) -> TextIOWrapper | None:
     lock.write(f"process {os.getpid()}, {state}\n")
     lock.flush()
     return lock
+
+
+@contextmanager
+def turn(gpu: str) -> Iterator[None]:
+    """Wait for a GPU that processes of this machine take in turns, a message each; nothing to wait for on a CPU."""
+    if not gpu:
+        yield
+        return
+    with (_folder() / f"{gpu}.turn").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _folder() -> Path:

@@ -108,6 +108,20 @@ def test_a_gpu_has_one_worker_and_is_free_when_that_is_killed(tmp_path, monkeypa
     assert {file.stat().st_mode & 0o077 for file in tmp_path.iterdir()} == {0}
 
 
+def test_messages_of_two_runs_take_their_turns_on_one_gpu(tmp_path, monkeypatch):
+    """Each in a process of its own, as Flower starts them; another GPU is not waited for."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    work = "import sys, time\nfrom client_app import gpu\nwith gpu.turn(sys.argv[1]):\n    print('in', flush=True)\n"
+    command = [sys.executable, "-c", work]
+    with gpu.turn("GPU-1"):
+        waits = subprocess.Popen([*command, "GPU-1"], cwd=worker.ROOT, stdout=subprocess.PIPE)
+        other = subprocess.run([*command, "GPU-2"], cwd=worker.ROOT, capture_output=True, timeout=60)
+        assert other.stdout == b"in\n"
+        assert waits.poll() is None
+    assert waits.communicate(timeout=60)[0] == b"in\n"
+
+
 def test_a_worker_whose_gpu_is_taken_ends_and_says_so_in_its_log(settings, tmp_path, state, monkeypatch):
     """A CPU stands in for the GPU that both workers find."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
