@@ -29,7 +29,8 @@ from deploy.site.folder import Site
 from strategies import read_config
 from tests.processes import free_port
 
-ME = pwd.getpwuid(os.getuid()).pw_name
+# Nothing is installed for root.
+ME = pwd.getpwuid(os.getuid() or pwd.getpwnam("daemon").pw_uid).pw_name
 
 
 @pytest.fixture
@@ -281,7 +282,7 @@ def test_a_node_that_runs_already_is_asked_for_its_health(capsys):
 def test_what_is_installed_is_looked_at(site, kit, tmp_path):
     assert str(kit) in installed(site / "kits/ward-1")
     (kit / "superexec.sh").write_text("")
-    with pytest.raises(WarningError, match=r"what is installed is not the kit's .*another superexec.sh"):
+    with pytest.raises(WarningError, match=r"what is installed is not the kit's and .*another superexec.sh"):
         installed(site / "kits/ward-1")
     (tmp_path / "state").chmod(0o755)
     with pytest.raises(BouquetError, match=r"a folder that is not kept for its user .*mode 755. sudo bouquet"):

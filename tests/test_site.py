@@ -1,6 +1,8 @@
 """Certificates, keys and kits: who can read them, what they say, and that they stay where they belong."""
 
 import json
+import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -27,6 +29,8 @@ from deploy.site.certificates import addresses_of, read_certificate
 from deploy.site.folder import Site
 from tests.processes import free_port
 
+# One that is there and may do nothing, or whoever runs the tests.
+USER = pwd.getpwuid(os.getuid() or pwd.getpwnam("daemon").pw_uid).pw_name
 PRIVATE = re.compile(rb"BEGIN [A-Z ]*PRIVATE KEY")
 
 
@@ -319,3 +323,80 @@ def test_the_coordinator_is_told_which_name_and_weight_go_with_a_key(site, capsy
     file.write_text("{")
     with pytest.raises(BouquetError, match="the site's nodes cannot be read"):
         roster.of_this_site()
+
+
+@pytest.fixture
+def nearby(tmp_path) -> Path:
+    """A site whose address can be resolved here."""
+    folder = tmp_path / "nearby"
+    assert main(["site", "create", str(folder), "--address", "127.0.0.1", "--nodes", "ward-1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path) -> list[str]:
+    """Where the kit of these tests goes, for users that are there and may do nothing."""
+    return ["--user", USER, "--keys-user", USER, "--installed", str(tmp_path / "etc/ward-1")]
+
+
+def test_a_kit_from_somebody_else_names_files_and_nothing_that_root_would_run(nearby, place, tmp_path, capsys):
+    """A hostile site: units and scripts of its own, lines in its facts, folders and users that are not the node's."""
+    own = [f"state-directory={tmp_path}/state"]
+    assert main(["site", "kit", str(nearby), "ward-1", *place, *own]) == 0
+    kit, units, there = nearby / "kits/ward-1", tmp_path / "units", tmp_path / "etc/ward-1"
+    facts = (kit / "kit.toml").read_text()
+    assert "cannot be resolved (nowhere.invalid:9092)" in _elsewhere(kit, units, capsys)
+    (kit / "kit.toml").write_text(facts)
+    (kit / "evil.service").write_text("[Service]\nUser=root\nExecStart=/bin/sh\n")
+    (kit / "supernode.sh").write_text("#!/bin/sh\nid >/tmp/evil\n")
+    (kit / "bouquet-ward-1-supernode.service").write_text("[Service]\nExecStart=/bin/sh\n")
+    assert main(["site", "install", str(kit), "--units", str(units)]) == 0
+    assert sorted(unit.name for unit in units.glob("*.service")) == [
+        "bouquet-ward-1-superexec.service",
+        "bouquet-ward-1-supernode.service",
+    ]
+    assert "evil" not in (there / "supernode.sh").read_text()
+    assert f"User={USER}" in (units / "bouquet-ward-1-supernode.service").read_text().splitlines()
+    assert not (there / "evil.service").exists()
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    (busy / "file").write_text("somebody's")
+    for change, message in (
+        ((f'user = "{USER}"', 'user = "root"'), "a kit for root"),
+        ((f'user = "{USER}"', 'user = "daemon\\nExecStartPre=/bin/sh"'), "a kit cannot be read"),
+        ((f'state = "{tmp_path}/state"', 'state = "/srv/../etc"'), "a kit cannot be read"),
+        ((f'state = "{tmp_path}/state"', f'state = "{tmp_path}/a b"'), "a kit cannot be read"),
+        ((f'installed = "{there}"', f'installed = "{busy}"'), "a folder that is in use"),
+    ):
+        (kit / "kit.toml").write_text(facts.replace(*change))
+        assert (kit / "kit.toml").read_text() != facts
+        assert message in refused(capsys, "install", kit, "--units", units), message
+    assert (busy / "file").exists()
+
+
+def test_an_installed_kit_keeps_what_is_the_machines_own_and_its_secrets(nearby, place, tmp_path, capsys):
+    own = [f"state-directory={tmp_path}/state"]
+    assert main(["site", "kit", str(nearby), "ward-1", *place, *own]) == 0
+    install = ["site", "install", str(nearby / "kits/ward-1.tar.gz"), "--units", str(tmp_path / "units")]
+    assert main(install) == 0
+    there = tmp_path / "etc/ward-1"
+    (there / "policy.toml").write_text('rules = ["ffa-lora"]\n')
+    secret, bundles = (there / "superexec.secret").read_bytes(), (there / "bundles.txt").read_text()
+    assert main(["site", "kit", str(nearby), "ward-1", *place, *own, "lora-rank=4"]) == 0
+    capsys.readouterr()
+    assert main(install) == 0
+    assert "kept node.toml, policy.toml: they are this machine's own" in capsys.readouterr().out
+    assert (there / "policy.toml").read_text() == 'rules = ["ffa-lora"]\n'
+    assert "lora-rank" not in (there / "node.toml").read_text()
+    assert ((there / "superexec.secret").read_bytes(), (there / "bundles.txt").read_text()) == (secret, bundles)
+    assert (there / "superexec.secret").stat().st_mode & 0o777 == 0o640
+    assert (there / "node.key").stat().st_mode & 0o777 == 0o600
+
+
+def _elsewhere(kit: Path, units: Path, capsys) -> str:
+    """What is said of a kit whose coordinator nobody finds; nothing is made of it."""
+    file = kit / "kit.toml"
+    file.write_text(file.read_text().replace("127.0.0.1:9092", "nowhere.invalid:9092"))
+    said = refused(capsys, "install", kit, "--units", units)
+    assert not units.exists()
+    return said

@@ -1,13 +1,15 @@
 """What `bouquet site install` has put on this machine: that it is there, whose it is, and that it is the kit's."""
 
 import pwd
+import tempfile
 from pathlib import Path
 
 from common.error import BouquetError
 from deploy.bundles import bundle
 from deploy.bundles.command import line
 from deploy.doctor.check import WarningError
-from deploy.site.install import KEPT
+from deploy.site.install import KEPT, OF_A_KIT
+from deploy.site.kit import write_scripts
 from deploy.site.kit_facts import KitFacts
 
 CURE = "sudo bouquet site install, with the kit or the site's folder."
@@ -19,14 +21,19 @@ def installed(kit: Path) -> str:
     there = Path(facts.installed)
     if not there.is_dir():
         raise BouquetError("the kit is not installed here", where=facts.name, expected=f"a folder {there}", cure=CURE)
-    for folder in facts.state:
-        _folder(Path(folder), facts.user)
-    if facts.keys_state:
-        _folder(Path(facts.keys_state), facts.keys_user)
-    different = [file.name for file in sorted(kit.iterdir()) if _differs(file, there / file.name)]
+    for folder, user in facts.folders:
+        _folder(Path(folder), user)
+    different = [file.name for file in _expected(kit, facts) if _differs(file, there / file.name)]
+    if facts.is_node:
+        with tempfile.TemporaryDirectory() as folder:
+            write_scripts(Path(folder), facts)
+            different += [file.name for file in sorted(Path(folder).iterdir()) if _differs(file, there / file.name)]
     if different:
         raise WarningError(
-            "what is installed is not the kit's", where=str(there), got=f"another {', '.join(different)}", cure=CURE
+            "what is installed is not the kit's and this release's",
+            where=str(there),
+            got=f"another {', '.join(different)}",
+            cure=CURE,
         )
     return f"{there}, for {facts.user}" + (f" and {facts.keys_user}" if facts.keys_user else "")
 
@@ -44,6 +51,12 @@ def bundles(kit: Path) -> str:
             cure=f"bouquet bundle >> {file}.",
         )
     return f"this release, and {len(found) - 1} others, may run here"
+
+
+def _expected(kit: Path, facts: KitFacts) -> list[Path]:
+    """The files of a kit that are installed as they are, but for those that are the machine's own from then on."""
+    files = [file for file in sorted(kit.iterdir()) if file.is_file() and file.name not in KEPT]
+    return [file for file in files if file.name in OF_A_KIT or not facts.is_node]
 
 
 def _folder(folder: Path, user: str) -> None:
@@ -67,8 +80,6 @@ def _folder(folder: Path, user: str) -> None:
 
 def _differs(file: Path, other: Path) -> bool:
     """Whether the kit has another file than the machine, as far as whoever asks can read both."""
-    if not file.is_file() or file.name in KEPT:
-        return False
     try:
         return file.read_bytes() != other.read_bytes()
     except PermissionError:

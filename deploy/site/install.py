@@ -20,12 +20,17 @@ from common.error import BouquetError
 from deploy.bundles import bundle
 from deploy.bundles.command import line
 from deploy.site.certificates import write_secret
+from deploy.site.kit import write_scripts
+from deploy.site.kit_facts import FILE as KIT_FILE
 from deploy.site.kit_facts import KitFacts
 
 UNITS = Path("/etc/systemd/system")
 SHARED = "superexec.secret"
 # The operator's own, once they lie there: a new kit does not change them.
 KEPT = ("node.toml", "policy.toml")
+# What a node takes of a packed kit; all else it makes itself.
+OF_A_KIT = ("ca.crt", "kit.toml", "node.key", "node.pub", *KEPT)
+LARGEST_FILE = 2**20
 # Of the kit, what another user than root has to read and nobody else may.
 OF_THE_KEYS, OF_THE_COORDINATOR = ("node.key",), ("server.key", "nodes.json", SHARED)
 
@@ -37,26 +42,39 @@ def install(source: Path, units: Path = UNITS) -> list[str]:
     """
     with _unpacked(source) as kit:
         facts, done = KitFacts.read(kit), list[str]()
-        if os.geteuid() != 0 and {facts.user, facts.keys_user or facts.user} != {pwd.getpwuid(os.geteuid()).pw_name}:
-            raise BouquetError(
-                "only root can install for other users", where=facts.name, cure="sudo bouquet site install."
-            )
-        there = Path(facts.installed)
-        for user, home in ((facts.user, facts.state[0]), (facts.keys_user, facts.keys_state)):
+        there, me = Path(facts.installed), pwd.getpwuid(os.geteuid()).pw_name
+        if os.geteuid() != 0 and {facts.user, facts.keys_user or facts.user} != {me}:
+            raise BouquetError("only root can install for other users", where=facts.name, cure="Use sudo.")
+        reach = _egress(facts.superlink) if facts.is_node else ""  # before anything is changed
+        for user, home in ((facts.user, facts.state), (facts.keys_user, facts.keys_state)):
             done += _user(user, home) if user else []
-        for folder, user in (*((state, facts.user) for state in facts.state), (facts.keys_state, facts.keys_user)):
-            if folder:
-                _own_folder(Path(folder), user)
+        _check_places(facts)
+        for folder, user in facts.folders:
+            _own_folder(Path(folder), user)
         kept = _copy(kit, there, facts)
         done += [f"kept {', '.join(kept)}: they are this machine's own"] if kept else []
         done.append(_allow(there / bundle.FILE))
-        started = _units(there, units, facts)
+        started = _units(there, units, reach)
     return [*done, f"installed {facts.name} in {there}", f"start it: systemctl enable --now {' '.join(started)}"]
+
+
+def _check_places(facts: KitFacts) -> None:
+    """Whether what a kit names is its own: no user that may do more, no folder that something else is in."""
+    for name in {facts.user, facts.keys_user} - {""}:
+        if pwd.getpwnam(name).pw_uid == 0:
+            raise BouquetError("a kit for root", where=facts.name, expected="a user without rights", got=name)
+    for folder, user in facts.folders:
+        place = Path(folder)
+        if place.exists() and place.stat().st_uid != pwd.getpwnam(user).pw_uid and any(place.iterdir()):
+            raise BouquetError("a folder that is in use", where=folder, expected=f"one of {user}'s, or an empty one")
+    there = Path(facts.installed)
+    if there.exists() and any(there.iterdir()) and not (there / KIT_FILE).exists():
+        raise BouquetError("a folder that is in use", where=str(there), expected="an installed kit, or an empty folder")
 
 
 @contextmanager
 def _unpacked(source: Path) -> Iterator[Path]:
-    """The kit's folder, whatever was named. Of a packed kit plain files in one folder are taken, and nothing else."""
+    """The kit's folder, whatever was named. Of a packed kit the plain files that a node needs are taken."""
     if source.is_dir():
         yield source / "coordinator" if (source / "site.json").exists() else source
         return
@@ -64,9 +82,9 @@ def _unpacked(source: Path) -> Iterator[Path]:
         try:
             with tarfile.open(source) as tar:
                 for member in tar:
-                    file, name = tar.extractfile(member), Path(member.name)
-                    if file is None or len(name.parts) != 2 or ".." in name.parts or name.is_absolute():
-                        raise BouquetError("a kit with a foreign entry", where=str(source), got=repr(member.name))
+                    file, name = tar.extractfile(member) if member.isfile() else None, Path(member.name)
+                    if file is None or name.name not in OF_A_KIT or member.size > LARGEST_FILE:
+                        continue
                     write_secret(Path(folder) / name.name, file.read())
         except (OSError, tarfile.TarError) as error:
             raise BouquetError("a kit cannot be read", where=str(source), got=str(error)) from error
@@ -101,9 +119,12 @@ def _copy(kit: Path, there: Path, facts: KitFacts) -> list[str]:
     there.chmod(0o755)
     kept = [name for name in KEPT if (there / name).exists()]
     for file in sorted(kit.iterdir()):
-        if file.is_file() and file.name not in kept:
+        # Root makes a node's scripts and units itself: a kit comes from somebody else.
+        if file.is_file() and file.name not in kept and (file.name in OF_A_KIT or not facts.is_node):
             write_secret(there / file.name, file.read_bytes())
             (there / file.name).chmod(0o755 if file.suffix == ".sh" else 0o644)
+    if facts.is_node:
+        write_scripts(there, facts)
     if facts.is_node and not (there / SHARED).exists():
         write_secret(there / SHARED, os.urandom(48))
     user, keys_user = (pwd.getpwnam(name or facts.user) for name in (facts.user, facts.keys_user))
@@ -133,17 +154,17 @@ def _allow(file: Path) -> str:
     return f"{file} allows this release, and {len(found)} others"
 
 
-def _units(there: Path, units: Path, facts: KitFacts) -> list[str]:
+def _units(there: Path, units: Path, reach: str) -> list[str]:
     """The kit's units where systemd finds them, with the SuperLink's addresses; returns their names."""
     names = []
     units.mkdir(parents=True, exist_ok=True)
     for unit in sorted(there.glob("*.service")):
         shutil.copy(unit, units / unit.name)
         names.append(unit.stem)
-        if facts.is_node and unit.stem.endswith("supernode"):
+        if reach and unit.stem.endswith("supernode"):
             dropin = units / f"{unit.name}.d"
             dropin.mkdir(exist_ok=True)
-            (dropin / "egress.conf").write_text(_egress(facts.superlink))
+            (dropin / "egress.conf").write_text(reach)
     if units == UNITS and shutil.which("systemctl"):
         subprocess.run(["systemctl", "daemon-reload"], capture_output=True, check=False)
     return names

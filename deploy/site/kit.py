@@ -4,13 +4,14 @@ import io
 import os
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import tomli_w
+from pydantic import ValidationError
 
 from common.error import BouquetError
 from common.ledger import witness_of
@@ -44,24 +45,17 @@ class Place:
     image: str = ""
     port: int = 9094
 
-    def values(self, kind: str) -> dict[str, Any]:
-        """What the templates call it; ``kind`` is the image's where none is named."""
-        image = self.image or f"bouquet-{kind}:{version('bouquet')}"
-        ports = {"health": self.port + 1, "exec_health": self.port + 2}
-        hardening = (TEMPLATES / "hardening.conf").read_text()
-        return {**vars(self), **ports, "group": self.user, "image": image, "hardening": hardening}
-
 
 def write_coordinator(site: Site, place: Place, state: str) -> Path:
     """Complete the coordinator's folder, and Flower's settings for whoever registers nodes and starts runs."""
     folder, facts = site.coordinator, site.facts
-    values = {
-        "site": facts.name,
+    kit = _facts(site=facts.name, name=facts.name, place=place, state=state, port=facts.control_port)
+    kit.write(folder)
+    values = _values(kit) | {
         "label": _label(facts.name),
         "fleet_port": facts.fleet_port,
         "control_port": facts.control_port,
-        "state": state,
-        **replace(place, port=facts.control_port).values("coordinator"),
+        "image": place.image or f"bouquet-coordinator:{version('bouquet')}",
     }
     if not (folder / "superexec.secret").exists():
         write_secret(folder / "superexec.secret", os.urandom(48))
@@ -69,8 +63,6 @@ def write_coordinator(site: Site, place: Place, state: str) -> Path:
         _render(f"coordinator/{name}", folder / name, values, executable=True)
     for name in ("bouquet-superlink.service", "bouquet-superexec.service", "compose.yaml", "kubernetes.yaml"):
         _render(f"coordinator/{name}", folder / name, values)
-    installed = KitFacts(name=facts.name, installed=place.installed, user=place.user, state=[state])
-    installed.write(folder)
     connection = {
         "address": f"127.0.0.1:{facts.control_port}",
         "root-certificates": str((site.authority / "ca.crt").resolve()),
@@ -106,38 +98,47 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
     (folder / "node.toml").write_text(tomli_w.dumps(settings))
     if not (folder / "policy.toml").exists():  # it is the operator's from then on
         _render("node/policy.toml", folder / "policy.toml", {"node": name, "site": site.facts.name})
-    facts = KitFacts(
-        name=name,
-        installed=place.installed,
-        user=place.user,
-        keys_user=place.keys_user,
-        state=[node.state_directory, str(node.witness.parent)],
-        keys_state=link,
-        superlink=superlink,
-        port=place.port,
-    )
+    own = {"witness": str(node.witness.parent), "keys_user": place.keys_user, "keys_state": link, "port": place.port}
+    facts = _facts(site=site.facts.name, name=name, place=place, state=state, superlink=superlink, **own)
     facts.write(folder)
     (folder / "node.pub").write_text(f"{site.node(name).public_key} {name}\n")
     (folder / "ca.crt").write_bytes((site.authority / "ca.crt").read_bytes())
-    values = {
-        "site": site.facts.name,
-        "node": name,
-        "label": _label(f"{site.facts.name}-{name}"),
-        "superlink": superlink,
-        "state": node.state_directory,
-        "witness": node.witness.parent,
-        "link": link,
-        "fleet_port": site.facts.fleet_port,
-        **_data(node.data, _label(f"{site.facts.name}-{name}")),
-        **place.values("node"),
-    }
-    for file in ("start.sh", "supernode.sh", "superexec.sh"):
-        _render(f"node/{file}", folder / file, values, executable=True)
-    for part in ("supernode", "superexec"):
-        _render(f"node/{part}.service", folder / f"bouquet-{name}-{part}.service", values)
+    write_scripts(folder, facts)
+    label = _label(f"{site.facts.name}-{name}")
+    image = place.image or f"bouquet-node:{version('bouquet')}"
+    more = {"label": label, "fleet_port": site.facts.fleet_port, "image": image, **_data(node.data, label)}
     for file in ("compose.yaml", "kubernetes.yaml"):
-        _render(f"node/{file}", folder / file, values)
+        _render(f"node/{file}", folder / file, _values(facts) | more)
     return folder
+
+
+def write_scripts(folder: Path, facts: KitFacts) -> None:
+    """The scripts and units of a node, which follow from its facts and from this release alone."""
+    for file in ("start.sh", "supernode.sh", "superexec.sh"):
+        _render(f"node/{file}", folder / file, _values(facts), executable=True)
+    for part in ("supernode", "superexec"):
+        _render(f"node/{part}.service", folder / f"bouquet-{facts.name}-{part}.service", _values(facts))
+
+
+def _facts(*, place: Place, **facts: Any) -> KitFacts:
+    """A kit's facts. Raises :class:`BouquetError` on one that a machine would not take."""
+    try:
+        return KitFacts(installed=place.installed, programs=place.programs, user=place.user, **facts)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise BouquetError(
+            "a kit that cannot be made",
+            where=f"{facts['name']}, {wrong['loc'][0]}",
+            expected="a plain name, or an absolute path of letters, digits, dots, hyphens and underscores",
+            got=repr(wrong["input"]),
+        ) from error
+
+
+def _values(facts: KitFacts) -> dict[str, Any]:
+    """What the templates call the facts of a kit."""
+    derived = {"node": facts.name, "link": facts.keys_state, "health": facts.port + 1, "exec_health": facts.port + 2}
+    hardening = (TEMPLATES / "hardening.conf").read_text()
+    return {**facts.model_dump(), **derived, "group": facts.user, "hardening": hardening}
 
 
 def _data(data: str, label: str) -> dict[str, str]:

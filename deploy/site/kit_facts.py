@@ -2,33 +2,49 @@
 
 import tomllib
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.error import BouquetError
 
 FILE = "kit.toml"
 
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
+User = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
+Place = Annotated[str, Field(pattern=r"^(/[.]?[A-Za-z0-9_-][A-Za-z0-9._-]*)+$")]
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]+$")]
+
+
 class KitFacts(BaseModel):
     """Where a kit goes, whose it is, and, of a node, where the SuperLink is.
 
-    ``user`` runs the code of runs and owns the folders of ``state``; ``keys_user``, of a node, holds its key and owns
-    ``keys_state``.
+    ``user`` runs the code of runs and owns ``state`` and ``witness``; ``keys_user``, of a node, holds its key and owns
+    ``keys_state``. A node has them from somebody else and makes root's scripts and units of them: they are names, plain
+    absolute paths and an address, and nothing more.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    name: str
-    installed: str
-    user: str
-    state: list[str]
-    keys_user: str = ""
-    keys_state: str = ""
-    superlink: str = ""
-    port: int = 0
+    site: Name
+    name: Name
+    installed: Place
+    programs: Place
+    user: User
+    state: Place
+    witness: Place | Literal[""] = ""
+    keys_user: User | Literal[""] = ""
+    keys_state: Place | Literal[""] = ""
+    superlink: Address | Literal[""] = ""
+    port: Annotated[int, Field(ge=0, le=65533)] = 0
+
+    @property
+    def folders(self) -> list[tuple[str, str]]:
+        """The folders that belong to a user, and whose."""
+        found = [(self.state, self.user), (self.witness, self.user), (self.keys_state, self.keys_user)]
+        return [(folder, user) for folder, user in found if folder]
 
     @classmethod
     def read(cls, kit: Path) -> Self:
@@ -39,7 +55,7 @@ class KitFacts(BaseModel):
             raise BouquetError(
                 "a kit cannot be read",
                 where=str(kit / FILE),
-                got=str(error).splitlines()[0],
+                got=" ".join(str(error).split()),
                 cure="Name the folder of an unpacked kit of this release.",
             ) from error
 
