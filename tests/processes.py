@@ -16,7 +16,7 @@ from typing import Any
 from client_app import worker
 from deploy.bundles.command import line
 from deploy.command import main
-from deploy.flower import environment, program
+from deploy.flower import app_alone, environment, program
 from deploy.simulation import SIMULATION
 
 APP = Path(__file__).parents[1]
@@ -170,7 +170,8 @@ class Federation:
 
     def submit(self, name: str, settings: str, directory: Path) -> str:
         """Start a run of Bouquet's; return its id."""
-        return self.start_run(APP, f'{settings} run-directory="{directory}" run-name="{name}"')
+        with app_alone() as app:
+            return self.start_run(app, f'{settings} run-directory="{directory}" run-name="{name}"')
 
     def start_run(self, app: Path, settings: str) -> str:
         """Start a run of the app in a folder; return its id. A SuperLink that has just been started is asked again."""
@@ -234,15 +235,16 @@ def simulate(home: Path, nodes: int, settings: str, directory: Path, name: str) 
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text('[superlink.local]\naddress = ":local:"\n')
     overrides = f'{settings} run-directory="{directory}" run-name="{name}"'
-    command = [program("flwr"), "run", str(APP), "local", "--stream", "--run-config", overrides]
+    command = ["local", "--stream", "--run-config", overrides, "--federation-config", f"num-supernodes={nodes}"]
     try:
-        finished = subprocess.run(
-            [*command, "--federation-config", f"num-supernodes={nodes}"],
-            env=quiet(FLWR_HOME=str(home)),
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
+        with app_alone() as app:
+            finished = subprocess.run(
+                [program("flwr"), "run", str(app), *command],
+                env=quiet(FLWR_HOME=str(home)),
+                capture_output=True,
+                text=True,
+                timeout=280,
+            )
     finally:
         stop_local_superlink(home)
     summary = directory / name / "summary.json"

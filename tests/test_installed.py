@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploy.command import main
-from deploy.flower import environment, program
+from deploy.flower import app_alone, environment, program
 from deploy.simulation import SIMULATION
 from tests.processes import Process, free_port, free_ports, quiet, wait_for
 
@@ -123,13 +123,14 @@ def test_the_page_is_followed_for_users_without_rights():
         for name in ("supernode", "superexec"):
             start(f"bouquet-ward-1-{name}")
         config = 'num-server-rounds=1 min-nodes=1 train.steps=1 run-name="one" round.wait=120.0'
-        run = [program("flwr"), "run", str(Path(__file__).parents[1]), "hospitals", "--stream", "--run-config"]
-        subprocess.run(
-            [*run, f'{config} run-directory="{folder}/var/coordinator/runs"'],
-            env=quiet(FLWR_HOME=str(site / "flower")),
-            capture_output=True,
-            timeout=240,
-        )
+        run = ["hospitals", "--stream", "--run-config", f'{config} run-directory="{folder}/var/coordinator/runs"']
+        with app_alone() as app:
+            subprocess.run(
+                [program("flwr"), "run", str(app), *run],
+                env=quiet(FLWR_HOME=str(site / "flower")),
+                capture_output=True,
+                timeout=240,
+            )
         summary = folder / "var/coordinator/runs/one/summary.json"
         assert summary.exists(), "".join(file.read_text()[-2000:] for file in folder.glob("*.log"))
         assert json.loads(summary.read_text())["ended"] == "as asked"

@@ -13,6 +13,7 @@ from tests.grid import run_in_process
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.exhaustive
 def test_minilm_on_sst2_reaches_what_a_plain_loop_reached(shared, settings, tmp_path):
     """3 IID nodes, 4,800 phrases, 10 rounds of 16 steps over an NF4 base; a plain loop measured 0.8245."""
     sst2 = shared / "data/sst2"
