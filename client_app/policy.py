@@ -45,12 +45,11 @@ from flwr.app import RecordDict
 from common import wire
 from common.accounting import Release
 from common.adapter import HEAD
-from common.codec import CodecName
 from common.config import ModelConfig, RunConfig, TaskConfig
 from common.error import RefusalError
 from common.node_config import NodeConfig
 from common.privacy_config import Mode
-from common.ranges import CountOrOff, NonNegative
+from common.ranges import CodecName, CountOrOff, NonNegative
 from common.section import Section, unknown_choice, validate
 from common.tasks import TASKS
 from strategies import RULES, Rule

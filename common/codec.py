@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.error import BouquetError
-from common.ranges import CodecName as CodecName
-from common.ranges import StateCodecName as StateCodecName
+from common.ranges import CodecName
 
 Array = NDArray[Any]
 

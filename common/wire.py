@@ -24,6 +24,7 @@ from torch import Tensor
 from common import codec as codecs
 from common.adapter import OFFSET, Key, State, Tensors, Update, check_shapes, chosen_blocks, digest, leading
 from common.error import BouquetError
+from common.ranges import CodecName
 
 FORMAT = 2
 FORM = "bytes"
@@ -49,7 +50,7 @@ class Header(BaseModel):
     kind: Literal["state", "update"]
     rule: Name
     round: Count
-    codec: codecs.CodecName
+    codec: CodecName
     scale: Positive
     weight: Positive = 1.0
     node: Name = ""
@@ -74,7 +75,7 @@ def pack_state(
     state: State,
     rule: str,
     *,
-    codec: codecs.CodecName = "fp32",
+    codec: CodecName = "fp32",
     without: frozenset[str] = frozenset(),
 ) -> ArrayRecord:
     """A state as one record; ``without`` names the parts that the receiver has already, or draws for itself."""
@@ -100,7 +101,7 @@ def pack_update(
     round: int,
     node: str,
     *,
-    codec: codecs.CodecName = "fp32",
+    codec: CodecName = "fp32",
     received: Tensors | None = None,
 ) -> ArrayRecord:
     """An update of ``round`` (the round of the state it started from) as one record.

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 
 from common.adapter import HEAD, Key, LayerShape, Spec, State
-from common.codec import CodecName, size_in_bytes
+from common.codec import size_in_bytes
 from common.config import RunConfig, WireConfig
+from common.ranges import CodecName
 from strategies.rule import Rule
 
 MANY = 1 << 16

@@ -22,8 +22,8 @@ from flwr.supercore import log
 
 from common import wire
 from common.adapter import Spec, State, Tensors, Update, check_values
-from common.codec import CodecName, StateCodecName
 from common.error import BouquetError, RefusalError, brief
+from common.ranges import CodecName, StateCodecName
 from strategies.private_mean import PrivateMean
 from strategies.rule import Rule
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import signal
 import socket
 import sqlite3
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from client_app import worker
-from deploy.bundles.command import line
+from deploy.bundles import bundle
 from deploy.command import main
 from deploy.flower import app_alone, environment, program
 from deploy.simulation import SIMULATION
 
 APP = Path(__file__).parents[1]
+# For whom something is installed: whoever runs the tests, or where that is root, a user that may do nothing.
+UNPRIVILEGED = pwd.getpwuid(os.getuid() or pwd.getpwnam("daemon").pw_uid).pw_name
 
 
 def free_port() -> int:
@@ -163,7 +166,7 @@ class Federation:
         """Let the bundle of an app, without one this release's, run where these kits are."""
         for kit in kits:
             with (self.site / kit / "bundles.txt").open("a") as file:
-                file.write(f"{line(app)}\n")
+                file.write(f"{bundle.of_app(app) if app else bundle.of_this_release()}\n")
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pwd
 import shutil
 import socket
 import ssl
@@ -27,22 +26,26 @@ from deploy.doctor.installed import bundles, installed
 from deploy.site import certificates
 from deploy.site.folder import Site
 from strategies import read_config
-from tests.processes import free_port
-
-# Nothing is installed for root.
-ME = pwd.getpwuid(os.getuid() or pwd.getpwnam("daemon").pw_uid).pw_name
+from tests.processes import UNPRIVILEGED, free_port
 
 
 @pytest.fixture
 def site(tmp_path) -> Path:
     folder = tmp_path / "hospitals"
     ports = ["--fleet-port", str(free_port()), "--control-port", str(free_port())]
-    place = ["--user", ME, "--installed", str(tmp_path / "etc/coordinator"), "--state", str(tmp_path / "coordinator")]
+    place = [
+        "--user",
+        UNPRIVILEGED,
+        "--installed",
+        str(tmp_path / "etc/coordinator"),
+        "--state",
+        str(tmp_path / "coordinator"),
+    ]
     assert main(["site", "create", str(folder), "--address", "localhost", "--nodes", "ward-1", *ports, *place]) == 0
     data = tmp_path / "notes.jsonl"
     data.write_text("".join(json.dumps({"text": f"def f{i}(self):\n    return {i}\n"}) + "\n" for i in range(20)))
     own = [f"data={data}", f"state-directory={tmp_path / 'state'}", "--port", str(free_port())]
-    own += ["--installed", str(tmp_path / "etc/ward-1"), "--user", ME, "--keys-user", ME]
+    own += ["--installed", str(tmp_path / "etc/ward-1"), "--user", UNPRIVILEGED, "--keys-user", UNPRIVILEGED]
     assert main(["site", "kit", str(folder), "ward-1", *own]) == 0
     for kit in (folder, folder / "kits/ward-1.tar.gz"):
         assert main(["site", "install", str(kit), "--units", str(tmp_path / "units")]) == 0
@@ -268,10 +271,10 @@ def test_a_node_that_runs_already_is_asked_for_its_health(capsys):
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         with pytest.raises(BouquetError, match=r"by one that no longer serves .*UNAVAILABLE"):
-            network.node_port(port)
+            network.healthy_or_free(port)
         server = serving(port + 1)
         try:
-            assert network.node_port(port) == f"port {port} is in use, 127.0.0.1:{port + 1} serves"
+            assert network.healthy_or_free(port) == f"port {port} is in use, 127.0.0.1:{port + 1} serves"
             assert main(["doctor", "health", f"127.0.0.1:{port + 1}"]) == 0
         finally:
             server.stop(None).wait(5)

@@ -1,8 +1,6 @@
 """Certificates, keys and kits: who can read them, what they say, and that they stay where they belong."""
 
 import json
-import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -27,10 +25,8 @@ from deploy.command import main
 from deploy.flower import environment, program
 from deploy.site.certificates import addresses_of, read_certificate
 from deploy.site.folder import Site
-from tests.processes import free_port
+from tests.processes import UNPRIVILEGED, free_port
 
-# One that is there and may do nothing, or whoever runs the tests.
-USER = pwd.getpwuid(os.getuid() or pwd.getpwnam("daemon").pw_uid).pw_name
 PRIVATE = re.compile(rb"BEGIN [A-Z ]*PRIVATE KEY")
 
 
@@ -336,7 +332,7 @@ def nearby(tmp_path) -> Path:
 @pytest.fixture
 def place(tmp_path) -> list[str]:
     """Where the kit of these tests goes, for users that are there and may do nothing."""
-    return ["--user", USER, "--keys-user", USER, "--installed", str(tmp_path / "etc/ward-1")]
+    return ["--user", UNPRIVILEGED, "--keys-user", UNPRIVILEGED, "--installed", str(tmp_path / "etc/ward-1")]
 
 
 def test_a_kit_from_somebody_else_names_files_and_nothing_that_root_would_run(nearby, place, tmp_path, capsys):
@@ -356,14 +352,14 @@ def test_a_kit_from_somebody_else_names_files_and_nothing_that_root_would_run(ne
         "bouquet-ward-1-supernode.service",
     ]
     assert "evil" not in (there / "supernode.sh").read_text()
-    assert f"User={USER}" in (units / "bouquet-ward-1-supernode.service").read_text().splitlines()
+    assert f"User={UNPRIVILEGED}" in (units / "bouquet-ward-1-supernode.service").read_text().splitlines()
     assert not (there / "evil.service").exists()
     busy = tmp_path / "busy"
     busy.mkdir()
     (busy / "file").write_text("somebody's")
     for change, message in (
-        ((f'user = "{USER}"', 'user = "root"'), "a kit for root"),
-        ((f'user = "{USER}"', 'user = "daemon\\nExecStartPre=/bin/sh"'), "a kit cannot be read"),
+        ((f'user = "{UNPRIVILEGED}"', 'user = "root"'), "a kit for root"),
+        ((f'user = "{UNPRIVILEGED}"', 'user = "daemon\\nExecStartPre=/bin/sh"'), "a kit cannot be read"),
         ((f'state = "{tmp_path}/state"', 'state = "/srv/../etc"'), "a kit cannot be read"),
         ((f'state = "{tmp_path}/state"', f'state = "{tmp_path}/a b"'), "a kit cannot be read"),
         ((f'installed = "{there}"', f'installed = "{busy}"'), "a folder that is in use"),

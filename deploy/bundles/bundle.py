@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 from common.error import BouquetError
+from deploy.flower import app_alone
 
 VARIABLE = "BOUQUET_BUNDLES"
 FILE = "bundles.txt"
@@ -49,8 +50,14 @@ def of_app(app: Path) -> str:
     return digest(build_fab_from_disk(app))
 
 
-def allowed(file: Path) -> dict[str, str]:
-    """The digests in a file of allowed bundles, a line each, and what is written beside them.
+def of_this_release() -> str:
+    """The digest of the bundle of the release that is installed here."""
+    with app_alone() as app:
+        return of_app(app)
+
+
+def allowed(file: Path) -> frozenset[str]:
+    """The digests in a file of allowed bundles: one a line, and what it is behind a #.
 
     Raises :class:`BouquetError` where it cannot be read or a line is no digest.
     """
@@ -63,16 +70,16 @@ def allowed(file: Path) -> dict[str, str]:
             got=str(error),
             cure="bouquet bundle writes those of the release that is installed here.",
         ) from error
-    found = {}
+    found = set[str]()
     for number, line in enumerate(text.splitlines(), start=1):
-        name, _, note = (part.strip() for part in line.partition("#"))
+        name = line.partition("#")[0].strip()
         if name and not re.fullmatch(r"[0-9a-f]{64}", name):
             raise BouquetError(
                 "a line that is no digest", where=f"{file}, line {number}", expected="64 hex digits", got=repr(name)
             )
         if name:
-            found[name] = note
-    return found
+            found.add(name)
+    return frozenset(found)
 
 
 def check(content: bytes) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from common.error import BouquetError
 from deploy.bundles import bundle
-from deploy.flower import app_alone
 from deploy.settings import Commands, add_command
 
+RELEASE = f"bouquet {version('bouquet')}"
 EXAMPLE = """\
 Example: bouquet bundle                      # this release's digest
          bouquet bundle > bundles.txt        # allow it, and nothing else
@@ -22,19 +22,20 @@ def add_to(commands: Commands) -> None:
     parser.set_defaults(work=_bundle)
 
 
-def line(place: Path | None = None) -> str:
+def line(digest: str, note: str) -> str:
     """A line of a file of allowed bundles."""
-    if place is None:
-        with app_alone() as app:
-            return f"{bundle.of_app(app)}  # bouquet {version('bouquet')}"
-    if place.is_dir():
-        return f"{bundle.of_app(place)}  # {place.resolve().name}"
-    try:
-        return f"{bundle.digest(place.read_bytes())}  # {place.name}"
-    except OSError as error:
-        raise BouquetError("a bundle cannot be read", where=str(place), got=str(error.strerror)) from error
+    return f"{digest}  # {note}"
 
 
 def _bundle(options: argparse.Namespace) -> int:
-    print(line(options.bundle))
+    place: Path | None = options.bundle
+    if place is None:
+        print(line(bundle.of_this_release(), RELEASE))
+    elif place.is_dir():
+        print(line(bundle.of_app(place), place.resolve().name))
+    else:
+        try:
+            print(line(bundle.digest(place.read_bytes()), place.name))
+        except OSError as error:
+            raise BouquetError("a bundle cannot be read", where=str(place), got=str(error.strerror)) from error
     return 0

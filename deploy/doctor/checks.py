@@ -21,7 +21,7 @@ def node(kit: Path, address: str, port: int, facts: NodeConfig, config: RunConfi
     yield Check("bundles", lambda: bundles(kit))
     yield Check("key", lambda: network.node_key(kit / "node.key"))
     yield Check("root", lambda: network.certificate(kit / "ca.crt"))
-    yield Check("port", lambda: network.node_port(port))
+    yield Check("port", lambda: network.healthy_or_free(port))
     yield Check("superlink", lambda: network.superlink(address, kit / "ca.crt"))
     yield Check("quantisation", lambda: machine.quantisation(facts.device))
     yield Check("model", lambda: job.model(config))
@@ -47,5 +47,5 @@ def coordinator(site: Site, config: RunConfig) -> Iterator[Check]:
     server, root = folder / "server.crt", site.authority / "ca.crt"
     yield Check("certificate", lambda: network.certificate(server, root, facts.addresses))
     yield Check("fleet port", lambda: network.ours_or_free(facts.fleet_port, root))
-    yield Check("flwr port", lambda: network.port_is_free_or_healthy(facts.control_port, facts.control_port + 1))
+    yield Check("flwr port", lambda: network.healthy_or_free(facts.control_port))
     yield Check("traffic", lambda: job.traffic(config))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from common.error import BouquetError
 from deploy.bundles import bundle
-from deploy.bundles.command import line
 from deploy.doctor.check import WarningError
-from deploy.site.install import KEPT, OF_A_KIT
+from deploy.site.install import KEPT, taken
 from deploy.site.kit import write_scripts
 from deploy.site.kit_facts import KitFacts
 
@@ -23,7 +22,8 @@ def installed(kit: Path) -> str:
         raise BouquetError("the kit is not installed here", where=facts.name, expected=f"a folder {there}", cure=CURE)
     for folder, user in facts.folders:
         _folder(Path(folder), user)
-    different = [file.name for file in _expected(kit, facts) if _differs(file, there / file.name)]
+    expected = [file for file in taken(kit, facts) if file.name not in KEPT]
+    different = [file.name for file in expected if _differs(file, there / file.name)]
     if facts.is_node:
         with tempfile.TemporaryDirectory() as folder:
             write_scripts(Path(folder), facts)
@@ -42,7 +42,7 @@ def bundles(kit: Path) -> str:
     """Whether runs of the release that is installed here may run here."""
     file = Path(KitFacts.read(kit).installed) / bundle.FILE
     found = bundle.allowed(file)
-    if (ours := line().split()[0]) not in found:
+    if (ours := bundle.of_this_release()) not in found:
         raise BouquetError(
             "this release may not run here",
             where=str(file),
@@ -51,12 +51,6 @@ def bundles(kit: Path) -> str:
             cure=f"bouquet bundle >> {file}.",
         )
     return f"this release, and {len(found) - 1} others, may run here"
-
-
-def _expected(kit: Path, facts: KitFacts) -> list[Path]:
-    """The files of a kit that are installed as they are, but for those that are the machine's own from then on."""
-    files = [file for file in sorted(kit.iterdir()) if file.is_file() and file.name not in KEPT]
-    return [file for file in files if file.name in OF_A_KIT or not facts.is_node]
 
 
 def _folder(folder: Path, user: str) -> None:

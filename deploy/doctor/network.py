@@ -3,7 +3,7 @@
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -114,38 +114,29 @@ def port_is_free(port: int, cure: str) -> str:
 
 def ours_or_free(port: int, root: Path) -> str:
     """A port of the SuperLink: free before it is started, and its own afterwards."""
+    cure = "Stop it, or make the site with another --fleet-port or --control-port."
+    return _free_or(port, lambda: superlink(f"127.0.0.1:{port}", root), cure)
+
+
+def healthy_or_free(port: int) -> str:
+    """A port of one of Flower's processes: free before it is started; afterwards its health is at the next port."""
+    cure = "Stop it, or choose another port (bouquet site create, bouquet site kit)."
+    return _free_or(port, lambda: f"port {port} is in use, {health(f'127.0.0.1:{port + 1}')}", cure)
+
+
+def _free_or(port: int, ask: Callable[[], str], cure: str) -> str:
+    """A port that is free, or whose holder answers as ours does."""
     try:
-        return port_is_free(port, "")
+        return port_is_free(port, cure)
     except BouquetError as taken:
         try:
-            return superlink(f"127.0.0.1:{port}", root)
-        except BouquetError as foreign:
-            raise BouquetError(
-                "a port in use by another program",
-                where=f"port {port}",
-                got=str(foreign),
-                cure="Stop it, or make the site with another --fleet-port or --control-port.",
-            ) from taken
-
-
-def node_port(port: int) -> str:
-    """A node's port: free before it is started; afterwards its SuperNode answers the question after its health."""
-    return port_is_free_or_healthy(port, port + 1)
-
-
-def port_is_free_or_healthy(port: int, health_port: int) -> str:
-    """A port that is free, or belongs to one of Flower's processes that says it serves."""
-    try:
-        return port_is_free(port, "")
-    except BouquetError as taken:
-        try:
-            return f"port {port} is in use, {health(f'127.0.0.1:{health_port}')}"
+            return ask()
         except BouquetError as silent:
             raise BouquetError(
-                "a port in use by another program, or by one that no longer serves",
+                "a port in use by another program or by one that no longer serves",
                 where=f"port {port}",
                 got=str(silent),
-                cure="Stop it, or choose another port (bouquet site create, bouquet site kit).",
+                cure=cure,
             ) from taken
 
 

@@ -3,7 +3,6 @@
 What a run's code could use to change what it may do belongs to root: scripts, units, policy, and the list of bundles.
 """
 
-import grp
 import ipaddress
 import os
 import pwd
@@ -18,9 +17,9 @@ from pathlib import Path
 
 from common.error import BouquetError
 from deploy.bundles import bundle
-from deploy.bundles.command import line
+from deploy.bundles.command import RELEASE, line
 from deploy.site.certificates import write_secret
-from deploy.site.kit import write_scripts
+from deploy.site.kit import mode_of, write_scripts
 from deploy.site.kit_facts import FILE as KIT_FILE
 from deploy.site.kit_facts import KitFacts
 
@@ -31,8 +30,8 @@ KEPT = ("node.toml", "policy.toml")
 # What a node takes of a packed kit; all else it makes itself.
 OF_A_KIT = ("ca.crt", "kit.toml", "node.key", "node.pub", *KEPT)
 LARGEST_FILE = 2**20
-# Of the kit, what another user than root has to read and nobody else may.
-OF_THE_KEYS, OF_THE_COORDINATOR = ("node.key",), ("server.key", "nodes.json", SHARED)
+# What the coordinator's user has to read and nobody else may.
+OF_THE_COORDINATOR = ("server.key", "nodes.json", SHARED)
 
 
 def install(source: Path, units: Path = UNITS) -> list[str]:
@@ -118,22 +117,29 @@ def _copy(kit: Path, there: Path, facts: KitFacts) -> list[str]:
     there.mkdir(parents=True, exist_ok=True)
     there.chmod(0o755)
     kept = [name for name in KEPT if (there / name).exists()]
-    for file in sorted(kit.iterdir()):
-        # Root makes a node's scripts and units itself: a kit comes from somebody else.
-        if file.is_file() and file.name not in kept and (file.name in OF_A_KIT or not facts.is_node):
+    for file in taken(kit, facts):
+        if file.name not in kept:
             write_secret(there / file.name, file.read_bytes())
-            (there / file.name).chmod(0o755 if file.suffix == ".sh" else 0o644)
-    if facts.is_node:
-        write_scripts(there, facts)
-    if facts.is_node and not (there / SHARED).exists():
+            (there / file.name).chmod(mode_of(file.name))
+    user = pwd.getpwnam(facts.user)
+    if not facts.is_node:
+        for name in OF_THE_COORDINATOR:
+            _keep(there / name, user.pw_uid, user.pw_gid, 0o600)
+        return kept
+    write_scripts(there, facts)
+    if not (there / SHARED).exists():
         write_secret(there / SHARED, os.urandom(48))
-    user, keys_user = (pwd.getpwnam(name or facts.user) for name in (facts.user, facts.keys_user))
-    group = grp.getgrgid(user.pw_gid).gr_gid
-    for name in OF_THE_KEYS if facts.is_node else OF_THE_COORDINATOR:
-        _keep(there / name, keys_user.pw_uid if facts.is_node else user.pw_uid, group, 0o600)
-    if facts.is_node:
-        _keep(there / SHARED, 0, group, 0o640)
+    _keep(there / SHARED, os.geteuid(), user.pw_gid, 0o640)
+    _keep(there / "node.key", pwd.getpwnam(facts.keys_user).pw_uid, user.pw_gid, 0o600)
     return kept
+
+
+def taken(kit: Path, facts: KitFacts) -> list[Path]:
+    """The files of a kit that are installed as they are.
+
+    Root makes a node's scripts and units itself: a kit comes from somebody else.
+    """
+    return [file for file in sorted(kit.iterdir()) if file.is_file() and (file.name in OF_A_KIT or not facts.is_node)]
 
 
 def _keep(file: Path, user: int, group: int, mode: int) -> None:
@@ -144,12 +150,11 @@ def _keep(file: Path, user: int, group: int, mode: int) -> None:
 
 def _allow(file: Path) -> str:
     """Let the release that is installed here run; what was allowed before stays so."""
-    ours = line()
-    found = bundle.allowed(file) if file.exists() else {}
-    if ours.split()[0] in found:
+    found = bundle.allowed(file) if file.exists() else frozenset()
+    if (ours := bundle.of_this_release()) in found:
         return f"{file} allows this release already"
     with file.open("a") as lines:
-        lines.write(ours + "\n")
+        lines.write(line(ours, RELEASE) + "\n")
     file.chmod(0o644)
     return f"{file} allows this release, and {len(found)} others"
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from common.error import BouquetError
 from common.ledger import witness_of
 from common.node_config import NodeConfig
+from deploy.flower import QUIET
 from deploy.site.certificates import write_secret
 from deploy.site.folder import Site
 from deploy.site.kit_facts import KitFacts
@@ -136,9 +137,10 @@ def _facts(*, place: Place, **facts: Any) -> KitFacts:
 
 def _values(facts: KitFacts) -> dict[str, Any]:
     """What the templates call the facts of a kit."""
+    quiet = " ".join(f"{name}={value}" for name, value in QUIET.items())
     derived = {"node": facts.name, "link": facts.keys_state, "health": facts.port + 1, "exec_health": facts.port + 2}
     hardening = (TEMPLATES / "hardening.conf").read_text()
-    return {**facts.model_dump(), **derived, "group": facts.user, "hardening": hardening}
+    return {**facts.model_dump(), **derived, "group": facts.user, "hardening": hardening, "quiet": quiet}
 
 
 def _data(data: str, label: str) -> dict[str, str]:
@@ -153,6 +155,11 @@ def _data(data: str, label: str) -> dict[str, str]:
     }
 
 
+def mode_of(name: str) -> int:
+    """The mode that a file of a kit has to have."""
+    return 0o600 if name in SECRETS else 0o755 if name.endswith(".sh") else 0o644
+
+
 def pack(kit: Path) -> Path:
     """A kit as a tarball of mode 0600 beside its folder, with the modes that each file has to have."""
     archive = io.BytesIO()
@@ -160,7 +167,7 @@ def pack(kit: Path) -> Path:
         for file in sorted(path for path in kit.iterdir() if path.is_file()):
             facts = tarfile.TarInfo(f"{kit.name}/{file.name}")
             facts.size = file.stat().st_size
-            facts.mode = 0o600 if file.name in SECRETS else 0o755 if file.suffix == ".sh" else 0o644
+            facts.mode = mode_of(file.name)
             with file.open("rb") as opened:
                 tar.addfile(facts, opened)
     packed = kit.with_name(f"{kit.name}.tar.gz")

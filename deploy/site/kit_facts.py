@@ -14,7 +14,7 @@ FILE = "kit.toml"
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 User = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
-Place = Annotated[str, Field(pattern=r"^(/[.]?[A-Za-z0-9_-][A-Za-z0-9._-]*)+$")]
+Folder = Annotated[str, Field(pattern=r"^(/[.]?[A-Za-z0-9_-][A-Za-z0-9._-]*)+$")]
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]+$")]
 
 
@@ -30,13 +30,13 @@ class KitFacts(BaseModel):
 
     site: Name
     name: Name
-    installed: Place
-    programs: Place
+    installed: Folder
+    programs: Folder
     user: User
-    state: Place
-    witness: Place | Literal[""] = ""
+    state: Folder
+    witness: Folder | Literal[""] = ""
     keys_user: User | Literal[""] = ""
-    keys_state: Place | Literal[""] = ""
+    keys_state: Folder | Literal[""] = ""
     superlink: Address | Literal[""] = ""
     port: Annotated[int, Field(ge=0, le=65533)] = 0
 

@@ -4,7 +4,7 @@
 set -eu
 umask 077
 cd "$(dirname "$0")"
-export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
+export @quiet
 # Names and weights belong to keys: what a node calls itself does not count.
 export BOUQUET_NODES="$PWD/nodes.json"
 export FLWR_HOME="@state/flower" BOUQUET_BUNDLES="${BOUQUET_BUNDLES:-$PWD/bundles.txt}"
