@@ -130,7 +130,7 @@ def _copy(kit: Path, there: Path, facts: KitFacts) -> list[str]:
     if not (there / SHARED).exists():
         write_secret(there / SHARED, os.urandom(48))
     _keep(there / SHARED, os.geteuid(), user.pw_gid, 0o640)
-    _keep(there / "node.key", pwd.getpwnam(facts.keys_user).pw_uid, user.pw_gid, 0o600)
+    _keep(there / "node.key", pwd.getpwnam(facts.keys_user or facts.user).pw_uid, user.pw_gid, 0o600)
     return kept
 
 
