@@ -139,7 +139,7 @@ def descend(
 
 def outputs(model: LoraModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's logits of a batch, and the batch's labels beside them."""
-    logits = model.logits(batch["input_ids"], batch["attention_mask"])
+    logits = model.logits(batch)
     return logits, batch["labels"].to(logits.device)
 
 

@@ -21,7 +21,7 @@ from common.adapter import CORE, HEAD, Key, LayerShape, Spec, Tensors, check_sha
 from common.config import LoraConfig, ModelConfig, TaskConfig
 from common.core import CoredDown
 from common.error import BouquetError
-from common.tasks import TASKS, Example, Score, Task
+from common.tasks import TASKS, Batch, Example, Score, Task
 
 PREFIX = "base_model.model."
 
@@ -148,10 +148,10 @@ class LoraModel:
             for key in self.keys
         }
 
-    def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
         """The model's output for a batch of ``N x T`` token ids: ``N x T x V``, or ``N x classes``."""
-        device = self.device
-        output: Tensor = self.network(input_ids=tokens.to(device), attention_mask=mask.to(device)).logits
+        inputs = {name: tensor.to(self.device) for name, tensor in batch.items() if name != "labels"}
+        output: Tensor = self.network(**inputs).logits
         return output
 
     @torch.no_grad()
@@ -162,7 +162,7 @@ class LoraModel:
         by_length = sorted(examples, key=lambda example: len(example.tokens))
         for first in range(0, len(by_length), batch_size):
             batch = task.collate(by_length[first : first + batch_size], pad_token)
-            total += task.score(self.logits(batch["input_ids"], batch["attention_mask"]).cpu(), batch["labels"])
+            total += task.score(self.logits(batch).cpu(), batch["labels"])
         return total
 
     def gradients(self, task: Task, examples: Sequence[Example], pad_token: int) -> dict[str, Tensor]:
@@ -190,7 +190,7 @@ class LoraModel:
         try:
             for example in examples:
                 batch = task.collate([example], pad_token)
-                logits = self.logits(batch["input_ids"], batch["attention_mask"])
+                logits = self.logits(batch)
                 task.loss(logits, batch["labels"].to(logits.device)).backward()  # type: ignore[no-untyped-call]
         finally:
             for hook in hooks:

@@ -25,9 +25,9 @@ class MeanPooled(nn.Module):
         size = self.config.get_text_config().hidden_size
         self.classifier = nn.Linear(size, classes, device=encoder.device, dtype=torch.float32)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SequenceClassifierOutput:
-        """Logits ``N x classes`` of token ids ``N x T``."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **segments: Tensor) -> SequenceClassifierOutput:
+        """Logits ``N x classes`` of token ids ``N x T``; ``segments`` as the encoder takes them."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state
         return SequenceClassifierOutput(logits=self.classifier(pool(hidden, attention_mask)))
 
 

@@ -20,7 +20,7 @@ def test_an_answer_is_the_models_and_the_base_answers_beside_it(tmp_path, capsys
     adapted, plain = capsys.readouterr().out.split("with the adapter:\n")[1].split("the base model:\n")
     model = LoraModel(base.load(config.model, 0, torch.device("cpu")), config.lora)
     tokenizer = base.load_tokenizer(config.model)
-    asked = tasks.build(config.task).ask("def get(self", tokenizer)
+    asked = tasks.build(config.task).ask("def get(self", tokenizer).tokens
     for shown, offset, scale in ((adapted, state.offset, state.scale), (plain, {}, 0.0)):
         model.install(state.adapter, scale, offset)
         model.network.eval()

@@ -134,7 +134,7 @@ def test_the_offset_adds_its_product_and_nothing_learns_it():
     tokens = torch.tensor([EXAMPLES[0].tokens])
     model.network.eval()
     with torch.no_grad():
-        shown = model.logits(tokens, torch.ones_like(tokens))
+        shown = model.logits({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
     network = AutoModelForCausalLM.from_pretrained(embedded.unpack(), dtype=torch.float32)
     factors = stacked(state)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_installing_is_idempotent_and_an_offset_can_grow_and_go():
         model.install(state.adapter, state.scale, offset)
         model.network.eval()
         with torch.no_grad():
-            outputs.append(model.logits(tokens, torch.ones_like(tokens)))
+            outputs.append(model.logits({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}))
     assert torch.equal(outputs[0], outputs[2])
     assert torch.equal(outputs[2], outputs[3])
     assert not torch.allclose(outputs[0], outputs[1])
@@ -240,7 +240,7 @@ def test_a_classification_head_is_trained_shipped_and_loaded_by_plain_peft(quant
     with torch.no_grad():
         theirs = loaded(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         model.network.eval()
-        ours = model.logits(batch["input_ids"], batch["attention_mask"])
+        ours = model.logits(batch)
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
 
 

@@ -85,7 +85,7 @@ def test_plain_peft_loads_the_encoder_and_four_lines_make_the_logits(tmp_path):
         hidden = encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
         theirs = linear(pool(hidden, mask), head["classifier.weight"], head["classifier.bias"])
         model.network.eval()
-        ours = model.logits(tokens, mask)
+        ours = model.logits({"input_ids": tokens, "attention_mask": mask})
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
 
 

@@ -38,20 +38,24 @@ class Classify(Task):
                 cure="Set task.labels to the number of classes.",
             )
         pair = record[self.config.text_pair] if self.config.text_pair else None
-        yield Example(self._tokens(record[self.config.text], pair, tokenizer), [label])
+        yield self._asked(record[self.config.text], pair, tokenizer)._replace(labels=[label])
 
-    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """The text; where the task is about pairs, two texts with a tab between them."""
         if not self.config.text_pair:
-            return self._tokens(text, None, tokenizer)
+            return self._asked(text, None, tokenizer)
         first, tab, second = text.partition("\t")
         if not tab:
             raise BouquetError("one text where two are compared", expected="a tab between them", got=repr(text))
-        return self._tokens(first, second, tokenizer)
+        return self._asked(first, second, tokenizer)
 
-    def _tokens(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        encoded = tokenizer(text, pair, truncation=True, max_length=self.config.max_length)
-        return list(encoded["input_ids"])
+    def _asked(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> Example:
+        encoded = self._encoded(text, pair, tokenizer)
+        return Example(encoded["input_ids"], [], encoded.get("token_type_ids", ()))
+
+    def _encoded(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> Mapping[str, list[int]]:
+        encoded: Mapping[str, list[int]] = tokenizer(text, pair, truncation=True, max_length=self.config.max_length)
+        return encoded
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits.float(), labels)

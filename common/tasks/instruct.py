@@ -65,7 +65,7 @@ class Instruct(Text):
         context = record.get(self.config.context) or ""
         question = str(record[self.config.prompt]) + (f"\n\n{context}" if context else "")
         answer = str(record[self.config.answer] or "")
-        head = self.ask(question, tokenizer)
+        head = self.ask(question, tokenizer).tokens
         tail: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
         if tokenizer.eos_token_id is not None:
             tail = [*tail, tokenizer.eos_token_id]
@@ -73,11 +73,11 @@ class Instruct(Text):
         if answer and len(tokens) > len(head):
             yield Example(tokens, [IGNORED] * len(head) + tokens[len(head) :])
 
-    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """An instruction, up to where the answer begins."""
         prompt = self.prompt(text, tokenizer)
         tokens: list[int] = tokenizer(prompt, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
-        return tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens
+        return Example(tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens, [])
 
     @staticmethod
     def prompt(question: str, tokenizer: "PreTrainedTokenizerBase") -> str:

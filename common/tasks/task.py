@@ -21,10 +21,14 @@ Batch = dict[str, Tensor]
 
 
 class Example(NamedTuple):
-    """One training example: token ids, and a label a token (``IGNORED`` where none) or one class."""
+    """One training example: token ids, and a label a token (``IGNORED`` where none) or one class.
+
+    ``segments`` tell the two texts of a pair apart, a number a token, for models that are told; empty where none is.
+    """
 
     tokens: list[int]
     labels: list[int]
+    segments: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ class Task(ABC):
         """The examples in one record; none where it holds nothing to learn."""
 
     @abstractmethod
-    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """The tokens that the model is given to answer ``text``, as in training."""
+    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
+        """What the model is given to answer ``text``, as in training; without labels."""
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -112,16 +116,18 @@ class Task(ABC):
         """Pad on the right to the longest of ``examples``; shapes ``N x T``, labels ``N x T`` or ``N``."""
         longest = max(len(example.tokens) for example in examples)
         tokens = torch.full((len(examples), longest), pad)
-        mask = torch.zeros_like(tokens)
+        mask, segments = torch.zeros_like(tokens), torch.zeros_like(tokens)
         labels = torch.full_like(tokens, IGNORED)
         for row, example in enumerate(examples):
             length = len(example.tokens)
             tokens[row, :length] = torch.tensor(example.tokens)
             mask[row, :length] = 1
+            segments[row, : len(example.segments)] = torch.tensor(example.segments)
             labels[row, : len(example.labels)] = torch.tensor(example.labels)
         if self.sequence_classification:
             labels = labels[:, 0]
-        return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+        told = {"token_type_ids": segments} if any(example.segments for example in examples) else {}
+        return {"input_ids": tokens, "attention_mask": mask, "labels": labels} | told
 
     def check(self, columns: Sequence[str], where: str) -> None:
         """Raise :class:`BouquetError` if a field that the task reads is not among ``columns``."""

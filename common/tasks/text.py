@@ -35,10 +35,10 @@ class Text(Task):
             if len(window) > 1:
                 yield Example(window, window)
 
-    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """The beginning of a text, to be continued."""
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return start + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return Example(start + list(tokenizer(text, add_special_tokens=False)["input_ids"]), [])
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return next_token_loss(logits, labels)

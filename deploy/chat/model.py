@@ -40,8 +40,7 @@ class Model:
     @torch.no_grad()
     def probabilities(self, text: str) -> list[float]:
         """The probability of each class."""
-        encoded = self._encode(text)
-        logits = self._network(input_ids=encoded, attention_mask=torch.ones_like(encoded)).logits
+        logits = self._network(**self._encode(text)).logits
         shares: list[float] = logits.float().softmax(-1)[0].tolist()
         return shares
 
@@ -51,23 +50,24 @@ class Model:
     ) -> None:
         """Answer ``text``, handing every piece to ``show`` as it comes. Raises :class:`BouquetError` on a long text."""
         encoded = self._encode(text)
+        length = encoded["input_ids"].shape[1]
         limit = self._network.config.get_text_config().max_position_embeddings
-        if (room := limit - encoded.shape[1]) < 1:
-            raise BouquetError("the text is too long", expected=f"fewer than {limit} tokens", got=str(encoded.shape[1]))
+        if (room := limit - length) < 1:
+            raise BouquetError("the text is too long", expected=f"fewer than {limit} tokens", got=str(length))
         sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature}
         greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         with self._adapter(with_adapter):
             self._network.generate(
-                input_ids=encoded,
-                attention_mask=torch.ones_like(encoded),
+                **encoded,
                 max_new_tokens=min(new_tokens, room),
                 pad_token_id=self._tokenizer.pad_token_id,
                 streamer=_Streamer(self._tokenizer, show),
                 **(sampling if temperature else greedy),
             )
 
-    def _encode(self, text: str) -> torch.Tensor:
-        return torch.tensor([self._task.ask(text, self._tokenizer)], device=self._device)
+    def _encode(self, text: str) -> tasks.Batch:
+        batch = self._task.collate([self._task.ask(text, self._tokenizer)], 0)
+        return {name: tensor.to(self._device) for name, tensor in batch.items() if name != "labels"}
 
     @contextmanager
     def _adapter(self, wanted: bool) -> Iterator[None]:

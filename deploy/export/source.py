@@ -33,7 +33,7 @@ class Source:
         """
         task, tokenizer = tasks.build(self.config.task), base.load_tokenizer(self.config.model)
         if prompts:
-            return [task.ask(prompt, tokenizer)[: self.config.task.max_length] for prompt in prompts]
+            return [task.ask(prompt, tokenizer).tokens[: self.config.task.max_length] for prompt in prompts]
         if self.run is None:
             raise BouquetError("there are no texts to compare on", cure="Give some: --prompt '...' --prompt '...'.")
         from common import sources  # what reads data takes seconds to import
