@@ -1,12 +1,14 @@
 """The frozen base model: found, quantised and loaded."""
 
-import warnings
+import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,12 +20,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from common import embedded
+from common import embedded, head, support, vocabulary, weights
 from common.config import ModelConfig
 from common.error import BouquetError
 from common.pooling import MeanPooled
-
-HEADS = ("classifier", "score", "classification_head")
 
 
 def location(name: str) -> str:
@@ -39,6 +39,7 @@ def location(name: str) -> str:
             cure="Name the folder by its absolute path.",
         )
     if path.is_dir():
+        _check_folder(path)
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")):
         raise BouquetError(
@@ -48,6 +49,18 @@ def location(name: str) -> str:
             cure="Use 'embedded', an absolute path to a Transformers folder, or a hub id.",
         )
     return name
+
+
+def _check_folder(path: Path) -> None:
+    """Raise :class:`BouquetError` for an adapter where a base is asked for: Transformers would load both."""
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise BouquetError(
+            "an adapter is no base model",
+            where="model.name",
+            expected="a Transformers folder, with config.json",
+            got=f"{path}, a PEFT adapter",
+            cure="Name its base model, which adapter_config.json says; a run cannot start from an adapter yet.",
+        )
 
 
 def find_device(wanted: str) -> torch.device:
@@ -62,42 +75,71 @@ def find_device(wanted: str) -> torch.device:
 
 def skeleton(model: ModelConfig, classes: int) -> nn.Module:
     """The model on the meta device: shapes without weights. ``classes`` = 0 means a causal language model."""
-    auto = _auto(model, classes)
-    config = _from_hub(AutoConfig, model)
-    if classes:
-        config.num_labels = classes
+    auto, config = _auto(model, classes), _config(model, classes)
+    try:
+        with torch.device("meta"):
+            empty = auto.from_config(config)
+    except Exception as error:  # a boundary: whatever Transformers raises, the model is what it cannot make
+        raise _unusable(model, error) from error
+    support.check_architecture(empty, model.name)
     with torch.device("meta"):
-        empty = auto.from_config(config)
         return MeanPooled(empty, classes) if auto is AutoModel else empty
 
 
 def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
-    """The model with its weights, quantised as the config says. ``classes`` = 0 means a causal language model."""
+    """The model with its weights, quantised as the config says. ``classes`` = 0 means a causal language model.
+
+    Raises :class:`BouquetError` where the checkpoint lacks a weight that is not the head's.
+    """
     compute = _compute_dtype(model.dtype, device)
-    options: dict[str, Any] = {"dtype": compute, "device_map": {"": device}}
-    if model.quantization != "none":
-        options["quantization_config"] = _quantization(model.quantization, compute, classes)
-    if classes:
-        options["num_labels"] = classes
+    config, heads = _config(model, classes), head.find(skeleton(model, classes))
+    tokenizer = load_tokenizer(model)
+    config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+    options: dict[str, Any] = {"config": config, "dtype": compute, "device_map": {"": device}}
+    if model.quantization != "none" and not hasattr(config, "quantization_config"):
+        options["quantization_config"] = _quantization(model.quantization, compute, heads)
     auto = _auto(model, classes)
-    network = _from_hub(auto, model, **options)
+    network, found = _from_hub(auto, model, output_loading_info=True, ignore_mismatched_sizes=bool(classes), **options)
+    weights.check_whole(found, ["pooler"] if auto is AutoModel else heads, location(model.name))
     for module in network.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with bfloat16 units, the first evaluation would repack the weights for inference, for good and
             # with loss, and no gradient would pass the layer again.
             module.support_avx512bf16_for_cpu = False
+    if not classes:
+        support.check_causal(network, model.name)
+        network.generation_config.eos_token_id = vocabulary.ends(tokenizer, config, network.generation_config)
     if model.gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
     return MeanPooled(network, classes) if auto is AutoModel else network
 
 
+def positions(model: ModelConfig) -> int | None:
+    """How many tokens the model takes; None where it knows no bound."""
+    with torch.device("meta"):
+        return vocabulary.positions(AutoModel.from_config(_from_hub(AutoConfig, model)))
+
+
 @lru_cache(maxsize=1)
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; one without a padding token pads with its end token."""
+    """The model's tokenizer, which pads with a token that the model knows."""
     tokenizer: PreTrainedTokenizerBase = _from_hub(AutoTokenizer, model)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    padding = vocabulary.pad_token(tokenizer, _from_hub(AutoConfig, model))
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
     return tokenizer
+
+
+@lru_cache(maxsize=1)
+def digest(model: ModelConfig) -> str:
+    """What tells one base model, with its tokenizer, from another: 16 hexadecimal digits."""
+    words = json.dumps(sorted(load_tokenizer(model).get_vocab().items()))
+    return hashlib.sha256(f"{weights.digest(_folder(model))} {words}".encode()).hexdigest()[:16]
+
+
+def _folder(model: ModelConfig) -> Path:
+    """Where the files of the model lie: its folder, or its snapshot in the hub's cache."""
+    where = location(model.name)
+    return Path(where if Path(where).is_dir() else snapshot_download(where, revision=model.revision))
 
 
 def _auto(model: ModelConfig, classes: int) -> Any:
@@ -111,9 +153,22 @@ def _auto(model: ModelConfig, classes: int) -> Any:
     return AutoModel
 
 
-def _quantization(kind: str, compute: torch.dtype, classes: int) -> BitsAndBytesConfig:
-    # Transformers would quantise a fresh head that has a bias; naming modules replaces its own list of exceptions.
-    skipped = list(HEADS) if classes else None
+def _config(model: ModelConfig, classes: int) -> Any:
+    """Transformers' config of the model, for so many classes. Raises :class:`BouquetError` for what cannot be used."""
+    config = _from_hub(AutoConfig, model)
+    support.check(config, classes, model.name)
+    if classes:
+        config.num_labels = classes
+    support.check_quantization(config, model.quantization, model.name)
+    text = config.get_text_config()
+    if isinstance(text.pad_token_id, int) and not 0 <= text.pad_token_id < text.vocab_size:
+        text.pad_token_id = None
+    return config
+
+
+def _quantization(kind: str, compute: torch.dtype, heads: list[str]) -> BitsAndBytesConfig:
+    # Naming modules replaces Transformers' own exceptions, which a language model's output layer is one of.
+    skipped = heads or None
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
@@ -136,13 +191,16 @@ def _compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
 def _from_hub(auto: Any, model: ModelConfig, **options: Any) -> Any:
     where = location(model.name)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*were not initialized.*")
-            return auto.from_pretrained(where, revision=model.revision, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BouquetError(
-            "the model cannot be loaded",
-            where="model.name",
-            got=f"'{model.name}' ({str(error).splitlines()[0]})",
-            cure="Use 'embedded', an absolute path to a Transformers folder, or a hub id (offline: in the hub cache).",
-        ) from error
+        return auto.from_pretrained(where, revision=model.revision, **options)
+    except Exception as error:  # a boundary: whatever Transformers raises, the model is what cannot be loaded
+        weights.check_files(where)
+        raise _unusable(model, error) from error
+
+
+def _unusable(model: ModelConfig, error: Exception) -> BouquetError:
+    return BouquetError(
+        "the model cannot be loaded",
+        where="model.name",
+        got=f"'{model.name}' ({(str(error) or type(error).__name__).splitlines()[0]})",
+        cure="Use 'embedded', an absolute path to a Transformers folder, or a hub id (offline: in the hub cache).",
+    )

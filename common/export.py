@@ -64,9 +64,10 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
         r=state.rank,
         lora_alpha=state.rank * state.scale,  # type: ignore[arg-type]  # PEFT divides it by r, whole or not
         target_modules=[key.layer for key in factors if key.part == "A"],
-        modules_to_save=sorted({key.layer.split(".")[0] for key in head}) or None,
+        modules_to_save=_modules(head, factors),
         task_type=_task_type(config),
         base_model_name_or_path=base.location(config.model.name),
+        revision=config.model.revision,
         inference_mode=True,
     )
     settings.save_pretrained(str(folder))
@@ -120,6 +121,13 @@ def _key(name: str) -> Key:
         if name.endswith(f".{suffix}"):
             return Key(name.removesuffix(f".{suffix}"), part)
     raise ValueError(f"unknown tensor {name}")
+
+
+def _modules(head: Tensors, factors: Tensors) -> list[str] | None:
+    """What PEFT is to save whole: a head's modules beside the encoder, and its single layers within."""
+    encoder = {key.layer.split(".")[0] for key in factors}
+    tops = {key.layer: key.layer.split(".")[0] for key in head}
+    return sorted({layer if top in encoder else top for layer, top in tops.items()}) or None
 
 
 def _task_type(config: RunConfig) -> str:

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from common import base
+from common import base, head
 from common.adapter import CORE, HEAD, Key, LayerShape, Spec, Tensors, check_shapes
 from common.config import LoraConfig, ModelConfig, TaskConfig
 from common.core import CoredDown
@@ -24,6 +24,7 @@ from common.error import BouquetError
 from common.tasks import TASKS, Batch, Example, Score, Task
 
 PREFIX = "base_model.model."
+PARTS = {"weight": "W", "bias": "b"}
 
 
 def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig, blocks: int = 0) -> Spec:
@@ -54,7 +55,7 @@ class LoraModel:
     """
 
     def __init__(self, network: nn.Module, lora: LoraConfig, blocks: int = 0) -> None:
-        heads = [name for name, _ in network.named_children() if name in base.HEADS]
+        heads = head.find(network)
         self._targets = _targets(network, lora.targets, heads)
         self._transposed = any(isinstance(network.get_submodule(name), Conv1D) for name in self._targets)
         self.network: Any = peft.PeftModel(network, self._peft_config(lora.rank, lora.dropout))
@@ -75,6 +76,7 @@ class LoraModel:
             blocks=blocks,
         )
         self._inject_core()
+        self._rescale(lora.scale)
 
     @property
     def device(self) -> torch.device:
@@ -125,8 +127,7 @@ class LoraModel:
             parameters = self.parameters(key)
             for parameter, part in zip(parameters, tensors[key].chunk(len(parameters)), strict=True):
                 parameter.copy_(part)
-        for module in self._layers.values():
-            module.scaling["default"] = scale
+        self._rescale(scale)
         self._install_offset(offset)
 
     def train_only(self, keys: Sequence[Key], blocks: Sequence[int] = ()) -> list[nn.Parameter]:
@@ -214,6 +215,10 @@ class LoraModel:
         )
         return str(tokenizer.decode(output[0], skip_special_tokens=True))
 
+    def _rescale(self, scale: float) -> None:
+        for module in self._layers.values():
+            module.scaling["default"] = scale
+
     def _inject_core(self) -> None:
         if self.spec.blocks:
             for module in self._layers.values():
@@ -247,7 +252,7 @@ class LoraModel:
             down.copy_(pad(p, (0, 0, 0, rank - p.shape[0])))
 
     def _peft_config(self, rank: int, dropout: float) -> peft.LoraConfig:
-        """Scale 1; :meth:`install` sets the adapter's own."""
+        """Scale 1: the adapter's own is set on its layers, and the offset has none."""
         return peft.LoraConfig(
             r=rank,
             lora_alpha=rank,
@@ -257,33 +262,31 @@ class LoraModel:
         )
 
 
-def _targets(network: nn.Module, wanted: str, head: list[str]) -> list[str]:
+def _targets(network: nn.Module, wanted: str, heads: Sequence[str]) -> list[str]:
     """Full names of the linear layers to adapt. Raises :class:`BouquetError` where none matches."""
     get_output = getattr(network, "get_output_embeddings", lambda: None)
     output = get_output()
     linear = [
         name
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output and name.split(".")[0] not in head
+        if isinstance(module, nn.Linear | Conv1D) and module is not output and not head.inside(name, heads)
     ]
     if wanted == "all-linear":
         return linear
     suffixes = [suffix.strip() for suffix in wanted.split(",")]
     missing = [suffix for suffix in suffixes if not any(f".{name}".endswith(f".{suffix}") for name in linear)]
     if missing:
+        held = [name for name, _ in network.named_parameters() if name.split(".")[-1] in missing]
         raise BouquetError(
-            "the model has no such layer",
+            "the model's experts cannot be adapted" if held else "the model has no such layer",
             where="lora.targets",
             expected=f"'all-linear' or some of {', '.join(sorted({name.split('.')[-1] for name in linear}))}",
-            got=", ".join(missing),
+            got=", ".join(missing) + (", weights of all experts in one tensor" if held else ""),
         )
     return [name for name in linear if any(f".{name}".endswith(f".{suffix}") for suffix in suffixes)]
 
 
-def _head_parameters(network: nn.Module, head: list[str]) -> Iterator[tuple[Key, Any]]:
-    for top in head:
-        for name, module in network.get_submodule(top).named_modules(prefix=top):
-            if isinstance(module, nn.Linear):
-                yield Key(name, "W"), module.weight
-                if module.bias is not None:
-                    yield Key(name, "b"), module.bias
+def _head_parameters(network: nn.Module, heads: Sequence[str]) -> Iterator[tuple[Key, Any]]:
+    for name in heads:
+        for part, parameter in network.get_submodule(name).named_parameters(recurse=False):
+            yield Key(name, PARTS[part]), parameter

@@ -116,7 +116,10 @@ class Rule(ABC):
             else:
                 adapter[key] = torch.ones(shape) if key.part == "s" else torch.zeros(shape)
         for key, shape in spec.head.items():
-            adapter[key] = draws.normal(shape, 0.02, generator) if key.part == "W" else torch.zeros(shape)
+            if len(shape) > 1:
+                adapter[key] = draws.normal(shape, 0.02, generator)
+            else:  # a norm's weight, or a bias
+                adapter[key] = torch.ones(shape) if key.part == "W" else torch.zeros(shape)
         return State(adapter, spec.scale, seed=seed)
 
     def view(self, state: State, rank: int, draw: int = 0) -> State:

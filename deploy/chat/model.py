@@ -1,5 +1,6 @@
 """A model with an adapter, to which a person talks."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from common import base, tasks
+from common import base, tasks, vocabulary
 from common.config import RunConfig
 from common.error import BouquetError
 from deploy import adapters
@@ -51,7 +52,7 @@ class Model:
         """Answer ``text``, handing every piece to ``show`` as it comes. Raises :class:`BouquetError` on a long text."""
         encoded = self._encode(text)
         length = encoded["input_ids"].shape[1]
-        limit = self._network.config.get_text_config().max_position_embeddings
+        limit = vocabulary.positions(self._network) or sys.maxsize
         if (room := limit - length) < 1:
             raise BouquetError("the text is too long", expected=f"fewer than {limit} tokens", got=str(length))
         sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature}

@@ -5,6 +5,7 @@ arXiv:2311.03285) without its memory pool and its kernels.
 """
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from common import base
+from common import base, vocabulary
 from common.config import RunConfig
 from common.error import BouquetError
 from deploy import adapters
@@ -64,7 +65,7 @@ class Batches:
             self.network.load_adapter(str(other), adapter_name=self._names[name])
         self.network.eval()
         self.tokenizer = base.load_tokenizer(config.model)
-        self.context = int(self.network.config.get_text_config().max_position_embeddings)
+        self.context = vocabulary.positions(self.network) or sys.maxsize
         ends = self.network.generation_config.eos_token_id
         self._ends = set(ends if isinstance(ends, list) else [ends])
         self._most, self._window = most, 0.01

@@ -1,0 +1,87 @@
+"""Which base models can be trained here, and for what: refused in one sentence before anything is trained."""
+
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
+
+from common.error import BouquetError
+
+TOKENS = 4
+
+
+def check(config: PretrainedConfig, classes: int, where: str) -> None:
+    """Raise :class:`BouquetError` for a model that cannot be trained here: to classify, or (0) to continue texts."""
+    kind = f"{where}, of type '{config.model_type}'"
+    if config.is_encoder_decoder:
+        raise BouquetError(
+            "an encoder-decoder cannot be trained here",
+            where=kind,
+            expected="a decoder, or an encoder for task.name = 'classify'",
+            cure="Choose another model.",
+        )
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if not classes and masked:
+        raise BouquetError(
+            "an encoder cannot learn to continue a text: each of its positions sees the token that it is to predict",
+            where=kind,
+            expected="a decoder",
+            cure="Choose a causal language model, or task.name = 'classify'.",
+        )
+    if not classes and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise BouquetError(
+            "this model cannot continue a text", where=kind, expected="a causal language model", cure="Choose another."
+        )
+
+
+def check_quantization(config: PretrainedConfig, wanted: str, where: str) -> None:
+    """Raise :class:`BouquetError` for a base that was saved in another quantisation than the one that is ``wanted``."""
+    saved = getattr(config, "quantization_config", None)
+    if saved is None:
+        return
+    told = saved if isinstance(saved, dict) else saved.to_dict()
+    method = str(getattr(told.get("quant_method"), "value", told.get("quant_method")))
+    bits = "nf4" if told.get("load_in_4bit") else "int8" if told.get("load_in_8bit") else ""
+    found = bits if method == "bitsandbytes" and bits else method
+    if found != wanted:
+        raise BouquetError(
+            "the base model has been quantised already",
+            where=where,
+            expected=f"model.quantization = '{wanted}', of an unquantised base",
+            got=f"weights in {found}",
+            cure=f"Set model.quantization = '{found}', or name the unquantised base: a merged export needs it."
+            if found in ("nf4", "int8")
+            else "Name the unquantised base.",
+        )
+
+
+def check_architecture(network: Any, where: str) -> None:
+    """Raise :class:`BouquetError` for a model that keeps a state from token to token.
+
+    Its fused kernels read the weights past the layers, and with them past an adapter.
+    """
+    if getattr(network, "_is_stateful", False):
+        raise BouquetError(
+            "a state-space model cannot be trained here",
+            where=f"{where}, of type '{network.config.model_type}'",
+            expected="a model whose layers pass on nothing but hidden states",
+            cure="Choose a transformer.",
+        )
+
+
+@torch.no_grad()
+def check_causal(network: Any, where: str) -> None:
+    """Raise :class:`BouquetError` if what the model says of a token depends on the tokens after it."""
+    device = next(network.parameters()).device
+    tokens = torch.arange(TOKENS, device=device).unsqueeze(0) % network.config.get_text_config().vocab_size
+    other = tokens.clone()
+    other[0, -1] = (tokens[0, -1] + 1) % network.config.get_text_config().vocab_size
+    first, second = (network(input_ids=each, use_cache=False).logits[0, :-1].float() for each in (tokens, other))
+    if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
+        raise BouquetError(
+            "the model sees the tokens that it is to predict",
+            where=where,
+            expected="logits that depend on earlier tokens alone",
+            got=f"a difference of {float((first - second).abs().max()):.2g}",
+            cure="Choose a causal language model.",
+        )

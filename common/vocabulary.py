@@ -1,0 +1,59 @@
+"""A base model and its tokenizer, made to agree: what pads, what ends, and how long a text may be."""
+
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+ASKED = [{"role": "user", "content": "1"}]
+MARK = "zq"
+"""The answer of a made-up turn: a text that no template has of its own."""
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """The id to pad with: the model's own, or else another that it knows; what is padded is masked.
+
+    A classifier on a decoder reads the last token that is not the model's padding id, so that both must have one.
+    """
+    text = config.get_text_config()
+    for token in (text.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int) and 0 <= token < text.vocab_size and tokenizer.convert_ids_to_tokens(token):
+            return token
+    return 0
+
+
+def ends(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, generation: Any = None) -> list[int]:
+    """The ids at which an answer is over: the tokenizer's, the model's, and the end of a turn in the chat template."""
+    found: set[int] = set()
+    for said in (tokenizer.eos_token_id, end_of_turn(tokenizer), _eos(config), _eos(generation)):
+        found.update(said if isinstance(said, list) else [] if said is None else [said])
+    return sorted(found)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The first special token after an answer in the chat template; None where there is no template, or no such."""
+    if tokenizer.chat_template is None:
+        return None
+    rendered = str(tokenizer.apply_chat_template([*ASKED, {"role": "assistant", "content": MARK}], tokenize=False))
+    after: list[int] = tokenizer(rendered.rpartition(MARK)[2], add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((token for token in after if token in special), None)
+
+
+def positions(network: nn.Module) -> int | None:
+    """How many tokens a model takes, from its skeleton; None where it knows no bound.
+
+    The RoBERTa family counts positions from behind its padding id.
+    """
+    config: Any = network.config
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(most, int):
+        return None
+    tables = [table for name, table in network.named_modules() if "position" in name]
+    shifts = [table.padding_idx for table in tables if isinstance(table, nn.Embedding)]
+    return most - max((shift + 1 for shift in shifts if shift is not None), default=0)
+
+
+def _eos(config: Any) -> int | list[int] | None:
+    found: int | list[int] | None = getattr(config, "eos_token_id", None)
+    return found
