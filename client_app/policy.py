@@ -55,7 +55,7 @@ from common.tasks import TASKS
 from strategies import RULES, Rule
 
 RECORDS = {"query": {"node"}, "train": {"update", "metrics"}, "evaluate": {"metrics", "tallies", "sample"}}
-PUBLIC_FACTS = {"name", "rank", "code", "where"}
+PUBLIC_FACTS = {"name", "rank", "code", "base", "where"}
 ANY = "*"
 
 

@@ -121,6 +121,7 @@ class Session:
             "name": self.node.label,
             "rank": self.exchange.rank,
             "code": fingerprint(),
+            "base": base.digest(self.config.model),
             "where": str(ROOT) if self.policy.tell.details else "",
         }
         return RecordDict({"node": ConfigRecord(facts)})

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -97,7 +98,7 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
     config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
     options: dict[str, Any] = {"config": config, "dtype": compute, "device_map": {"": device}}
     if model.quantization != "none" and not hasattr(config, "quantization_config"):
-        options["quantization_config"] = _quantization(model.quantization, compute, heads)
+        options["quantization_config"] = quantization(model.quantization, compute, heads)
     auto = _auto(model, classes)
     network, found = _from_hub(auto, model, output_loading_info=True, ignore_mismatched_sizes=bool(classes), **options)
     weights.check_whole(found, ["pooler"] if auto is AutoModel else heads, location(model.name))
@@ -136,10 +137,18 @@ def digest(model: ModelConfig) -> str:
     return hashlib.sha256(f"{weights.digest(_folder(model))} {words}".encode()).hexdigest()[:16]
 
 
-def _folder(model: ModelConfig) -> Path:
+def is_here(model: ModelConfig) -> bool:
+    """Whether the model's weights are on this machine; a coordinator does well without."""
+    try:
+        return weights.there(_folder(model, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError):
+        return False
+
+
+def _folder(model: ModelConfig, **options: Any) -> Path:
     """Where the files of the model lie: its folder, or its snapshot in the hub's cache."""
     where = location(model.name)
-    return Path(where if Path(where).is_dir() else snapshot_download(where, revision=model.revision))
+    return Path(where if Path(where).is_dir() else snapshot_download(where, revision=model.revision, **options))
 
 
 def _auto(model: ModelConfig, classes: int) -> Any:
@@ -156,7 +165,8 @@ def _auto(model: ModelConfig, classes: int) -> Any:
 def _config(model: ModelConfig, classes: int) -> Any:
     """Transformers' config of the model, for so many classes. Raises :class:`BouquetError` for what cannot be used."""
     config = _from_hub(AutoConfig, model)
-    support.check(config, classes, model.name)
+    if model.pooling == "default":
+        support.check(config, classes, model.name)
     if classes:
         config.num_labels = classes
     support.check_quantization(config, model.quantization, model.name)
@@ -166,7 +176,8 @@ def _config(model: ModelConfig, classes: int) -> Any:
     return config
 
 
-def _quantization(kind: str, compute: torch.dtype, heads: list[str]) -> BitsAndBytesConfig:
+def quantization(kind: str, compute: torch.dtype, heads: list[str]) -> BitsAndBytesConfig:
+    """How Transformers quantises a base, all but its ``heads``: ``nf4`` with double quantisation, or ``int8``."""
     # Naming modules replaces Transformers' own exceptions, which a language model's output layer is one of.
     skipped = heads or None
     if kind == "int8":

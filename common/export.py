@@ -23,11 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad
 
-from common import base
+from common import base, models
 from common.adapter import CORE, HEAD, Key, State, Tensors, stacked
 from common.config import RunConfig
 from common.error import BouquetError
-from common.models import PREFIX
 from common.tasks import TASKS
 
 SUFFIX = {"A": "lora_A.weight", "B": "lora_B.weight", "W": "weight", "b": "bias"}
@@ -68,10 +67,11 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
         task_type=_task_type(config),
         base_model_name_or_path=base.location(config.model.name),
         revision=config.model.revision,
+        fan_in_fan_out=models.is_transposed(base.skeleton(config.model, models.classes(config.task))),
         inference_mode=True,
     )
     settings.save_pretrained(str(folder))
-    _save(folder / "adapter_model.safetensors", factors | head, PREFIX)
+    _save(folder / "adapter_model.safetensors", factors | head, models.PREFIX)
     told = {key: value for key, value in config.to_flower().items() if not key.startswith(UNTOLD)}
     (folder / ABOUT).write_text(json.dumps({"round": state.round, "config": told}, indent=2) + "\n")
 
@@ -101,7 +101,7 @@ def read(folder: Path) -> Exported:
         settings = dict(about["config"])
         within = POOLED if settings["model.pooling"] == "mean" else ""
         named = load_file(folder / "adapter_model.safetensors")
-        adapter = {_key(within + name.removeprefix(PREFIX)): tensor for name, tensor in named.items()}
+        adapter = {_key(within + name.removeprefix(models.PREFIX)): tensor for name, tensor in named.items()}
         if (file := folder / "head.safetensors").is_file():
             adapter |= {_key(name): tensor for name, tensor in load_file(file).items()}
         state = State(adapter, lora["lora_alpha"] / lora["r"], int(about["round"]))

@@ -48,6 +48,11 @@ def classes(task: TaskConfig) -> int:
     return task.labels if TASKS[task.name].sequence_classification else 0
 
 
+def is_transposed(network: nn.Module) -> bool:
+    """Whether the model keeps its weights as GPT-2 does, d_in x d_out."""
+    return any(isinstance(module, Conv1D) for module in network.modules())
+
+
 class LoraModel:
     """A frozen base with one trained adapter, one frozen offset, and a head where the task has one.
 
@@ -57,7 +62,7 @@ class LoraModel:
     def __init__(self, network: nn.Module, lora: LoraConfig, blocks: int = 0) -> None:
         heads = head.find(network)
         self._targets = _targets(network, lora.targets, heads)
-        self._transposed = any(isinstance(network.get_submodule(name), Conv1D) for name in self._targets)
+        self._transposed = is_transposed(network)
         self.network: Any = peft.PeftModel(network, self._peft_config(lora.rank, lora.dropout))
         self._layers: dict[str, Any] = {
             name.removeprefix(PREFIX): module

@@ -3,7 +3,12 @@
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    PretrainedConfig,
+)
 
 from common.error import BouquetError
 
@@ -28,9 +33,12 @@ def check(config: PretrainedConfig, classes: int, where: str) -> None:
             expected="a decoder",
             cure="Choose a causal language model, or task.name = 'classify'.",
         )
-    if not classes and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    able = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if classes else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in able:
         raise BouquetError(
-            "this model cannot continue a text", where=kind, expected="a causal language model", cure="Choose another."
+            f"Transformers has no form of this model that {'classifies' if classes else 'continues'} texts",
+            where=kind,
+            cure="Choose another model" + (", or model.pooling = 'mean'." if classes else "."),
         )
 
 

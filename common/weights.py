@@ -52,6 +52,11 @@ def check_files(folder: str) -> None:
             ) from error
 
 
+def there(folder: Path) -> bool:
+    """Whether a folder has weights."""
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
 def digest(folder: Path) -> str:
     """What tells one base model from another: a hash over every tensor, by name, however they lie in files."""
     parts = sorted(part for file in sorted(folder.glob("*.safetensors")) for part in _tensors(file))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from common import wire
+from common import base, wire
 from common.config import RunConfig
 from common.error import BouquetError, QuorumError, RefusalError, brief
 from common.ranges import is_node_name
@@ -43,6 +43,9 @@ class Nodes:
         self._names: dict[int, str] = {}
         # Whoever had a name last, by the name whatever its case; it may be gone.
         self._taken: dict[str, int] = {}
+        # Which base model each node has, and which is the run's: the coordinator's own, or most nodes'.
+        self._bases: dict[int, str] = {}
+        self._base = base.digest(config.model) if base.is_here(config.model) else ""
         self.ranks: dict[int, int] = {}
         self.equipped: set[int] = set()
         self._left_out: set[int] = set()
@@ -82,6 +85,7 @@ class Nodes:
         Raises :class:`BouquetError` if nobody is left.
         """
         self._hear_roll(self._config.round.deadline)
+        self._agree_on_base()
         if not self._names:
             raise BouquetError("no node can take part; the reasons are above")
 
@@ -204,7 +208,8 @@ class Nodes:
             try:
                 if message is not None:
                     raise_failure(message)
-                    self._admit(node, *_introduction(message), connected)
+                    name, rank, self._bases[node] = _introduction(message)
+                    self._admit(node, name, rank, connected)
                 elif node in pending:
                     continue
                 else:
@@ -220,6 +225,25 @@ class Nodes:
             done.add(node)
         self._called = {call: asked for call, asked in self._called.items() if asked[0] not in done}
 
+    def _agree_on_base(self) -> None:
+        """Without a base model of the coordinator's own, most nodes' is the run's; who has another is left out."""
+        if self._base or not self._names:
+            return
+        by_name = sorted(self._names, key=self._names.__getitem__)
+        ((self._base, _),) = Counter(self._bases[node] for node in by_name).most_common(1)
+        for node in [node for node in by_name if self._bases[node] != self._base]:
+            self._record.failure("roll call", 0, self._names[node], str(self._other_base(node)))
+            self.dismiss(self._names[node])
+
+    def _other_base(self, node: int) -> RefusalError:
+        return RefusalError(
+            "a node with another base model than the run's",
+            where=f"model.name = '{self._config.model.name}'",
+            expected=f"the weights and words {self._base}",
+            got=self._bases[node],
+            cure="Give every machine the same files of one model.revision.",
+        )
+
     def _pending(self) -> set[int]:
         """The nodes whose answer may still come."""
         now = time.monotonic()
@@ -227,6 +251,8 @@ class Nodes:
 
     def _admit(self, node: int, name: str, rank: int, connected: Collection[int]) -> None:
         name = self._proven(node, name)
+        if self._base and self._bases[node] != self._base:
+            raise self._other_base(node)
         if (other := self._taken.get(name.casefold(), node)) != node and other in self._names:
             if other in connected:
                 raise RefusalError(
@@ -269,8 +295,8 @@ def state_bytes(message: Message) -> int:
     return wire.payload_bytes(message.content.array_records["state"])
 
 
-def _introduction(message: Message) -> tuple[str, int]:
-    """The name and rank in an answer to the roll call. Raises :class:`BouquetError`."""
+def _introduction(message: Message) -> tuple[str, int, str]:
+    """The name, the rank and the digest of the base in an answer to the roll call. Raises :class:`BouquetError`."""
     facts = message.content.config_records.get("node", ConfigRecord())
     name, rank = facts.get("name"), facts.get("rank")
     if not (isinstance(name, str) and is_node_name(name) and isinstance(rank, int) and 0 < rank <= 2**31):
@@ -287,4 +313,4 @@ def _introduction(message: Message) -> tuple[str, int]:
             got=brief(facts.get("code")),
             cure="Stop SuperLinks and SuperNodes of older checkouts; uninstall other copies of Bouquet.",
         )
-    return name, rank
+    return name, rank, brief(facts.get("base"))

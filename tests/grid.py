@@ -11,8 +11,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app as client_app
-from common import wire
+from common import base, wire
 from common.adapter import Update
+from common.config import ModelConfig
 from common.version import fingerprint
 from server_app.run import conduct
 
@@ -32,6 +33,11 @@ def with_budget(folder: Path, epsilon: float, policy: str = NAMED) -> dict[str, 
 def pose_as_an_app() -> None:
     """Flower makes messages only inside an app that it has started."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 1
+
+
+def introduction(name: str, rank: int = 8) -> dict[str, Any]:
+    """What a node of this code, over the embedded model, says of itself."""
+    return {"name": name, "rank": rank, "code": fingerprint(), "base": base.digest(ModelConfig()), "where": "here"}
 
 
 def travelled(content: RecordDict) -> RecordDict:
@@ -174,8 +180,7 @@ class StubGrid(OneProcessGrid):
         node = message.metadata.dst_node_id
         name, kind = f"node-{node:04d}", message.metadata.message_type
         if kind == MessageType.QUERY:
-            facts = {"name": name, "rank": 8, "code": fingerprint(), "where": "here"}
-            content = RecordDict({"node": ConfigRecord(facts)})
+            content = RecordDict({"node": ConfigRecord(introduction(name))})
         elif reason := self.failing(node):
             content = RecordDict({"failure": ConfigRecord({"reason": reason})})
         elif kind == MessageType.EVALUATE:

@@ -11,10 +11,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 
 from common import models, wire
 from common.adapter import Key, State, Update, leading
-from common.version import fingerprint
 from server_app.run import conduct
 from strategies import RULES, build, read_config
-from tests.grid import RUN_ID, OneProcessGrid, pose_as_an_app, travelled
+from tests.grid import RUN_ID, OneProcessGrid, introduction, pose_as_an_app, travelled
 from tests.test_loop import failures, lines
 from tests.test_wire import bare
 
@@ -59,8 +58,7 @@ class Nodes(OneProcessGrid):
     def _honest(self, node: int, message: Message) -> RecordDict:
         if message.metadata.message_type == MessageType.QUERY:
             rank = 4 if self.rule.mixed_ranks and node == 2 else 8
-            facts = {"name": f"node-{node}", "rank": rank, "code": fingerprint(), "where": ""}
-            return RecordDict({"node": ConfigRecord(facts)})
+            return RecordDict({"node": ConfigRecord(introduction(f"node-{node}", rank))})
         if message.metadata.message_type == MessageType.EVALUATE:
             return RecordDict({"metrics": MetricRecord({"loss": 2.0 + node / 10, "correct": node, "count": 10 * node})})
         state = self._received(message)
@@ -129,8 +127,7 @@ def answer(content: RecordDict, kind: str = MessageType.TRAIN) -> Spoil:
 
 
 def at_the_roll_call(**facts: Any) -> Spoil:
-    own = {"name": "node-5", "rank": 8, "code": fingerprint(), "where": ""}
-    return answer(RecordDict({"node": ConfigRecord(own | facts)}), MessageType.QUERY)
+    return answer(RecordDict({"node": ConfigRecord(introduction("node-5") | facts)}), MessageType.QUERY)
 
 
 LONG = "x" * 2_000_000

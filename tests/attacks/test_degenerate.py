@@ -95,7 +95,7 @@ def test_what_is_hard_to_reckon_with_hangs_no_node(what, tmp_path):
     assert answered(node, ANSWERED[what]) in ("refused", "failed", "done")
 
 
-@pytest.mark.parametrize("round", [10**6, 2**31, 2**62])
+@pytest.mark.parametrize("round", [10**6, 2**31])
 def test_nor_does_a_round_from_far_away(round, tmp_path):
     assert answered(Node(tmp_path), {}, round=round) in ("refused", "failed", "done")
 

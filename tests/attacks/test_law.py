@@ -133,7 +133,7 @@ STATES = {
     "of a huge scale": lambda state: turned(state, lambda key, tensor: tensor, scale=1e300),
     "of slots": lambda state: turned(state, lambda key, tensor: tensor, slots=(0, 5)),
     "of another round": lambda state: turned(state, lambda key, tensor: tensor, round=10**9),
-    "beyond any round": lambda state: turned(state, lambda key, tensor: tensor, round=2**70),
+    "beyond any round": lambda state: turned(state, lambda key, tensor: tensor, round=2**31),
 }
 
 
