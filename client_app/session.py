@@ -117,6 +117,9 @@ class Session:
             self._check_units()
         else:
             self._check_public()
+        self.policy.check_size(self.config, self.rule, self.exchange.rank)
+        if self.private:
+            self.spending.check_places()
         facts: dict[str, Any] = {
             "name": self.node.label,
             "rank": self.exchange.rank,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from client_app.budget import Budget, Limits
 from client_app.policy import Policy
-from common import accounting, records, webhook
+from common import accounting, owned, records, webhook
 from common.accounting import Release
 from common.config import RunConfig
 from common.error import RefusalError
@@ -37,6 +37,11 @@ class Spending:
                 cure="Set records in --node-config, or privacy.records in the run config for all nodes without.",
             )
         return number
+
+    def check_places(self) -> None:
+        """Raise :class:`RefusalError` where a charge could not be written; told before a round, not in one."""
+        for folder in (self.node.ledger, self.node.witness.parent):
+            owned.check_writable(folder)
 
     def plan(self) -> Release:
         """What a round of training gives away."""

@@ -22,7 +22,7 @@ from tests.processes import Process, wait_for
     [
         (["lora.rnak=4"], "lora.rnak: unknown key. Did you mean 'lora.rank'?"),
         (["lora.rank=0", "rule.name=fedex"], "2 mistakes in the run config:"),
-        (["train.steps=many"], "train.steps: expected a valid integer, got 'many'"),
+        (["train.steps=many"], "train.steps: expected a whole number, got 'many'"),
         (["rule.florist.energy=all"], "rule.florist.energy: expected a number, got 'all'"),
         (["lora.rank"], "a setting cannot be read: expected key=value, or a .toml file, got lora.rank"),
     ],
