@@ -41,7 +41,8 @@ def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig],
     try:
         from client_app import audit
 
-        audit.write(_node(context), message, content, session.epsilon if session else None)
+        told = (session.round, session.epsilon) if session else (0, None)
+        audit.write(_node(context), message, content, audit.run_name(context), *told)
     except OSError as error:
         # What is not written down does not leave.
         content = _failure(BouquetError("the audit log cannot be written", got=str(error)), context)

@@ -273,7 +273,7 @@ def test_the_audit_log_has_a_line_for_everything_that_left_and_nothing_else_left
         sha.update(json.dumps(said, sort_keys=True).encode())
         assert line["digest"] == sha.hexdigest()
     (refused,) = [line for line in lines if "failure" in line["said"]]
-    assert (refused["node"], refused["round"]) == ("node-001", "0")
+    assert (refused["node"], refused["round"]) == ("node-001", 1)
     assert refused["said"]["failure"]["reason"].startswith("the privacy budget of this node is spent")
 
 
