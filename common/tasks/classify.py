@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from common.error import BouquetError
-from common.tasks.task import Example, Score, Task
+from common.tasks.task import Example, Score, Task, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,8 +50,7 @@ class Classify(Task):
         return self._tokens(first, second, tokenizer)
 
     def _tokens(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        encoded = tokenizer(text, pair, truncation=True, max_length=self.config.max_length)
-        return list(encoded["input_ids"])
+        return token_ids(tokenizer, text, pair, truncation=True, max_length=self.config.max_length)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits.float(), labels)

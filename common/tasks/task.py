@@ -27,6 +27,19 @@ class Example(NamedTuple):
     labels: list[int]
 
 
+def token_ids(tokenizer: "PreTrainedTokenizerBase", text: Any, pair: Any = None, **options: Any) -> list[int]:
+    """The tokens of a text, or of a pair of them. Raises :class:`BouquetError` where the tokenizer breaks down over it.
+
+    Tokenizers are written in Rust, whose panics are no ``Exception``: unturned, one text would end the process.
+    """
+    try:
+        return list(tokenizer(text, pair, **options)["input_ids"])
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise BouquetError("the tokenizer breaks down over a text", got=str(error)) from error
+
+
 @dataclass(frozen=True)
 class Score:
     """Sums over held-out examples; ``count`` is what ``loss`` is summed over (tokens or examples).
