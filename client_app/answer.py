@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
-from common.error import BouquetError, RefusalError
+from common.error import BouquetError, RefusalError, on_one_line
 from common.node_config import NodeConfig
 from common.section import ConfigError
 
@@ -74,7 +74,8 @@ def _failure(error: Exception, context: Context) -> RecordDict:
     refused = isinstance(error, RefusalError | ConfigError)
     frames = "".join(traceback.format_exception(error, limit=-FRAMES))
     whole = str(error) if isinstance(error, BouquetError) else f"{type(error).__name__}: {error}\n{frames}"
-    print(whole, file=sys.stderr)
+    # A coordinator may have written some of it, and is to write no line of this machine's journal.
+    print("\n    ".join(map(on_one_line, whole.split("\n"))), file=sys.stderr)
     if isinstance(error, RefusalError) or _tells_details(context):
         reason = whole
     else:
