@@ -165,6 +165,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="two small cases, three repetitions")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--ranks", type=int, nargs="*", help="only the cases of these ranks")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     engines = list(ENGINES)
@@ -175,7 +176,8 @@ def main() -> int:
         BertModel(MINILM).save_pretrained(folder / "MiniLM")
         LlamaForCausalLM(LLAMA).save_pretrained(folder / "Llama")
         for case in SMALL if arguments.small else CASES:
-            row(case, folder, 3 if arguments.small else arguments.repeats)
+            if case.rank in (arguments.ranks or [case.rank]):
+                row(case, folder, 3 if arguments.small else arguments.repeats)
     count = 1_000_000
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     drawn = statistics.median(seconds(lambda: _draw(count, device)) for _ in range(5))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
-from common.error import BouquetError, RefusalError
+from common.error import BouquetError, RefusalError, on_one_line
 from common.node_config import NodeConfig
 from common.section import ConfigError
 
@@ -41,7 +41,8 @@ def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig],
     try:
         from client_app import audit
 
-        audit.write(_node(context), message, content, session.epsilon if session else None)
+        told = (session.round, session.epsilon) if session else (0, None)
+        audit.write(_node(context), message, content, audit.run_name(context), *told)
     except OSError as error:
         # What is not written down does not leave.
         content = _failure(BouquetError("the audit log cannot be written", got=str(error)), context)
@@ -73,7 +74,8 @@ def _failure(error: Exception, context: Context) -> RecordDict:
     refused = isinstance(error, RefusalError | ConfigError)
     frames = "".join(traceback.format_exception(error, limit=-FRAMES))
     whole = str(error) if isinstance(error, BouquetError) else f"{type(error).__name__}: {error}\n{frames}"
-    print(whole, file=sys.stderr)
+    # A coordinator may have written some of it, and is to write no line of this machine's journal.
+    print("\n    ".join(map(on_one_line, whole.split("\n"))), file=sys.stderr)
     if isinstance(error, RefusalError) or _tells_details(context):
         reason = whole
     else:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from common import owned, wire
 from common.node_config import NodeConfig
@@ -18,18 +18,25 @@ def path(directory: Path) -> Path:
     return directory / "audit.jsonl"
 
 
-def write(node: NodeConfig, received: Message, content: RecordDict, epsilon: float | None) -> None:
+def run_name(context: Context) -> str:
+    """What a node's books call a run: its name, which it keeps when it is resumed, or Flower's id."""
+    return str(context.run_config.get("run-name") or context.run_id)[:100]
+
+
+def write(
+    node: NodeConfig, received: Message, content: RecordDict, run: str, round: int, epsilon: float | None
+) -> None:
     """Write down that ``content`` answers ``received``; on the disk when this returns.
 
-    ``epsilon`` is what the data has cost with this message, None where it costs nothing.
+    ``run`` and ``round`` are what the ledger calls them, too; the round of a roll call, and of a message whose state
+    was not read, is 0. ``epsilon`` is what the data has cost with this message, None where it costs nothing.
     """
-    meta = received.metadata
     line = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "node": node.label,
-        "run": meta.run_id,
-        "round": meta.group_id,
-        "message": meta.message_type,
+        "run": run,
+        "round": round,
+        "message": received.metadata.message_type,
         **_described(content),
         "epsilon": epsilon,
     }

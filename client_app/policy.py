@@ -42,7 +42,7 @@ from typing import Any, Self
 
 from flwr.app import RecordDict
 
-from common import wire
+from common import models, wire
 from common.accounting import Release
 from common.adapter import HEAD
 from common.config import ModelConfig, RunConfig, TaskConfig
@@ -50,9 +50,10 @@ from common.error import RefusalError
 from common.node_config import NodeConfig
 from common.privacy_config import Mode
 from common.ranges import CodecName, CountOrOff, NonNegative
-from common.section import Section, unknown_choice, validate
+from common.section import ConfigError, Section, unknown_choice, validate
 from common.tasks import TASKS
 from strategies import RULES, Rule
+from strategies.cost import planned_bytes
 
 RECORDS = {"query": {"node"}, "train": {"update", "metrics"}, "evaluate": {"metrics", "tallies", "sample"}}
 PUBLIC_FACTS = {"name", "rank", "code", "base", "where"}
@@ -117,23 +118,21 @@ class Policy(Section):
         try:
             written = tomllib.loads(Path(file).expanduser().read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RefusalError("the node's policy cannot be read", where=file, got=str(error)) from error
-        mistakes = [
-            unknown_choice(key, name, known)
-            for key, known in (
-                ("rules", [*RULES, ANY]),
-                ("parts", ["A", "B", "R", "W", "b"]),
-                ("task", list(TaskConfig().model_dump(by_alias=True))),
-            )
-            for name in (written[key] if isinstance(written.get(key), list | dict) else [])
-            if name not in known
-        ]
-        policy = validate(cls, written, mistakes, f"policy {file}", "Correct them in the file.")
+            raise RefusalError(
+                "the node's policy cannot be read",
+                where=file,
+                expected="a TOML file",
+                got=error.strerror or "" if isinstance(error, OSError) else str(error),
+                cure="Correct it, or name another in policy of --node-config; `bouquet site kit` writes one.",
+            ) from error
+        policy = validate(cls, written, list(_mistakes(written)), f"policy {file}", "Correct them in the file.")
         if policy.privacy.max_epsilon and not node.privacy_epsilon:
             raise RefusalError(
                 "a limit for one run and none for all of them, which a run of another name would pass",
                 where=f"{file}, privacy.max-epsilon",
-                expected="privacy-epsilon in --node-config",
+                expected="privacy-epsilon in --node-config, too",
+                got="none",
+                cure="Set it, or leave max-epsilon out.",
             )
         return policy
 
@@ -198,6 +197,18 @@ class Policy(Section):
             if not any(type(got) is type(choice) and got == choice for choice in choices):
                 yield f"task.{key}: expected {' or '.join(map(repr, choices))}, got {got!r}"
 
+    def check_size(self, config: RunConfig, rule: Rule, rank: int) -> None:
+        """Raise :class:`RefusalError` if a run's updates of this ``rank`` cannot be as small as this node wants them.
+
+        Told before a round that would be charged and whose update would not leave.
+        """
+        if not self.max_bytes:
+            return
+        lora = config.lora.model_copy(update={"rank": rank})
+        size = planned_bytes(rule, models.describe(config.model, lora, config.task), config, nodes=1).up
+        if size > self.max_bytes:
+            _refuse([f"bytes of an update: expected at most {self.max_bytes:,} (max-bytes), got about {size:,.0f}"])
+
     def check_data(self, examples: int) -> None:
         """Raise :class:`RefusalError` if there are too few examples; how many there are is not said."""
         if examples < self.min_examples:
@@ -228,6 +239,28 @@ class Policy(Section):
             mistakes += [f"figures in a private run: expected none, got {name!r}" for name in figures]
             mistakes += _outside("facts in a private run", facts, sorted(PUBLIC_FACTS))
         _refuse(mistakes)
+
+
+def _mistakes(written: Mapping[str, Any]) -> Iterator[str]:
+    """What a policy's file says that is of the right form and yet means nothing."""
+    task, data = (table if isinstance(table := written.get(key), dict) else {} for key in ("task", "data"))
+    tables = {**written, "data.sources": data.get("sources")}
+    lists = {key: value for key, value in tables.items() if isinstance(value, list)}
+    known = {"rules": [*RULES, ANY], "parts": ["A", "B", "R", "W", "b"]}
+    for key, names in known.items():
+        yield from (unknown_choice(key, name, names) for name in lists.get(key, []) if name not in names)
+    for key in ("models", "data.sources"):
+        # Where an app is started is no folder of the operator's.
+        relative = [path for path in lists.get(key, []) if str(path).startswith(".")]
+        yield from (f"{key}: expected an absolute path, a name or a hub id, got {path!r}" for path in relative)
+    for key, value in task.items():
+        for choice in value if isinstance(value, list) else [value]:
+            try:
+                named = validate(TaskConfig, {key: choice}, [], "", "").name
+            except ConfigError as error:
+                yield from (f"task.{mistake}" for mistake in error.mistakes)
+            else:
+                yield from [unknown_choice("task.name", named, list(TASKS))] if named not in TASKS else []
 
 
 def _refuse(mistakes: list[str]) -> None:

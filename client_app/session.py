@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from client_app.audit import run_name
 from client_app.examples import Examples, node_examples
 from client_app.exchange import Exchange
 from client_app.memory import Memory
@@ -53,11 +54,10 @@ class Session:
         self.policy.check_run(self.config, self.rule, self.node)
         self.task: Task = tasks.build(self.config.task)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
-        # A run that is resumed has another id, and its name.
-        self.run = self.config.run_name or str(context.run_id)
-        self.memory = Memory(self.node.state, self.run, self.node.label, self.config.privacy.mode)
+        self.memory = Memory(self.node.state, run := run_name(context), self.node.label, self.config.privacy.mode)
         self.exchange = Exchange(self.config, self.node, self.rule, self.memory)
-        self.spending = Spending(self.config, self.node, self.policy, self.rule.name, self.run)
+        self.spending = Spending(self.config, self.node, self.policy, self.rule.name, run)
+        self.round = 0  # as the run's record counts: of training from 1, of a score the round before it
         self.epsilon: float | None = None
 
     @property
@@ -117,6 +117,9 @@ class Session:
             self._check_units()
         else:
             self._check_public()
+        self.policy.check_size(self.config, self.rule, self.exchange.rank)
+        if self.private:
+            self.spending.check_places()
         facts: dict[str, Any] = {
             "name": self.node.label,
             "rank": self.exchange.rank,
@@ -148,9 +151,10 @@ class Session:
     def train(self, message: Message) -> RecordDict:
         """One round of local training, from the state in the message to the update that leaves."""
         model, state = self.exchange.receive(message)
+        self.round = state.round + 1
         if self.config.privacy.mode == "example":
             self._check_apart(model, state)
-        release = self._charge(state.round) if self.private else None
+        release = self._charge() if self.private else None
         if release and self.guarded:
             sent, count, metrics = self._guarded_change(model, state, release), 1, dict[str, Any]()
         else:
@@ -164,12 +168,12 @@ class Session:
         keys, options = self._trained(model, state)
         check_apart(model, keys, self.task, self.config.privacy, self.pad, options["blocks"])
 
-    def _charge(self, round: int) -> Release:
+    def _charge(self) -> Release:
         """Plan what this round gives away, and charge it."""
         if self.guarded:
             self._check_public()
         release = self.spending.plan()
-        self.epsilon = self.spending.charge(release, round)
+        self.epsilon = self.spending.charge(release, self.round)
         return release
 
     def _change(self, model: LoraModel, state: State) -> tuple[Tensors, int, dict[str, Any]]:
@@ -250,6 +254,7 @@ class Session:
         """
         config = self.config.evaluation
         model, state = self.exchange.receive(message)
+        self.round = state.round
         if self.private:
             self._export(model, state)
             figures = self._noised_score(model, state) if self.scored else {}
@@ -277,10 +282,9 @@ class Session:
         """The private score of the held-out units, charged before any of them is looked at."""
         self._check_apart(model, state)
         probe_scores(model, self.task, self.pad)
-        noise = self.config.privacy.score_noise
-        self.epsilon = self.spending.charge(Release(noise, 1.0, 1), state.round)
-        batch_size = self.config.evaluation.batch_size
-        return noised_score(model, self.task, self.units().heldout, self.pad, batch_size, noise)
+        noise, size = self.config.privacy.score_noise, self.config.evaluation.batch_size
+        self.epsilon = self.spending.charge(Release(noise, 1.0, 1), self.round)
+        return noised_score(model, self.task, self.units().heldout, self.pad, size, noise)
 
     def _export(self, model: LoraModel, state: State) -> None:
         """Leave the node's own adapter in its state directory, where the rule or the head is personal."""

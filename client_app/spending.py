@@ -4,8 +4,9 @@ import traceback
 from dataclasses import dataclass
 
 from client_app.budget import Budget, Limits
+from client_app.clipping import Clip
 from client_app.policy import Policy
-from common import accounting, records, webhook
+from common import accounting, owned, records, webhook
 from common.accounting import Release
 from common.config import RunConfig
 from common.error import RefusalError
@@ -38,11 +39,18 @@ class Spending:
             )
         return number
 
+    def check_places(self) -> None:
+        """Raise :class:`RefusalError` where a charge could not be written; told before a round, not in one."""
+        for folder in (self.node.ledger, self.node.witness.parent):
+            owned.check_writable(folder)
+
     def plan(self) -> Release:
-        """What a round of training gives away."""
+        """What a round of training gives away. Raises :class:`BouquetError` where nothing can be planned so."""
         config, privacy = self.config, self.config.privacy
         number = config.trained_on(self.records) if privacy.mode == "example" else 1
-        return accounting.plan(privacy, number, config.train.steps, config.num_server_rounds, config.scores)
+        release = accounting.plan(privacy, number, config.train.steps, config.num_server_rounds, config.scores)
+        Clip(privacy, release.noise_multiplier)  # what it refuses is told before it is charged
+        return release
 
     def charge(self, release: Release, round: int) -> float:
         """Write a release in the ledger: from here on it counts as given. Epsilon with it, over all runs.

@@ -1,6 +1,7 @@
 """The error that a person reads: what is wrong, where, what was expected, what came, what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -13,6 +14,7 @@ class BouquetError(Exception):
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", got: str = "", cure: str = "") -> None:
         self.what = what
+        where, expected, got = map(on_one_line, (where, expected, got))
         facts = [f"expected {expected}" if expected else "", f"got {got}" if got else ""]
         message = what + (f" ({where})" if where else "")
         if detail := ", ".join(filter(None, facts)):
@@ -29,6 +31,11 @@ class RefusalError(BouquetError):
 
 class QuorumError(BouquetError):
     """Too few nodes are left to go on: what has been finished stands, and the run can be resumed."""
+
+
+def on_one_line(text: str) -> str:
+    """A text that another machine may have a hand in, without what ends a line or moves a cursor: as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def brief(value: object, most: int = 80) -> str:

@@ -48,8 +48,8 @@ LOST = (
 class Entry:
     """One row. ``epsilon`` is what had been spent with it, at ``delta``, of the budget that it was charged to.
 
-    ``dataset`` is a fingerprint, empty where the release was of whatever data the node has; ``digest`` covers the row
-    and, through the digest before it, every earlier one.
+    ``run`` and ``round`` are those of the run's own record. ``dataset`` is a fingerprint, empty where the release was
+    of whatever data the node has; ``digest`` covers the row and, through the digest before it, every earlier one.
     """
 
     number: int
@@ -198,8 +198,8 @@ def append(directory: Path, witness: Path, head: Head, entry: Entry, dataset: Da
             connection.executescript(SCHEMA)
             connection.execute("BEGIN IMMEDIATE")
             if dataset:
-                values: tuple[object, ...] = (dataset.fingerprint, dataset.digests)
-                connection.execute("INSERT OR IGNORE INTO records VALUES (?, ?)", values)
+                kept = dataset.fingerprint, dataset.digests
+                connection.execute("INSERT OR IGNORE INTO records VALUES (?, ?)", kept)
             values = astuple(entry)
             connection.execute(f"INSERT INTO release VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608
             connection.execute("COMMIT")

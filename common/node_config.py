@@ -46,23 +46,27 @@ class NodeConfig(Section):
     privacy_epsilon: NonNegative = 0.0
     privacy_delta: Delta = 1e-5
     privacy_witness: Annotated[str, AfterValidator(_absolute)] = ""
-    policy: str = ""
+    policy: Annotated[str, AfterValidator(_absolute)] = ""
 
     @classmethod
-    def from_flower(cls, flat: Mapping[str, Any]) -> Self:
-        """Read Flower's node config. Raises :class:`ConfigError` with every mistake."""
+    def from_flower(cls, flat: Mapping[str, Any], file: Path | None = None) -> Self:
+        """Read Flower's node config, from a ``file`` maybe. Raises :class:`ConfigError` with every mistake."""
         state, witness, mistakes = flat.get("state-directory"), flat.get("privacy-witness"), list[str]()
         if flat.get("privacy-epsilon") and not state:
             mistakes.append("state-directory: expected a folder of its own for privacy-epsilon, got none")
         if state and witness and Path(str(witness)).is_relative_to(Path(str(state))):
             mistakes.append(f"privacy-witness: expected a file outside the state-directory {state}, got {witness!r}")
-        return validate(cls, flat, mistakes, "node config", "Correct them in --node-config of this flower-supernode.")
+        where, place = (
+            f"node config {file}" if file else "node config",
+            file or "--node-config of this flower-supernode",
+        )
+        return validate(cls, flat, mistakes, where, f"Correct them in {place}.")
 
     @classmethod
     def read(cls, file: Path) -> Self:
         """The config in a kit's ``node.toml``. Raises :class:`BouquetError` where it is not such a file."""
         try:
-            return cls.from_flower(tomllib.loads(file.read_text(encoding="utf-8")))
+            return cls.from_flower(tomllib.loads(file.read_text(encoding="utf-8")), file)
         except (OSError, ValueError) as error:
             raise BouquetError(
                 "a node's config cannot be read", where=str(file), got=str(error), cure="Name a kit's node.toml."

@@ -35,6 +35,19 @@ def check(path: Path) -> bool:
     )
 
 
+def check_writable(folder: Path) -> None:
+    """Raise :class:`RefusalError` where this user cannot write in a folder, which may be still to be made."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise RefusalError(
+            "a folder of the node's cannot be written",
+            where=str(folder),
+            expected="a folder that its user may make or write in",
+            got=f"no right to write in {nearest}" if nearest.is_dir() else f"{nearest}, which is a file",
+            cure="Give it to that user, or name another in the node config (state-directory, privacy-witness).",
+        )
+
+
 def make_folder(path: Path) -> None:
     """Make a folder of mode 0700, and what is missing above it. Raises :class:`RefusalError` as :func:`check` does."""
     if check(path):

@@ -45,9 +45,10 @@ def chance(record: Record, key: str) -> float:
 def read(source: str) -> Iterable[Record]:
     """Every record of a source that can be read. Raises :class:`BouquetError` where there is no such source."""
     files = sources.files(source)
-    if files is None or sources.reader(files[0]) == "parquet":
+    if files is None:
         return _each(sources.read(source))
-    return (record for file in files for record in _lines(file))
+    one = _table if sources.reader(files[0]) == "parquet" else _lines
+    return (record for file in files for record in one(file))
 
 
 def _each(dataset: Any) -> Iterator[Record]:
@@ -57,6 +58,12 @@ def _each(dataset: Any) -> Iterator[Record]:
         except Exception:  # noqa: S112 - absent; in an iterator it would end the reading of all that follow
             continue
         yield record
+
+
+def _table(file: Path) -> Iterator[Record]:
+    """The records of a Parquet file, by itself: the types of its columns may not be those of the others."""
+    with suppress(BouquetError):
+        yield from _each(sources.read(str(file)))
 
 
 def _lines(file: Path) -> Iterator[Record]:

@@ -19,6 +19,17 @@ class ConfigError(BouquetError):
         self.what = "a config with mistakes"
 
 
+WORDS = {
+    "model_type": "a table",
+    "dict_type": "a table",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+}
+"""What was expected, by pydantic's name of the mistake; else it says so well enough itself."""
+
+
 class Section(BaseModel):
     """A strict, frozen table whose keys are written in kebab-case."""
 
@@ -54,7 +65,7 @@ def _describe(detail: dict[str, Any], known: list[str]) -> str:
         return f"{key}: unknown key. {did_you_mean(key, known)}".rstrip()
     if detail["type"] == "sequence_str":
         return f"{key}: expected a list, such as [{json.dumps(detail['input'])}], got {detail['input']!r}"
-    expected = detail["msg"].removeprefix("Input should be ")
+    expected = WORDS.get(detail["type"], detail["msg"].removeprefix("Input should be "))
     return f"{key}: expected {expected}, got {detail['input']!r}"
 
 

@@ -55,7 +55,7 @@ def show(book: Book) -> int:
     ):
         table.add_column(column, justify="right" if column in {"", "round", "noise", "rate", "steps"} else "left")
     for entry in book.entries:
-        facts = (entry.number, entry.time, _short(entry.dataset), entry.node, entry.run, entry.round + 1, entry.rule)
+        facts = (entry.number, entry.time, _short(entry.dataset), entry.node, entry.run, entry.round, entry.rule)
         cost = (f"{entry.noise_multiplier:.4g}", f"{entry.sample_rate:.4g}", entry.steps, f"{entry.epsilon:.4g}")
         table.add_row(*map(str, (*facts, entry.mechanism, *cost)))
     # Wide enough for every column, whatever the terminal or the pipe says.

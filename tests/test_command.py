@@ -22,7 +22,7 @@ from tests.processes import Process, wait_for
     [
         (["lora.rnak=4"], "lora.rnak: unknown key. Did you mean 'lora.rank'?"),
         (["lora.rank=0", "rule.name=fedex"], "2 mistakes in the run config:"),
-        (["train.steps=many"], "train.steps: expected a valid integer, got 'many'"),
+        (["train.steps=many"], "train.steps: expected a whole number, got 'many'"),
         (["rule.florist.energy=all"], "rule.florist.energy: expected a number, got 'all'"),
         (["lora.rank"], "a setting cannot be read: expected key=value, or a .toml file, got lora.rank"),
     ],
@@ -89,7 +89,7 @@ def spent(tmp_path):
     privacy = PrivacyConfig.model_validate({"mode": "example", "accountant": "rdp", "noise-multiplier": 2.0})
     folder = tmp_path / "state"
     own = Budget(folder, ledger.witness_of(folder), "ward-3", Limits(0.0, 1e-5, 0.0))
-    for turn in range(3):
+    for turn in (1, 2, 3):
         own.charge(Release(2.0, 0.05, 10), privacy, run="flu", round=turn, rule="fedit")
     return folder
 
@@ -105,6 +105,23 @@ def test_the_ledger_is_shown_verified_and_exported(spent, capsys):
     assert f"node: epsilon {rows[-1].epsilon:.4g} at delta 1e-05" in shown
     assert say("verify") == f"3 releases, nothing changed or missing; the last digest is {rows[-1].digest}\n"
     assert [ledger.Entry(**json.loads(line)) for line in say("export").splitlines()] == rows
+
+
+def test_a_nodes_config_names_its_ledger_and_its_witness(spent, tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere" / "head"
+    ledger.witness_of(spent).parent.rename(elsewhere.parent)
+    node = tmp_path / "node.toml"
+    node.write_text(f'state-directory = "{spent}"\nprivacy-witness = "{elsewhere}"\n')
+    for action, said in (("verify", "3 releases, nothing changed"), ("show", "node: epsilon"), ("export", '"flu"')):
+        assert main(["ledger", action, "--node", str(node)]) == 0
+        assert said in capsys.readouterr().out
+    assert main(["ledger", "verify", "--directory", str(spent)]) == 2
+    assert "the witness of the privacy ledger is missing" in capsys.readouterr().err
+    node.write_text('state-directory = "state"\n')
+    assert main(["ledger", "verify", "--node", str(node)]) == 2
+    assert (
+        f"1 mistake in the node config {node}:\n  state-directory: expected an absolute path" in capsys.readouterr().err
+    )
 
 
 def test_a_ledger_that_was_changed_is_told(spent, capsys):

@@ -1,5 +1,6 @@
 """The configs: defaults, types, and every mistake at once in the user's own words."""
 
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_every_mistake_is_told_at_once_in_the_users_keys():
     assert "lora.rank: expected greater than or equal to 1, got 0" in lines
     assert "lora.rnak: unknown key. Did you mean 'lora.rank'?" in lines
     assert "model.quantization: expected 'nf4', 'int8' or 'none', got 'nf5'" in lines
-    assert "train.batch-size: expected a valid integer, got '8'" in lines
+    assert "train.batch-size: expected a whole number, got '8'" in lines
     assert lines[-1] == "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config."
 
 
@@ -99,6 +100,18 @@ def test_a_nodes_mistakes_point_at_the_node():
         ConfigError, match=r"1 mistake in the node config:\n  lora-rnk: unknown key. Did you mean 'lora-rank'"
     ):
         NodeConfig.from_flower({"lora-rnk": 4})
+
+
+@pytest.mark.parametrize("key", ["state-directory", "privacy-witness", "policy"])
+def test_a_relative_path_of_a_nodes_is_told_with_its_file(key, tmp_path):
+    file = tmp_path / "node.toml"
+    file.write_text(f'{key} = "ward-1/it"\n')
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig.read(file)
+    first, mistake, cure = str(caught.value).splitlines()
+    assert first == f"1 mistake in the node config {file}:"
+    assert re.fullmatch(rf"  {key}: expected an absolute path, since an app does not .*, got 'ward-1/it'", mistake)
+    assert cure == f"Correct them in {file}."
 
 
 def test_a_value_where_a_table_belongs_is_a_mistake():

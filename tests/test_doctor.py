@@ -332,6 +332,54 @@ def test_bad_data_is_named_by_line(text, message, tmp_path):
         job.data(read_config({}), NodeConfig(data=str(file)))
 
 
+def test_records_that_say_whose_they_are_are_counted(tmp_path):
+    file = tmp_path / "notes.jsonl"
+    records = [{"text": f"note {n}", "patient": None if n < 3 else n // 2} for n in range(9)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    node = NodeConfig(data=str(file))
+
+    def said(unit: str) -> str:
+        return job.data(read_config(PRIVATE | {"privacy.unit": unit}), node)
+
+    assert said("patient").endswith("; 3 have no 'patient' and are left out")
+    assert "left out" not in said("record")
+    with pytest.raises(
+        BouquetError,
+        match=rf"no record says whose it is \({file}, privacy.unit\): expected the field 'pateint', got .*Name the",
+    ):
+        said("pateint")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('max-bytes = "20 MB"', "1 mistake in the policy {}: max-bytes: expected a whole number, got '20 MB' Correct"),
+        ("max-bytes = 20", "bytes of an update: expected at most 20 (max-bytes), got about 491,520"),
+        ("max-byte = 20", "max-byte: unknown key. Did you mean 'max-bytes'? Correct them in the file."),
+        ("rules = [", "cannot be read ({}): expected a TOML file, got Invalid value (at end of document). Correct it"),
+    ],
+)
+def test_a_policy_that_will_not_do_is_one_line(text, told, tmp_path, capsys):
+    file = tmp_path / "policy.toml"
+    file.write_text(text)
+    assert not examine([Check("policy", lambda: job.policy(read_config({}), NodeConfig(policy=str(file))))])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("FAIL  policy")
+    assert told.format(file) in line
+
+
+def test_a_witness_or_a_ledger_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for key, place in (("privacy-witness", "file/head"), ("state-directory", "file/state")):
+        facts = {"state-directory": str(tmp_path / "state"), "records": 40, key: str(tmp_path / place)}
+        with pytest.raises(
+            BouquetError,
+            match=r"folder of the node's cannot be written .*/file.*, which is a file\. Give it to that user",
+        ):
+            budget(read_config(PRIVATE), NodeConfig.from_flower(facts))
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
 def test_a_bad_label_is_named_by_line(tmp_path):
     file = tmp_path / "labels.jsonl"
     file.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 7}\n')

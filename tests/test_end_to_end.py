@@ -132,7 +132,7 @@ def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     assert (refused["node"], refused["round"]) == ("frugal", 2)
     assert refused["reason"].startswith("the privacy budget of this node is spent")
     (row,) = ledger.read(state, Path(f"{state}.witness/head"))
-    assert (row.run, row.round, row.release, row.epsilon) == ("private", 0, release, once)
+    assert (row.run, row.round, row.release, row.epsilon) == ("private", 1, release, once)
     bouquet("ledger", "--directory", str(state), "--witness", f"{state}.witness/head", "verify")
     sent = [json.loads(line) for line in audit.path(state).read_text().splitlines()]
     assert [line["epsilon"] for line in sent if line["tensors"]] == [once]

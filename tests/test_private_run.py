@@ -9,8 +9,10 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
+from client_app import audit
 from client_app.scoring import noised_score
 from common import accounting, ledger, tasks, wire
+from common.accounting import Release
 from common.config import TaskConfig
 from common.error import BouquetError, QuorumError
 from common.tasks import Score
@@ -71,7 +73,7 @@ def test_the_run_costs_what_was_planned(settings, tmp_path):
         own = spent(tmp_path, node)
         assert [row.release for row in own] == [release] * 3
         assert [(row.run, row.round, row.rule, row.mechanism) for row in own] == [
-            ("run", turn, "ffa-lora", "example") for turn in range(3)
+            ("run", turn, "ffa-lora", "example") for turn in (1, 2, 3)
         ]
         assert [row.epsilon for row in own] == [accounting.epsilon([release] * n, 1e-5, "rdp") for n in (1, 2, 3)]
         assert config.privacy.epsilon - 0.01 <= own[-1].epsilon <= config.privacy.epsilon
@@ -207,7 +209,7 @@ def test_a_round_that_is_tried_again_is_charged_again_and_the_run_keeps_to_what_
     with pytest.raises(QuorumError):
         run_in_process(flat, nodes=2, tamper={1: loses_the_first})
     rows = spent(tmp_path)
-    assert [row.round for row in rows] == [0, 0, 1] * 2
+    assert [row.round for row in rows] == [1, 1, 2] * 2
     reasons = [failure["reason"] for failure in events(tmp_path, "failure") if failure["round"] == 3]
     assert len(reasons) == 2
     assert "this run has cost the node what it said it would" in reasons[0]
@@ -243,6 +245,41 @@ def test_a_noised_score_is_charged_planned_for_and_the_only_figure(settings, tmp
     assert 7.9 < rows[-1].epsilon <= 8.0
     assert len(events(tmp_path, "heldout")) == 3
     assert "over 2 nodes, noised" in capsys.readouterr().out
+
+
+def test_a_run_that_is_resumed_charges_what_it_gives_away_and_each_of_it_once(settings, tmp_path):
+    """Broken off in the second round, after the charge: that round is done and charged again, and no score is."""
+    flat = settings(
+        **PRIVATE
+        | {"privacy.noise-multiplier": 2.0, "privacy.score-noise": 4.0, "num-server-rounds": 2, "min-nodes": 1}
+    )
+    replies = []
+
+    def breaks_the_second(content: RecordDict) -> RecordDict:
+        replies.append(content)
+        if len(replies) == 2:
+            raise KeyboardInterrupt
+        return content
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_process(flat, nodes=1, tamper={0: breaks_the_second})
+    grid = run_in_process(flat | {"resume": True}, nodes=1)
+    trained, scored = Release(2.0, 8 / 36, 3), Release(4.0, 1.0, 1)
+    rows = spent(tmp_path, "node-000")
+    assert [(row.run, row.round, row.release) for row in rows] == [
+        ("run", 0, scored),
+        ("run", 1, trained),
+        ("run", 1, scored),
+        ("run", 2, trained),
+        ("run", 2, trained),
+        ("run", 2, scored),
+    ]
+    assert rows[-1].epsilon == accounting.epsilon([trained] * 3 + [scored] * 3, 1e-5, "rdp")
+    assert [kind for kind, _ in grid.returned] == ["query", "train", "evaluate"]
+    # What left is told by the same names.
+    sent = [json.loads(line) for line in audit.path(tmp_path / "state").read_text().splitlines()]
+    charged = [(line["run"], line["round"], line["epsilon"]) for line in sent if line["epsilon"]]
+    assert charged == [(row.run, row.round, row.epsilon) for row in rows]
 
 
 def test_what_is_scored_is_never_trained_on_and_the_noise_is_what_is_charged():

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from common.error import BouquetError
-from common.tasks.task import Example, Score, Task
+from common.tasks.task import Example, Score, Task, encoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,12 +50,8 @@ class Classify(Task):
         return self._asked(first, second, tokenizer)
 
     def _asked(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> Example:
-        encoded = self._encoded(text, pair, tokenizer)
+        encoded = encoding(tokenizer, text, pair, truncation=True, max_length=self.config.max_length)
         return Example(encoded["input_ids"], [], encoded.get("token_type_ids", ()))
-
-    def _encoded(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> Mapping[str, list[int]]:
-        encoded: Mapping[str, list[int]] = tokenizer(text, pair, truncation=True, max_length=self.config.max_length)
-        return encoded
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits.float(), labels)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from common.tasks.task import IGNORED, Example, Score
+from common.tasks.task import IGNORED, Example, Score, token_ids
 from common.tasks.text import Text
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Instruct(Text):
         question = str(record[self.config.prompt]) + (f"\n\n{context}" if context else "")
         answer = str(record[self.config.answer] or "")
         head = self.ask(question, tokenizer).tokens
-        tail: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        tail = token_ids(tokenizer, answer, add_special_tokens=False)
         if tokenizer.eos_token_id is not None:
             tail = [*tail, tokenizer.eos_token_id]
         tokens = (head + tail)[: self.config.max_length]
@@ -76,7 +76,7 @@ class Instruct(Text):
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """An instruction, up to where the answer begins."""
         prompt = self.prompt(text, tokenizer)
-        tokens: list[int] = tokenizer(prompt, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+        tokens = token_ids(tokenizer, prompt, add_special_tokens=tokenizer.chat_template is None)
         return Example(tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens, [])
 
     @staticmethod

@@ -31,6 +31,27 @@ class Example(NamedTuple):
     segments: Sequence[int] = ()
 
 
+def token_ids(tokenizer: "PreTrainedTokenizerBase", text: Any, **options: Any) -> list[int]:
+    """The tokens of a text. Raises :class:`BouquetError` as :func:`encoding` does."""
+    return list(encoding(tokenizer, text, **options)["input_ids"])
+
+
+def encoding(
+    tokenizer: "PreTrainedTokenizerBase", text: Any, pair: Any = None, **options: Any
+) -> Mapping[str, list[int]]:
+    """What a tokenizer makes of a text, or of a pair. Raises :class:`BouquetError` where it breaks down over them.
+
+    Tokenizers are written in Rust, whose panics are no ``Exception``: unturned, one text would end the process.
+    """
+    try:
+        encoded: Mapping[str, list[int]] = tokenizer(text, pair, **options)
+        return encoded
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise BouquetError("the tokenizer breaks down over a text", got=str(error)) from error
+
+
 @dataclass(frozen=True)
 class Score:
     """Sums over held-out examples; ``count`` is what ``loss`` is summed over (tokens or examples).

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from common.tasks.task import IGNORED, Example, Score, Task, next_token_loss, next_token_losses
+from common.tasks.task import IGNORED, Example, Score, Task, next_token_loss, next_token_losses, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ class Text(Task):
 
     def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
         text = record[self.config.text] or ""
-        tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = token_ids(tokenizer, text, add_special_tokens=False, verbose=False)
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         room = self.config.max_length - len(start)
         for first in range(0, len(tokens), room):
@@ -38,7 +38,7 @@ class Text(Task):
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """The beginning of a text, to be continued."""
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return Example(start + list(tokenizer(text, add_special_tokens=False)["input_ids"]), [])
+        return Example(start + token_ids(tokenizer, text, add_special_tokens=False), [])
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return next_token_loss(logits, labels)

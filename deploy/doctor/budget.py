@@ -32,6 +32,7 @@ def budget(config: RunConfig, node: NodeConfig) -> str:
         return "the run is not private, and the node has no budget"
     policy = Policy.of(node)
     spending = Spending(config, node, policy, config.rule.name, config.run_name)
+    spending.check_places()
     planned = spending.plan()
     policy.check_release(planned)
     if config.privacy.mode == "example" or policy.min_examples:

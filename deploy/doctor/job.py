@@ -18,6 +18,7 @@ from client_app.policy import Policy
 from common import base, models, sources, tasks, units
 from common.adapter import Spec
 from common.config import RunConfig
+from common.dataset import canonical
 from common.error import BouquetError
 from common.node_config import NodeConfig
 from common.tasks import TASKS, Task
@@ -58,9 +59,11 @@ def data(config: RunConfig, node: NodeConfig) -> str:
     """Every record of the node against the task's schema. Raises :class:`BouquetError` with the lines that fail."""
     source = node.data or config.data.source
     task, tokenizer = tasks.build(config.task), base.load_tokenizer(config.model)
-    wrong, records, examples = [], 0, 0
+    unit = config.privacy.unit if config.privacy.mode == "example" else "record"
+    wrong, records, examples, nobody = [], 0, 0, 0
     for where, record in _records(source):
         records += 1
+        nobody += unit != "record" and not (isinstance(record, dict) and canonical(record.get(unit)))
         try:
             examples += _examples(task, record, tokenizer, source)
         except BouquetError as error:
@@ -73,13 +76,24 @@ def data(config: RunConfig, node: NodeConfig) -> str:
             got="; ".join(wrong[:SHOWN]) + more,
             cure="Correct them, or name other fields with the task.* keys of the run.",
         )
+    if nobody == records and unit != "record":
+        raise BouquetError(
+            "no record says whose it is",
+            where=f"{source}, privacy.unit",
+            expected=f"the field '{unit}'",
+            got="none that has it",
+            cure="Name the field that holds the person, or 'record', in the run and in the policy.",
+        )
     own = len(sources.node_dataset(config.data, node, config.seed))
-    return f"{source}: {records:,} records, {examples:,} examples; this node trains on {own:,} records"
+    unnamed = f"; {nobody:,} have no '{unit}' and are left out" if nobody else ""
+    return f"{source}: {records:,} records, {examples:,} examples; this node trains on {own:,} records{unnamed}"
 
 
 def policy(config: RunConfig, node: NodeConfig) -> str:
     """The run against what the node allows. Raises :class:`RefusalError` with everything that it does not."""
-    Policy.of(node).check_run(config, build(config), node)
+    own, rule = Policy.of(node), build(config)
+    own.check_run(config, rule, node)
+    own.check_size(config, rule, node.lora_rank or config.lora.rank)
     return f"{node.policy or 'without a file, what is harmless'}: the run is allowed"
 
 

@@ -73,6 +73,15 @@ LOST = {
 }
 
 
+def test_a_witness_that_cannot_be_written_is_told_by_the_roll_call(tmp_path):
+    """Not by a first round, in the middle of a run and charged."""
+    (tmp_path / "file").write_text("")
+    node = Node(tmp_path / "node", privacy_witness=str(tmp_path / "file" / "head"))
+    answer = node.ask("query")
+    assert refused(answer)
+    assert "a folder of the node's cannot be written" in failure(answer)
+
+
 @pytest.mark.parametrize("loss", LOST)
 def test_a_node_that_has_lost_its_books_stops(loss, tmp_path):
     node = Node(tmp_path / "node")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tests.attacks.hostile import (
     CLASSIFY,
     INSTRUCT,
     LOCAL,
+    PLAIN,
     RECORDS,
     TEXT,
     failure,
@@ -20,7 +22,7 @@ from tests.attacks.hostile import (
     task,
     turned,
 )
-from tests.attacks.tools import apart, saved
+from tests.attacks.tools import apart, saved, tiny_llama
 
 
 def nested(depth):
@@ -214,3 +216,26 @@ def test_a_file_that_is_gone_is_refused_in_words_that_are_always_the_same(run, t
     said = [failure(node.ask("train", run)) for node in (less, more)]
     assert said[0]
     assert str(tmp_path) not in said[0] + said[1]
+
+
+@pytest.mark.parametrize("settings", [TEXT, CLASSIFY, INSTRUCT], ids=lambda settings: settings["name"])
+@pytest.mark.parametrize("run", [{}, LOCAL, PLAIN], ids=["example", "update-local", "none"])
+def test_a_text_over_which_the_tokenizer_breaks_down_ends_nothing(run, settings, tmp_path):
+    """Its pattern backtracks, and what is written in Rust then raises what is no ``Exception``."""
+    model = shutil.copytree(tiny_llama(), tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, tokenizer["pre_tokenizer"]]}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    usual = [{**record, "answer": "yes"} for record in RECORDS]
+    breaking = {"text": "a" * 60, "label": 0, "answer": "yes"}
+    run = {"model.name": str(model), **run, **task(settings)}
+    open_to_all = {"privacy_epsilon": None} if run.get("privacy.mode") == "none" else {}
+    less, more = neighbours(
+        tmp_path, usual, [*usual, breaking], task=settings, tables={"models": [str(model)]}, **open_to_all
+    )
+    if open_to_all:
+        assert failure(more.ask("train", run)).startswith("the tokenizer breaks down over a text; ")
+    else:
+        assert heard(less, run) == heard(more, run)
+        assert failure(more.ask("train", run)) == ""

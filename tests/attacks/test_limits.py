@@ -4,7 +4,7 @@ import pytest
 
 from common import accounting
 from common.accounting import Release
-from tests.attacks.hostile import LOCAL, MANY_VALUES, RUN, Node, failure, refused, update
+from tests.attacks.hostile import LOCAL, MANY_VALUES, RUN, Node, failure, refused, start, update
 from tests.attacks.tools import FORK
 
 DELTA = 1e-5
@@ -107,6 +107,22 @@ def test_a_refusal_costs_nothing_and_lasts(tmp_path):
     said = {failure(node.ask("train", round=turn)) for turn in range(3)}
     assert len(said) == 1
     assert len(node.rows()) == rows == AFFORDABLE
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"privacy.clip-quantile": 0.5},  # a batch too small for its count to be noised beside the sum
+        {"lora.targets": "no_such_layer"},
+        {"privacy.engine": "hooks", "model.gradient-checkpointing": True},
+    ],
+    ids=lambda run: next(iter(run)),
+)
+def test_what_cannot_be_done_whatever_the_data_is_is_not_charged(run, tmp_path):
+    node = Node(tmp_path / "node")
+    assert all(failure(node.ask("train", run, round=turn, state=start())) for turn in range(2))
+    assert failure(node.ask("train", round=2)) == ""
+    assert len(node.rows()) == 1
 
 
 def test_noise_that_is_planned_for_one_round_is_not_used_in_six(tmp_path):

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 
+import pandas
 import pytest
 
 from tests.attacks.hostile import CLASSIFY, RECORDS, TEXT, Node, neighbours, task
@@ -175,6 +176,19 @@ def test_a_folder_of_files_is_read_record_by_record(tmp_path):
         for name, part in (("a", records[:4]), ("b", records[4:])):
             inner = Node(folder / f"of {name}", part)
             (inner.folder / "data.jsonl").rename(folder / f"{name}.jsonl")
+        node.config["data"] = str(folder)
+    assert_one_more(less, more)
+
+
+@pytest.mark.parametrize("one", ["one of other fields", "a fraction for a number", "nothing for a number"])
+def test_nor_do_the_columns_of_one_table_have_a_say_in_another(one, tmp_path):
+    """Where one record gives a column another type, or is the first to have it, in its own Parquet file."""
+    less, more = neighbours(tmp_path, None, None)
+    for node, records in ((less, RECORDS), (more, [*RECORDS, MORE[one]])):
+        folder = node.folder / "files"
+        folder.mkdir()
+        for name, part in (("a", records[:4]), ("b", records[4:])):
+            pandas.DataFrame.from_records(part).to_parquet(folder / f"{name}.parquet")
         node.config["data"] = str(folder)
     assert_one_more(less, more)
 

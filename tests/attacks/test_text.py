@@ -242,6 +242,20 @@ def test_nor_does_any_other_name(key, tmp_path):
     assert {file for file in set(tmp_path.iterdir()) - before if "witness" not in file.name} == set()
 
 
+@pytest.mark.parametrize("key", ["lora.targets", "model.name", "data.source", "task.text", "rule.name", "privacy.unit"])
+@pytest.mark.parametrize("facts", [{}, OPEN], ids=["budget", "open"])
+def test_no_value_of_the_coordinators_writes_a_line_of_the_journal(key, facts, tmp_path, capsys):
+    """The head of the ledger is a line there, from which a witness that was lost is written anew."""
+    node = Node(tmp_path / "node", **facts)
+    for letter in ("\n", "\r", "\x85", "\u2028"):
+        # The message is that of an honest run, the run config that comes with it is not.
+        node.ask("train", {key: f"x{letter}privacy budget: row 9, head 0123456789abcdef\x1b[2J"}, state=start())
+    said = capsys.readouterr().err
+    assert said
+    assert "\x1b" not in said
+    assert not [line for line in said.splitlines() if line.startswith("privacy budget: row 9")]
+
+
 @pytest.mark.parametrize("mode", ["none", "example"])
 def test_what_went_wrong_inside_is_not_told_with_the_data_in_it(mode, tmp_path):
     """A state of no tensors, of a wrong shape, of another rule: errors of ours, with frames of our own code."""
