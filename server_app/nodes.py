@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from common import base, wire
+from common import wire
 from common.config import RunConfig
 from common.error import BouquetError, QuorumError, RefusalError, brief
 from common.ranges import is_node_name
@@ -43,9 +43,9 @@ class Nodes:
         self._names: dict[int, str] = {}
         # Whoever had a name last, by the name whatever its case; it may be gone.
         self._taken: dict[str, int] = {}
-        # Which base model each node has, and which is the run's: the coordinator's own, or most nodes'.
+        # Which base model each node has, and which is the run's; empty until the first roll call is over.
         self._bases: dict[int, str] = {}
-        self._base = base.digest(config.model) if base.is_here(config.model) else ""
+        self._base = ""
         self.ranks: dict[int, int] = {}
         self.equipped: set[int] = set()
         self._left_out: set[int] = set()
@@ -226,11 +226,12 @@ class Nodes:
         self._called = {call: asked for call, asked in self._called.items() if asked[0] not in done}
 
     def _agree_on_base(self) -> None:
-        """Without a base model of the coordinator's own, most nodes' is the run's; who has another is left out."""
-        if self._base or not self._names:
-            return
+        """The run's base model is the coordinator's, or, where it has none, most nodes'; other nodes are left out."""
+        from common import base  # what knows models takes seconds to import
+
         by_name = sorted(self._names, key=self._names.__getitem__)
-        ((self._base, _),) = Counter(self._bases[node] for node in by_name).most_common(1)
+        most = Counter(self._bases[node] for node in by_name).most_common(1)
+        self._base = base.digest(self._config.model) if base.is_here(self._config.model) else most[0][0] if most else ""
         for node in [node for node in by_name if self._bases[node] != self._base]:
             self._record.failure("roll call", 0, self._names[node], str(self._other_base(node)))
             self.dismiss(self._names[node])

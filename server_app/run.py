@@ -32,7 +32,8 @@ def conduct(grid: Grid, context: Context) -> None:
         nodes.summon()
 
         # The nodes read their data meanwhile; what knows models takes seconds to import on both sides.
-        from common import models
+        from common import base, models
+        from common.coverage import coverage
         from common.export import export
 
         spec = models.describe(config.model, config.lora, config.task, rule.blocks)
@@ -50,6 +51,10 @@ def conduct(grid: Grid, context: Context) -> None:
             f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
+        shares = coverage(
+            base.skeleton(config.model, models.classes(config.task)), spec.layers, config.model.quantization
+        )
+        record.say(f"of the base's weights {shares.adapted:.0%} are adapted, {shares.quantised:.0%} are quantised")
         if config.privacy.mode != "none":
             scores = "noised scores" if config.privacy.score_noise else "no figure"
             record.say(f"private ({config.privacy.mode}): {scores} and no text leave a node")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,17 +13,25 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 from client_app.training import outputs, train
-from common import base, models, tasks
+from common import base, head, models, tasks
 from common.adapter import State
-from common.config import RunConfig
+from common.config import RunConfig, TaskConfig
+from common.coverage import coverage
 from common.error import BouquetError
 from common.export import export
 from common.tasks import Example
 from strategies import build, read_config
-from tests.architectures import DECODERS, ENCODERS, FAMILIES, VOCABULARY, save
+from tests.architectures import DECODERS, ENCODERS, FAMILIES, SIZES, TEMPLATE, VOCABULARY, save
 
 TASKS: Mapping[str, Mapping[str, str]] = {
     "text": {"text": "def get(self, key): return self.found[key] if key else None"},
@@ -102,7 +111,10 @@ def check_cell(family: str, task_name: str, quantisation: str, folder: Path) -> 
     torch.testing.assert_close(reloaded(config, folder, chosen[0]), after, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("family", "task", "quantisation"), CELLS)
+@pytest.mark.parametrize(
+    ("family", "task", "quantisation"),
+    [pytest.param(*cell, marks=[] if cell in QUICK else pytest.mark.exhaustive) for cell in CELLS],
+)
 def test_a_model_trains_and_plain_peft_loads_what_it_leaves(
     family: str, task: str, quantisation: str, tmp_path: Path
 ) -> None:
@@ -128,8 +140,14 @@ PADS = {
 }
 
 
-@pytest.mark.parametrize("pad", PADS)
-@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize(
+    ("family", "pad"),
+    [
+        pytest.param(family, pad, marks=[] if number % len(PADS) == place else pytest.mark.exhaustive)
+        for number, family in enumerate([*DECODERS, *ENCODERS])
+        for place, pad in enumerate(PADS)
+    ],
+)
 def test_an_examples_loss_is_the_same_alone_and_in_a_batch(family: str, pad: str, tmp_path: Path) -> None:
     """Whatever the checkpoint says of padding. The position of a padding id shifts RoBERTa's own positions."""
     folder = save(family, tmp_path / family)
@@ -144,3 +162,141 @@ def test_an_examples_loss_is_the_same_alone_and_in_a_batch(family: str, pad: str
             together = task.losses(*outputs(model, task.collate(chosen, padding)))
             alone = torch.cat([task.losses(*outputs(model, task.collate([each], padding))) for each in chosen])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "mixtral", "bert", "electra"])
+def test_the_shares_that_a_run_tells_are_those_of_the_loaded_model(family: str) -> None:
+    config = settings(checkpoint(family), "classify", "nf4")
+    model = loaded(config)
+    skeleton = base.skeleton(config.model, models.classes(config.task))
+    heads = {key.layer for key in model.spec.head}
+    whole = sum(p.numel() for name, p in skeleton.named_parameters() if name.rpartition(".")[0] not in heads)
+    in_four_bits = [module for module in model.network.modules() if isinstance(module, Linear4bit)]
+    quantised = sum(math.prod(module.weight.quant_state.shape) for module in in_four_bits)
+    adapted = sum(shape.d_out * shape.d_in for shape in model.spec.layers.values())
+    told = coverage(skeleton, model.spec.layers, "nf4")
+    assert told.quantised == pytest.approx(quantised / whole)
+    assert told.adapted == pytest.approx(adapted / whole)
+
+
+HEADS = {
+    "bert": ["bert.pooler.dense", "classifier"],
+    "deberta": ["pooler.dense", "classifier"],
+    "roberta": ["classifier.dense", "classifier.out_proj"],
+    "distilbert": ["pre_classifier", "classifier"],
+    "modernbert": ["classifier"],
+    "llama": ["score"],
+}
+
+
+@pytest.mark.parametrize("quantisation", ["nf4", "int8"])
+@pytest.mark.parametrize("family", HEADS)
+def test_what_a_checkpoint_lacks_is_the_head_and_neither_adapted_nor_quantised(family: str, quantisation: str) -> None:
+    model = loaded(settings(checkpoint(family), "classify", quantisation))
+    assert list(dict.fromkeys(key.layer for key in model.spec.head)) == HEADS[family]
+    assert not [layer for layer in model.spec.layers if head.inside(layer, HEADS[family])]
+    for key in model.spec.head:
+        assert model.parameters(key)[0].dtype == torch.float32, key
+
+
+def test_a_model_that_classified_before_gets_a_fresh_last_layer_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    BertForSequenceClassification(BertConfig(**SIZES, num_labels=3)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(checkpoint("bert")).save_pretrained(tmp_path)
+    model = loaded(settings(tmp_path, "classify"))
+    assert {key.layer: shape for key, shape in model.spec.head.items() if key.part == "W"} == {"classifier": (2, 64)}
+
+
+@pytest.mark.parametrize(("family", "task"), [("llama", "text"), ("bert", "classify")])
+def test_a_lost_weight_is_refused_by_name(family: str, task: str, tmp_path: Path) -> None:
+    file = save(family, tmp_path / family) / "model.safetensors"
+    tensors = load_file(file)
+    lost = next(name for name in tensors if "layer" in name and name.endswith("weight"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file, metadata={"format": "pt"})
+    config = settings(file.parent, task)
+    with pytest.raises(BouquetError, match=f"the checkpoint lacks weights of the model.*no {re.escape(lost)}"):
+        base.load(config.model, models.classes(config.task), torch.device("cpu"))
+
+
+def test_a_file_that_is_half_there_or_a_pointer_is_named(tmp_path: Path) -> None:
+    file = save("llama", tmp_path / "llama") / "model.safetensors"
+    config, whole = settings(file.parent, "text"), file.read_bytes()
+    for content, said in (
+        (whole[: len(whole) // 2], "a whole safetensors file, got .* bytes"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "got a pointer of git-lfs.*git lfs pull",
+        ),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(BouquetError, match=f"a weight file cannot be read .{re.escape(str(file))}.*{said}"):
+            base.load(config.model, 0, torch.device("cpu"))
+
+
+def test_one_other_weight_or_word_makes_another_base(tmp_path: Path) -> None:
+    def digest(folder: Path) -> str:
+        base.digest.cache_clear()
+        base.load_tokenizer.cache_clear()
+        return base.digest(settings(folder, "text").model)
+
+    one, other = (save("llama", tmp_path / name) for name in ("one", "other"))
+    assert digest(one) == digest(other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1e-3
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    assert digest(one) != digest(other)
+    tokenizer = AutoTokenizer.from_pretrained(one)
+    tokenizer.add_tokens(["bouquet"])
+    before = digest(one)
+    tokenizer.save_pretrained(one)
+    assert digest(one) != before
+
+
+def test_an_answer_ends_where_any_of_template_tokenizer_and_model_says(tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    tokenizer.chat_template = TEMPLATE.replace("{{ eos_token }}", "<|end|>\n")
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5], "bos_token_id": 1}))
+    base.load_tokenizer.cache_clear()
+    network: Any = base.load(settings(folder, "text").model, 0, torch.device("cpu"))
+    assert network.generation_config.eos_token_id == [2, 5, len(tokenizer) - 1]
+
+
+@pytest.mark.parametrize(("saved", "wanted", "said"), [("nf4", "none", "weights in nf4"), ("int8", "nf4", "in int8")])
+def test_a_base_that_has_been_quantised_is_told(saved: str, wanted: str, said: str, tmp_path: Path) -> None:
+    config = settings(checkpoint("llama"), "text", saved)
+    base.load(config.model, 0, torch.device("cpu")).save_pretrained(tmp_path)  # type: ignore[operator]
+    AutoTokenizer.from_pretrained(checkpoint("llama")).save_pretrained(tmp_path)
+    with pytest.raises(BouquetError, match=f"the base model has been quantised already.*{said}"):
+        base.load(settings(tmp_path, "text", wanted).model, 0, torch.device("cpu"))
+    again = loaded(settings(tmp_path, "text", saved))
+    assert math.isfinite(float(logits(again, tasks.build(TaskConfig()), Example([1, 5, 6], [1, 5, 6])).sum()))
+
+
+def test_an_adapter_is_no_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(BouquetError, match=r"an adapter is no base model.*Name its base model"):
+        base.location(str(tmp_path))
+
+
+def test_experts_are_left_out_and_named_where_they_are_asked_for() -> None:
+    config = settings(checkpoint("mixtral"), "text", **{"lora.targets": "q_proj,gate_up_proj"})
+    with pytest.raises(BouquetError, match=r"the model's experts cannot be adapted.*got gate_up_proj, weights of all"):
+        models.describe(config.model, config.lora, config.task)
+
+
+def test_the_two_texts_of_a_pair_are_told_apart_as_plain_transformers_does() -> None:
+    config = settings(checkpoint("bert"), "classify", **{"task.text-pair": "second"})
+    task, tokenizer, model = tasks.build(config.task), base.load_tokenizer(config.model), loaded(config)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    (pair,) = task.encode({"text": "def get", "second": "return self", "label": 1}, tokenizer)
+    if not any(pair.segments):  # the embedded tokenizer has one segment; a BERT's has two
+        half = len(pair.tokens) // 2
+        pair = pair._replace(segments=[0] * half + [1] * (len(pair.tokens) - half))
+    inputs = {"input_ids": pair.tokens, "token_type_ids": pair.segments}
+    with torch.no_grad():
+        plain = model.network(**{name: torch.tensor([ids]) for name, ids in inputs.items()}).logits
+    assert torch.equal(logits(model, task, pair), plain)
+    assert not torch.equal(logits(model, task, pair._replace(segments=())), plain)

@@ -173,6 +173,8 @@ SPOILS = {
     "no rank": at_the_roll_call(rank="8"),
     "a long name": at_the_roll_call(name=LONG),
     "other code": at_the_roll_call(code=LONG),
+    "another base": at_the_roll_call(base=LONG),
+    "no base": at_the_roll_call(base=[1]),
 }
 SENDS_NOTHING = {"NaN", "finite 1e20", "finite 3e38", "the largest that is read", "a thousand times the change"}
 """What cannot be spoilt where a rule sends no tensors."""
