@@ -117,8 +117,14 @@ def _read(file: Path) -> tuple[dict[str, Any], Tensors]:
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
         facts: dict[str, Any] = json.loads(metadata["bouquet"])
-        if "digest" in facts:  # which is where the releases before format 2 had it
-            raise BouquetError("a checkpoint of another release", where=str(file), expected=f"format {FORMAT}", got="1")
+        if (found := facts.get("format", 1)) != FORMAT:
+            raise BouquetError(
+                "a checkpoint of another release",
+                where=str(file),
+                expected=f"format {FORMAT}",
+                got=str(found),
+                cure="Use the release that wrote it, or export the run's adapter folder.",
+            )
         tensors = {Key(*name.rsplit(":", 1)): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if _digest(facts, tensors) != metadata.get("digest"):
         raise BouquetError("a checkpoint is damaged", where=str(file), expected="the digest it was written with")

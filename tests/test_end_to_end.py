@@ -9,6 +9,7 @@ import pytest
 
 from client_app import audit
 from common import accounting, ledger
+from deploy.bundles import bundle
 from deploy.flower import app_alone
 from deploy.site.folder import Site
 from deploy.site.superlink import statuses
@@ -59,6 +60,7 @@ def test_code_that_a_node_does_not_know_never_runs_there(wards, tmp_path):
         wards.allow("coordinator", app=app)
         assert wards.wait(wards.start_run(app, f'{settings} run-name="foreign"')) == "finished:failed"
     assert "a bundle that is not allowed here" in wards.log("node-000").read_text()
+    assert bundle.of_app(app) in wards.log("node-000").read_text(), "by its digest"
     assert not trace.exists()
     assert '"during": "roll call"' in (tmp_path / "foreign/metrics.jsonl").read_text()
 
