@@ -42,9 +42,9 @@ def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig],
         from client_app import audit
 
         audit.write(_node(context), message, content, session.epsilon if session else None)
-    except OSError as error:
+    except BouquetError as error:
         # What is not written down does not leave.
-        content = _failure(BouquetError("the audit log cannot be written", got=str(error)), context)
+        content = _failure(error, context)
     return Message(content, reply_to=message)
 
 

@@ -13,10 +13,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common import disk
 from common.adapter import OFFSET, Key, State, Tensors, digest
 from common.error import BouquetError
 
@@ -37,23 +38,15 @@ def rounds(folder: Path) -> list[int]:
 
 
 def save(folder: Path, state: State, rule: str) -> Path:
-    """Write ``state`` durably; return the file. Raises :class:`BouquetError` where the disk does not take it."""
+    """Write ``state`` durably; return the file. Raises :class:`DiskError` where the disk does not take it."""
     tensors = state.adapter | state.offset
     for name, kept in state.memory.items():
         tensors |= {Key(f"{MEMORY}{name}/{key.layer}", key.part): tensor for key, tensor in kept.items()}
     facts = {"format": FORMAT, "round": state.round, "scale": state.scale, "rule": rule, "seed": state.seed}
     metadata = {"bouquet": json.dumps(facts), "digest": _digest(facts, tensors)}
     file = file_of(folder, state.round)
-    try:
+    with disk.writing("a checkpoint", file):
         _write(file, {str(key): tensor.contiguous() for key, tensor in tensors.items()}, metadata)
-    except (OSError, SafetensorError) as error:
-        raise BouquetError(
-            "a checkpoint cannot be written",
-            where=str(file),
-            got=str(error),
-            cure="Make room on the disk, writable for this user; finished rounds are kept: start again with "
-            "resume = true.",
-        ) from error
     return file
 
 

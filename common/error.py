@@ -31,6 +31,10 @@ class QuorumError(BouquetError):
     """Too few nodes are left to go on: what has been finished stands, and the run can be resumed."""
 
 
+class DiskError(BouquetError):
+    """What a disk does not take, or give back: what has been finished stands, and goes on once the disk is mended."""
+
+
 def brief(value: object, most: int = 80) -> str:
     """A few characters of what another machine has sent, whatever it is."""
     if isinstance(value, str):

@@ -3,7 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from common import checkpoint, roster, tasks
+from common import checkpoint, disk, roster, tasks
 from common.accounting import plan
 from common.adapter import digest
 from common.config import RunConfig
@@ -68,7 +68,8 @@ def conduct(grid: Grid, context: Context) -> None:
             record.say("no global model: each node has its own adapter in its state directory")
         else:
             final = rule.view(outcome.state, outcome.state.rank)
-            export(final, config, record.adapter, with_head=config.task.head != "local")
+            with disk.writing("the adapter", record.adapter):
+                export(final, config, record.adapter, with_head=config.task.head != "local")
         if said := stalled(outcome, rule, task, config):
             record.event("stalled", outcome.state.round, said=said)
             record.say(said)
