@@ -192,8 +192,7 @@ def append(directory: Path, witness: Path, head: Head, entry: Entry, dataset: Da
         owned.make_file(path(directory))
         with _connect(path(directory)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
-            newest = _newest(connection)
-            if newest != head:
+            if _newest(connection) != head:
                 return False
             if not owned.check(witness):
                 # Before the first row: from here on rows without a witness show that somebody took it away.
