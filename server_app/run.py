@@ -106,12 +106,11 @@ def _central(config: RunConfig) -> Central | None:
 
 def _told(rule: Rule, nodes: Nodes, layers: int) -> dict[str, object]:
     """What a report has to know of a run, and finds nowhere else."""
-    formulas = {"up": rule.bytes_up, "down": rule.bytes_down}
     facts = {
         "paper": rule.paper,
         "exact": rule.is_exact,
         "personal": rule.personal,
-        "formulas": formulas,
+        "formulas": rule.formulas._asdict(),
         "learning_rate": rule.learning_rate,
     }
     return {"rule": facts, "layers": layers, "nodes": sorted(nodes.names.values())}
