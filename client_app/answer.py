@@ -43,9 +43,9 @@ def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig],
 
         told = (session.round, session.epsilon) if session else (0, None)
         audit.write(_node(context), message, content, audit.run_name(context), *told)
-    except OSError as error:
+    except BouquetError as error:
         # What is not written down does not leave.
-        content = _failure(BouquetError("the audit log cannot be written", got=str(error)), context)
+        content = _failure(error, context)
     return Message(content, reply_to=message)
 
 

@@ -1,5 +1,6 @@
 """The audit log of this machine: one line of JSON, of mode 0600, for every message before it leaves."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
-from common import owned, wire
+from common import disk, owned, wire
 from common.node_config import NodeConfig
 
 
@@ -29,7 +30,8 @@ def write(
     """Write down that ``content`` answers ``received``; on the disk when this returns.
 
     ``run`` and ``round`` are what the ledger calls them, too; the round of a roll call, and of a message whose state
-    was not read, is 0. ``epsilon`` is what the data has cost with this message, None where it costs nothing.
+    was not read, is 0. ``epsilon`` is what the data has cost with this message, None where it costs nothing. Raises
+    :class:`DiskError` where the disk does not take the whole line.
     """
     line = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -40,12 +42,22 @@ def write(
         **_described(content),
         "epsilon": epsilon,
     }
-    if not node.state.exists():
-        owned.make_folder(node.state)
+    with disk.writing("the audit log", path(node.state), disk.OF_A_NODE):
+        if not node.state.exists():
+            owned.make_folder(node.state)
+        _append(path(node.state), json.dumps(line) + "\n")
+
+
+def _append(file: Path, line: str) -> None:
+    """Add a line for good, after the end of one that a full disk has cut short."""
     # One write in append mode: nodes of a simulation share the file.
-    log = os.open(path(node.state), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    log = os.open(file, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
     try:
-        os.write(log, (json.dumps(line) + "\n").encode())
+        size = os.fstat(log).st_size
+        torn = size and os.pread(log, 1, size - 1) != b"\n"
+        content = (f"\n{line}" if torn else line).encode()
+        if os.write(log, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(log)
     finally:
         os.close(log)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import accounting, ledger
+from common import accounting, disk, ledger
 from common.accounting import Release
 from common.error import RefusalError
 from common.ledger import DataSet, Entry
@@ -52,7 +52,8 @@ class Budget:
 
         Every row counts, or with a ``dataset`` every one that may be about a record in it. Raises
         :class:`RefusalError`, with no figure of what was spent, where the release would pass a limit or what the run
-        declared, and where the ledger was changed by another hand or could have been.
+        declared, and where the ledger was changed by another hand or could have been; :class:`DiskError` where the
+        disk does not take the row.
         """
         release = accounting.by_record(release, privacy.mode)
         while True:
@@ -75,8 +76,10 @@ class Budget:
                 delta=self._limits.delta,
                 epsilon=self._total(spent, release, privacy),
             ).chained(book.head.digest)
-            # Whoever was faster while this was computed has spent some of it.
-            if ledger.append(self._directory, self._witness, book.head, entry, dataset):
+            with disk.writing("the privacy ledger", ledger.path(self._directory), disk.OF_A_NODE):
+                newest = ledger.append(self._directory, self._witness, book.head, entry, dataset)
+            # Else whoever was faster while this was computed has spent some of it.
+            if newest:
                 print(f"privacy budget: row {entry.number}, head {entry.digest[:16]}", file=sys.stderr)
                 return entry
 

@@ -1,11 +1,12 @@
 """What a node keeps for itself between rounds, on its own disk, because Flower's context does not outlive a restart."""
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from common import owned
+from common import disk, owned
 from common.adapter import Key, Tensors
 
 # As many rounds as a resumed run can go back: the newest checkpoint, the one before it if that is torn, and one more.
@@ -35,8 +36,9 @@ class Memory:
 
     def make(self) -> None:
         """Make the folders, for this user alone; those that are there stay as they are."""
-        if not self._folder.exists():
-            owned.make_folder(self._folder)
+        with self._writing():
+            if not self._folder.exists():
+                owned.make_folder(self._folder)
 
     @property
     def rank(self) -> int:
@@ -64,12 +66,16 @@ class Memory:
         return {Key(*key.rsplit(":", 1)): tensor for key, tensor in load_file(before[-1]).items()}
 
     def save(self, name: str, tensors: Tensors, round: int) -> None:
-        """Keep ``tensors`` for ``round`` and those after it, in one step and durably."""
+        """Keep ``tensors`` for ``round`` and those after it, in one step and durably.
+
+        Raises :class:`DiskError`, as whatever is kept here does, where the disk does not take it.
+        """
         building = self._building(name)
-        save_file({str(key): tensor.contiguous() for key, tensor in tensors.items()}, building)
-        with building.open("rb") as written:
-            os.fsync(written.fileno())
-        self._replace(building, f"{name}-{round:04d}.safetensors")
+        with self._writing():
+            save_file({str(key): tensor.contiguous() for key, tensor in tensors.items()}, building)
+            with building.open("rb") as written:
+                os.fsync(written.fileno())
+            self._replace(building, f"{name}-{round:04d}.safetensors")
         for old in self._files(name)[:-KEPT]:
             old.unlink()
 
@@ -79,8 +85,12 @@ class Memory:
 
     def _keep_number(self, name: str, number: float) -> None:
         building = self._building(name)
-        building.write_text(repr(number))
-        self._replace(building, name)
+        with self._writing():
+            building.write_text(repr(number))
+            self._replace(building, name)
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return disk.writing("what this node keeps", self._folder, disk.OF_A_NODE)
 
     def _files(self, name: str) -> list[Path]:
         """The files of a set, the newest round last."""

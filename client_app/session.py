@@ -27,7 +27,7 @@ from client_app.scoring import noised_score
 from client_app.spending import Spending
 from client_app.training import Training, train
 from client_app.units import Units, Wanted, node_units
-from common import base, sources, tasks
+from common import base, disk, sources, tasks
 from common.accounting import Release
 from common.adapter import Key, State, Tensors, Update, chosen_blocks
 from common.config import RunConfig
@@ -291,7 +291,8 @@ class Session:
         if self.rule.personal or self.config.task.head == "local":
             self.memory.make()
             own = State(model.tensors(), state.scale, state.round, state.offset)
-            export(own, self.config, self.memory.adapter, with_head=True)
+            with disk.writing("this node's own adapter", self.memory.adapter, disk.OF_A_NODE):
+                export(own, self.config, self.memory.adapter, with_head=True)
 
 
 def _exact(config: RunConfig) -> RunConfig:

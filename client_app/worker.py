@@ -34,7 +34,7 @@ from flwr.proto.message_pb2 import Context as ContextProto
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
-from common import owned
+from common import disk, owned
 from common.error import BouquetError
 from common.version import ROOT, fingerprint
 
@@ -55,9 +55,11 @@ def hand_over(message: Message, context: Context, state: Path, idle: float) -> M
     while (answer := _ask(state, frames)) in (None, OTHER_CODE):
         if (now := time.monotonic()) > limit:
             raise BouquetError("the worker does not start", where=str(state / "worker.log"), cure="Read its log.")
-        if now > again and not _running(state):
-            _start(state, idle)
-            again = now + AGAIN_SECONDS
+        if now > again:
+            with disk.writing("what the worker needs", state, disk.OF_A_NODE):
+                if not _running(state):
+                    _start(state, idle)
+                    again = now + AGAIN_SECONDS
         time.sleep(0.05)
     content = RecordDictProto()
     content.ParseFromString(answer)

@@ -13,10 +13,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common import disk
 from common.adapter import OFFSET, Key, State, Tensors, digest
 from common.error import BouquetError
 
@@ -37,23 +38,15 @@ def rounds(folder: Path) -> list[int]:
 
 
 def save(folder: Path, state: State, rule: str) -> Path:
-    """Write ``state`` durably; return the file. Raises :class:`BouquetError` where the disk does not take it."""
+    """Write ``state`` durably; return the file. Raises :class:`DiskError` where the disk does not take it."""
     tensors = state.adapter | state.offset
     for name, kept in state.memory.items():
         tensors |= {Key(f"{MEMORY}{name}/{key.layer}", key.part): tensor for key, tensor in kept.items()}
     facts = {"format": FORMAT, "round": state.round, "scale": state.scale, "rule": rule, "seed": state.seed}
     metadata = {"bouquet": json.dumps(facts), "digest": _digest(facts, tensors)}
     file = file_of(folder, state.round)
-    try:
+    with disk.writing("a checkpoint", file):
         _write(file, {str(key): tensor.contiguous() for key, tensor in tensors.items()}, metadata)
-    except (OSError, SafetensorError) as error:
-        raise BouquetError(
-            "a checkpoint cannot be written",
-            where=str(file),
-            got=str(error),
-            cure="Make room on the disk, writable for this user; finished rounds are kept: start again with "
-            "resume = true.",
-        ) from error
     return file
 
 
@@ -117,8 +110,14 @@ def _read(file: Path) -> tuple[dict[str, Any], Tensors]:
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
         facts: dict[str, Any] = json.loads(metadata["bouquet"])
-        if "digest" in facts:  # which is where the releases before format 2 had it
-            raise BouquetError("a checkpoint of another release", where=str(file), expected=f"format {FORMAT}", got="1")
+        if (found := facts.get("format", 1)) != FORMAT:
+            raise BouquetError(
+                "a checkpoint of another release",
+                where=str(file),
+                expected=f"format {FORMAT}",
+                got=str(found),
+                cure="Use the release that wrote it, or export the run's adapter folder.",
+            )
         tensors = {Key(*name.rsplit(":", 1)): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if _digest(facts, tensors) != metadata.get("digest"):
         raise BouquetError("a checkpoint is damaged", where=str(file), expected="the digest it was written with")

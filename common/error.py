@@ -33,6 +33,10 @@ class QuorumError(BouquetError):
     """Too few nodes are left to go on: what has been finished stands, and the run can be resumed."""
 
 
+class DiskError(BouquetError):
+    """What a disk does not take, or give back: what has been finished stands, and goes on once the disk is mended."""
+
+
 def on_one_line(text: str) -> str:
     """A text that another machine may have a hand in, without what ends a line or moves a cursor: as escapes."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)

@@ -14,16 +14,19 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
 from common import owned
 from common.accounting import Accountant, Release
 from common.dataset import DataSet as DataSet
-from common.error import BouquetError, RefusalError
+from common.disk import OF_A_NODE
+from common.error import BouquetError, DiskError, RefusalError
 
 WAIT_SECONDS = 600.0
+# What SQLite says of a disk that is full, fails, or cannot be written, in the low byte of its codes.
+OF_THE_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
 # The members of a data set lie beside the rows; its fingerprint, which is in the rows, proves them.
 SCHEMA = """
@@ -189,8 +192,7 @@ def append(directory: Path, witness: Path, head: Head, entry: Entry, dataset: Da
         owned.make_file(path(directory))
         with _connect(path(directory)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
-            newest = _newest(connection)
-            if newest != head:
+            if _newest(connection) != head:
                 return False
             if not owned.check(witness):
                 # Before the first row: from here on rows without a witness show that somebody took it away.
@@ -243,7 +245,7 @@ def _testify(witness: Path, head: Head) -> None:
             "the witness of the privacy ledger cannot be written",
             where=str(witness),
             got=error.strerror or str(error),
-            cure="Name a file in a folder that the node may write to, outside its state directory.",
+            cure="Name a file in a folder that the node may write to, outside its state directory, or make room there.",
         ) from error
 
 
@@ -280,18 +282,16 @@ def _book(file: Path) -> Book:
 
 @contextmanager
 def _connect(file: Path) -> Iterator[sqlite3.Connection]:
-    """The database, which is there; every commit is on the disk."""
+    """The database, which is there; every commit is on the disk. Raises :class:`DiskError` where it is full."""
     try:
-        connection = sqlite3.connect(
-            f"{file.absolute().as_uri()}?mode=rw", WAIT_SECONDS, isolation_level=None, uri=True
-        )
-        try:
+        uri = f"{file.absolute().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(uri, WAIT_SECONDS, isolation_level=None, uri=True)) as connection:
             connection.execute("PRAGMA synchronous = FULL")
             yield connection
-        finally:
-            connection.close()
     except sqlite3.Error as error:
-        raise RefusalError("the privacy ledger cannot be read", where=str(file), got=str(error), cure=LOST) from error
+        full = getattr(error, "sqlite_errorcode", 0) & 0xFF in OF_THE_DISK
+        kind, done, cure = (DiskError, "written", OF_A_NODE) if full else (RefusalError, "read", LOST)
+        raise kind(f"the privacy ledger cannot be {done}", where=str(file), got=str(error), cure=cure) from error
 
 
 def _broken(file: Path, row: str, expected: str, got: str) -> RefusalError:

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from common import disk
 from common.error import BouquetError
 
 DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "runs"
@@ -232,14 +233,18 @@ def name_of_now(number: int) -> str:
 
 
 def make_folder(folder: Path, *, resume: bool) -> None:
-    """The directory of a run to come. Raises :class:`BouquetError` where another run is, unless it is gone on with."""
+    """The directory of a run to come.
+
+    Raises :class:`BouquetError` where another run is, unless it is gone on with, and where the disk does not take it.
+    """
     if (folder / CHECKPOINTS).is_dir() and not resume:
         raise BouquetError(
             "there is a run of this name already",
             where=str(folder),
             cure="Choose another run-name, or set resume = true to continue it.",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk.writing("a run directory", folder, "Make room on the disk, writable for this user, or name another."):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def is_run(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """``bouquet runs`` and ``bouquet report``: what run directories say."""
 
 import argparse
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ LOCAL = Path("runs")
 COLOURS = {"running": "cyan", "finished": "green", "broken off": "yellow"}
 # As wide as it takes where nobody's terminal says otherwise.
 WIDTH = 160
+SECONDS_A_DAY = 86_400
 
 
 def add_to(commands: Commands) -> None:
@@ -30,7 +32,9 @@ def add_to(commands: Commands) -> None:
     )
     where = "where run directories are (default: runs, or else ~/.bouquet/runs)"
     listing.add_argument("folder", nargs="?", type=Path, help=where)
-    listing.set_defaults(work=lambda options: show(options.folder or default_folder()))
+    old = "delete the runs that were last written to more than DAYS ago, but for those that are under way"
+    listing.add_argument("--prune", type=float, metavar="DAYS", help=old)
+    listing.set_defaults(work=_runs)
     remake = commands.add_parser(
         "report",
         help="remake the report of a run",
@@ -55,6 +59,39 @@ def find(folder: Path) -> list[Path]:
             cure="Name the one that --directory or run-directory named, or start a run with bouquet run.",
         )
     return record.find(folder)
+
+
+def prune(folder: Path, days: float) -> list[Path]:
+    """Delete the runs that were last written to more than ``days`` ago and are not under way; returns their folders.
+
+    A link to a run stays, and so does what it leads to. Raises :class:`BouquetError` for an age that is none, and
+    where a run cannot be deleted.
+    """
+    if not days >= 0:
+        raise BouquetError("an age that no run has", where="--prune", expected="0 days or more", got=f"{days:g}")
+    limit = time.time() - days * SECONDS_A_DAY
+    old = [run for run in find(folder) if written(run) < limit and not run.is_symlink() and not record.is_running(run)]
+    for run in old:
+        try:
+            shutil.rmtree(run)
+        except OSError as error:
+            cure = "Do it as the user that runs belong to."
+            raise BouquetError("a run cannot be deleted", where=str(run), got=str(error), cure=cure) from error
+    return old
+
+
+def written(run: Path) -> float:
+    """When a run directory was last written to, in seconds since 1970."""
+    return (run / METRICS).stat().st_mtime
+
+
+def _runs(options: argparse.Namespace) -> int:
+    folder = options.folder or default_folder()
+    if options.prune is None:
+        return show(folder)
+    for run in prune(folder, options.prune):
+        print(f"deleted {run}")
+    return 0
 
 
 def show(folder: Path) -> int:
@@ -83,12 +120,12 @@ def table(runs: Sequence[Run]) -> Table:
     lines.add_column("last written", justify="right")
     for run in runs:
         score = f"{run.metric} {units.figure(run.scores[max(run.scores)])}" if run.scores else NOTHING
-        written = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.folder / METRICS).stat().st_mtime))
+        last = time.strftime("%Y-%m-%d %H:%M", time.localtime(written(run.folder)))
         crossed = run.tally.crossed
         lines.add_row(
             *(Text(printable(run.name)), Text(printable(str(run.config.get("rule.name", NOTHING))))),
             *(f"{run.done}/{run.rounds}", Text(score), units.size(crossed["up"]), units.size(crossed["down"])),
-            *(_planned(run), Text(run.state, style=COLOURS[run.state]), written),
+            *(_planned(run), Text(run.state, style=COLOURS[run.state]), last),
         )
     return lines
 

@@ -4,7 +4,7 @@ from flwr.app import Message
 
 from common.adapter import State, check_range
 from common.config import RunConfig
-from common.error import BouquetError, RefusalError, brief
+from common.error import BouquetError, DiskError, RefusalError, brief
 from server_app.nodes import Nodes, state_bytes
 from server_app.record import Record
 from server_app.scrutiny import Scrutiny
@@ -86,7 +86,7 @@ class Intake:
                 check_range(merged)
                 return merged
             except Exception as reason:
-                if isinstance(reason, OSError) or self._noised:
+                if isinstance(reason, DiskError) or self._noised:
                     raise
                 said = f"its change, the largest, cannot be merged: {explained(reason)}"
                 self._refuse(self._scrutiny.largest(), said)

@@ -10,8 +10,8 @@ import platform
 import resource
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -20,9 +20,9 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 from rich.table import Table
 
-from common import report, webhook
+from common import disk, report, webhook
 from common.config import RunConfig
-from common.error import BouquetError, QuorumError
+from common.error import BouquetError, DiskError, QuorumError
 from common.record import (
     BROKEN_OFF,
     CHECKPOINTS,
@@ -79,8 +79,22 @@ class Record:
         self.folder = parent / (config.run_name or name_of_now(run_id))
         make_folder(self.folder, resume=config.resume)
         self._started = time.monotonic()
-        self._metrics: TextIOWrapper = _appended(self.folder / METRICS)
         self.tally = Tally()
+        self._told: Counter[tuple[str, int]] = Counter()
+        self._reasons: set[str] = set()
+        self._files: list[TextIOWrapper] = []
+        try:
+            with disk.writing("the record of a run", self.folder):
+                self._open(config, run_id)
+            self._listeners = _listeners(config, self.folder)
+            self.event("opened", 0, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        except BouquetError:
+            _close(self._files)
+            raise
+
+    def _open(self, config: RunConfig, run_id: int) -> None:
+        """Make the files that a run writes from its first moment on."""
+        self._files.append(_appended(self.folder / METRICS))
         for event in read_events(self.folder / METRICS)[0]:
             self.tally.hear(event)
         versions = {"python": platform.python_version()} | {package: version(package) for package in VERSIONS}
@@ -90,20 +104,12 @@ class Record:
             "versions": versions,
             "code": fingerprint(),
         }
-        (self.folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+        disk.write_whole(self.folder / CONFIG, json.dumps(settings, indent=2) + "\n")
         # What a run that is gone on with came to is not known yet.
         (self.folder / SUMMARY).unlink(missing_ok=True)
-        said = (self.folder / SAID).open("a")
-        self._consoles = [Console(file=file, width=110, highlight=False, soft_wrap=True) for file in (None, said)]
-        self._told: Counter[tuple[str, int]] = Counter()
-        self._reasons: set[str] = set()
-        try:
-            self._listeners = _listeners(config, self.folder)
-        except BouquetError:
-            self._metrics.close()
-            said.close()
-            raise
-        self.event("opened", 0, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        self._files.append((self.folder / SAID).open("a"))
+        files = (None, self._files[-1])
+        self._consoles = [Console(file=file, width=110, highlight=False, soft_wrap=True) for file in files]
 
     @property
     def checkpoints(self) -> Path:
@@ -116,10 +122,17 @@ class Record:
         return self.folder / "adapter"
 
     def event(self, phase: str, round: int, **facts: Any) -> None:
-        """Append one line to ``metrics.jsonl``, at once."""
+        """Append one line to ``metrics.jsonl``, at once. Raises :class:`DiskError` where the disk does not take it."""
         line = {"phase": phase, "round": round, "elapsed": round_seconds(time.monotonic() - self._started), **facts}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        try:
+            with disk.writing("the record of a run", self.folder / METRICS):
+                metrics = self._files[0]
+                metrics.write(json.dumps(line) + "\n")
+                metrics.flush()
+        finally:  # whoever listens hears of the end of a run that a full disk has ended
+            self._tell(line)
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
         self.tally.hear(line)
         for listener in list(self._listeners):
             try:
@@ -150,8 +163,7 @@ class Record:
 
     def say(self, text: str) -> None:
         """One line for whoever follows the run; what a node wrote in it steers no terminal."""
-        for console in self._consoles:
-            console.print(printable(text), markup=False)
+        self._print(printable(text), markup=False)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A small table; the first column is text, the others are figures."""
@@ -160,32 +172,40 @@ class Record:
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in rows:
             table.add_row(*row)
-        for console in self._consoles:
-            console.print(table)
+        self._print(table)
+
+    def _print(self, shown: str | Table, **options: Any) -> None:
+        with disk.writing("the log of a run", self.folder / SAID):
+            for console in self._consoles:
+                console.print(shown, **options)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``: what the run came to."""
-        (self.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        with disk.writing("the summary of a run", self.folder / SUMMARY):
+            disk.write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Close the record and leave the report, however the run has ended."""
-        if error is not None:
-            ended = TOO_FEW if isinstance(error, QuorumError) else BROKEN_OFF
-            self.event("stopped", 0, ended=ended, reason=str(error) or type(error).__name__)
-        self._metrics.close()
+        with suppress(DiskError):  # a disk that has ended the run has said so
+            if error is not None:
+                ended = TOO_FEW if isinstance(error, QuorumError) else BROKEN_OFF
+                self.event("stopped", 0, ended=ended, reason=str(error) or type(error).__name__)
+        _close(self._files[:1])  # the report finds no run under way
         for listener in self._listeners:
+            with suppress(DiskError):
+                try:
+                    listener.close()
+                except Exception as fault:  # see above
+                    self.say(f"    {listener.name} did not take its last figures: {fault}")
+        with suppress(DiskError):
             try:
-                listener.close()
-            except Exception as fault:  # see above
-                self.say(f"    {listener.name} did not take its last figures: {fault}")
-        try:
-            self.say(f"report: {report.write(self.folder)}")
-        except OSError as fault:
-            self.say(f"the report cannot be written: {fault}; bouquet report {self.folder} makes it later")
-        self._consoles.pop().file.close()
+                self.say(f"report: {report.write(self.folder)}")
+            except DiskError as fault:
+                self.say(str(fault))
+        _close(self._files)
 
 
 def _listeners(config: RunConfig, folder: Path) -> list[Listener]:
@@ -236,6 +256,12 @@ def _appended(file: Path) -> TextIOWrapper:
     if torn:
         opened.write("\n")
     return opened
+
+
+def _close(files: Iterable[TextIOWrapper]) -> None:
+    for file in files:
+        with suppress(OSError):  # lines that the disk has not taken
+            file.close()
 
 
 class Stopwatch:

@@ -3,7 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from common import checkpoint, roster, tasks
+from common import checkpoint, disk, roster, tasks
 from common.accounting import plan
 from common.adapter import digest
 from common.config import RunConfig
@@ -73,7 +73,8 @@ def conduct(grid: Grid, context: Context) -> None:
             record.say("no global model: each node has its own adapter in its state directory")
         else:
             final = rule.view(outcome.state, outcome.state.rank)
-            export(final, config, record.adapter, with_head=config.task.head != "local")
+            with disk.writing("the adapter", record.adapter):
+                export(final, config, record.adapter, with_head=config.task.head != "local")
         if said := stalled(outcome, rule, task, config):
             record.event("stalled", outcome.state.round, said=said)
             record.say(said)
@@ -110,12 +111,11 @@ def _central(config: RunConfig) -> Central | None:
 
 def _told(rule: Rule, nodes: Nodes, layers: int) -> dict[str, object]:
     """What a report has to know of a run, and finds nowhere else."""
-    formulas = {"up": rule.bytes_up, "down": rule.bytes_down}
     facts = {
         "paper": rule.paper,
         "exact": rule.is_exact,
         "personal": rule.personal,
-        "formulas": formulas,
+        "formulas": rule.formulas._asdict(),
         "learning_rate": rule.learning_rate,
     }
     return {"rule": facts, "layers": layers, "nodes": sorted(nodes.names.values())}

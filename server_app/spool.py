@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import disk
 from common.adapter import Key, Update
-from common.error import BouquetError
+from common.error import DiskError
 
 FILE = "updates"
 # What passes the cache by is written and read in whole pages, from memory that begins with one.
@@ -61,7 +62,7 @@ class Spool:
         self._buffer = torch.empty(0)
 
     def put(self, node: str, update: Update) -> None:
-        """Keep one node's update. Raises :class:`BouquetError` where the disk does not take it."""
+        """Keep one node's update. Raises :class:`DiskError` where the disk does not take it."""
         layout = tuple((key, tensor.shape) for key, tensor in update.tensors.items())
         layout = self._layouts.setdefault(layout, layout)
         entry = Entry(layout, self._pages, update.weight, update.scale, update.slots)
@@ -72,10 +73,8 @@ class Spool:
             self._entries[node] = entry
             return
         torch.cat([tensor.reshape(-1) for tensor in update.tensors.values()], out=self._buffer[:count])
-        try:
+        with disk.writing("the updates of a round", self._folder / FILE):
             _write(self._file, _bytes(self._buffer[: _whole(count)]), self._pages * PAGE)
-        except OSError as error:
-            raise _unwritable(self._folder / FILE, error) from error
         self._pages += _whole(count) // PAGE_VALUES
         self._entries[node] = entry
 
@@ -100,18 +99,20 @@ class Spool:
         # Memory of its own, since a rule may keep an update.
         count = sum(entry.sizes)
         values = _aligned(_whole(count))
-        _read(self._file, _bytes(values), entry.page * PAGE)
+        try:
+            _read(self._file, _bytes(values), entry.page * PAGE)
+        except OSError as error:
+            where = str(self._folder / FILE)
+            raise DiskError("the updates of a round cannot be read back", where=where, got=str(error)) from error
         chunks = torch.split(values[:count], entry.sizes)
         tensors = {key: chunk.view(shape) for (key, shape), chunk in zip(entry.layout, chunks, strict=True)}
         return Update(tensors, entry.weight, entry.scale, entry.slots)
 
     def __enter__(self) -> Self:
         shutil.rmtree(self._folder, ignore_errors=True)
-        try:
+        with disk.writing("the updates of a round", self._folder):
             self._folder.mkdir(parents=True)
             self._file = _open(self._folder / FILE)
-        except OSError as error:
-            raise _unwritable(self._folder, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -159,14 +160,5 @@ def _write(file: int, data: memoryview, at: int) -> None:
 def _read(file: int, memory: memoryview, at: int) -> None:
     while memory:
         if not (read := os.preadv(file, [memory], at)):
-            raise BouquetError("the updates of a round are cut short", expected=f"{len(memory):,} bytes more", got="0")
+            raise DiskError("the updates of a round are cut short", expected=f"{len(memory):,} bytes more", got="0")
         memory, at = memory[read:], at + read
-
-
-def _unwritable(path: Path, error: Exception) -> BouquetError:
-    return BouquetError(
-        "the updates of a round cannot be kept",
-        where=str(path),
-        got=str(error),
-        cure="Make room on the disk, writable for this user; finished rounds are kept: start again with resume = true.",
-    )

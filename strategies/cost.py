@@ -1,4 +1,4 @@
-"""What a message costs by the formula of its rule: ``Rule.bytes_up`` and ``Rule.bytes_down``, evaluated.
+"""What a message costs by the formula of its rule: ``Rule.formulas``, evaluated.
 
 b   bytes a value            f   d_in + d_out of a layer      h   heads of a core
 r   the node's rank          t   rounds done                  p   directions that an offset keeps of a round
@@ -73,8 +73,8 @@ def round_bytes(
 
     # Where slots are drawn anew, a node gets all of them, whatever it trains.
     reached = (state.rank if rule.scattered else rank for rank in ranks.values())
-    up = messages(rule.bytes_up, (ranks[name] for name in replied), wire.up)
-    return RoundBytes(up, messages(rule.bytes_down, reached, wire.down))
+    up = messages(rule.formulas.up, (ranks[name] for name in replied), wire.up)
+    return RoundBytes(up, messages(rule.formulas.down, reached, wire.down))
 
 
 def planned_bytes(rule: Rule, spec: Spec, config: RunConfig, nodes: int) -> RoundBytes:
@@ -86,8 +86,8 @@ def planned_bytes(rule: Rule, spec: Spec, config: RunConfig, nodes: int) -> Roun
     shapes = {**spec.factor_shapes(), **spec.head}
     ranks = {str(node): spec.rank for node in range(nodes)}
     last, rounds = config.num_server_rounds - 1, []
-    # Rules alternate between two rounds, and what grows is largest at the end.
-    for turn in {max(0, last - 1), last}:
+    # Rules alternate between two rounds, once they have settled, and what grows is largest at the end.
+    for turn in {turn for turn in (*range(rule.settled + 2), last - 1, last) if 0 <= turn <= last}:
         offset = {Key(layer, "Q"): (shape.d_out, turn * nodes * spec.rank) for layer, shape in spec.layers.items()}
         adapter, kept = (
             {key: torch.empty(shape, device="meta") for key, shape in named.items()} for named in (shapes, offset)

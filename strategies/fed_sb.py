@@ -30,7 +30,7 @@ from torch.nn.functional import pad
 
 from common.adapter import FACTORS, Key, Spec, State, Update
 from strategies.core import CoreRule
-from strategies.rule import Plan
+from strategies.rule import Formulas, Plan
 
 CORE_ONLY = frozenset({"R"})
 
@@ -73,6 +73,16 @@ class FedSB(CoreRule):
     def is_exact(self) -> bool:
         """Not while the nodes find the frames."""
         return super().is_exact and self.start != "nodes"
+
+    @property
+    def formulas(self) -> Formulas:
+        """Frames that cannot be drawn travel until they have settled, and once more; what is still zero does not."""
+        if self.start == "drawn":
+            return super().formulas
+        if self.start == "public":
+            return Formulas(self.bytes_up, "b*r*(r if t else r + f)")
+        found = Formulas("d_out if t == 0 else d_in if t == 1 else r", "d_in if t == 0 else d_out if t == 1 else f")
+        return Formulas(f"b*r*({found.up})", f"b*r*(r + (({found.down}) if t < 3 else 0))")
 
     def plan(self, round: int) -> Plan:
         """R in every round, but where the nodes find the frames: B in the first and A in the second."""

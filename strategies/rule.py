@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -45,6 +45,13 @@ class Plan:
     sent: frozenset[str]
 
 
+class Formulas(NamedTuple):
+    """What a message of one layer costs, from a node and to it, as ``Rule.bytes_up`` has it."""
+
+    up: str
+    down: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule(ABC):
     """One published aggregation rule.
@@ -78,6 +85,11 @@ class Rule(ABC):
     bytes_up: ClassVar[str] = "b*r*f"
     """What a node sends of a layer: b bytes a value, r the rank, f = d_in + d_out, K nodes, t rounds done."""
     bytes_down: ClassVar[str] = "b*r*f"
+
+    @property
+    def formulas(self) -> Formulas:
+        """What a message costs with the hyperparameters that the rule has."""
+        return Formulas(self.bytes_up, self.bytes_down)
 
     @property
     def blocks(self) -> int:

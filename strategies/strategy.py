@@ -123,7 +123,7 @@ class LoraStrategy(Strategy):
             kind = (rank, draw, node_id in equipped)
             if kind not in records:
                 view = rule.view(state, *kind[:2])
-                without = rule.fixed if kind[2] else rule.drawn
+                without = rule.drawn | rule.fixed if kind[2] else rule.drawn
                 records[kind] = wire.pack_state(view, rule.name, codec=self.codec_down, without=without)
                 sent[kind] = Sent(view, self._as_received(view, records[kind]))
             self._sent[node_id] = sent[kind]

@@ -153,11 +153,9 @@ class Federation:
             folder / "superlink.log",
             BOUQUET_LISTEN=f"127.0.0.1:{listen}",
         )
-        # The coordinator has all threads, a node one.
-        threads = str(os.cpu_count() or 1)
-        self.superexec = Process(
-            [str(self.site / "coordinator/superexec.sh")], folder / "superexec.log", OMP_NUM_THREADS=threads
-        )
+        # The coordinator has all threads, and torch's code for CPUs without wide vectors; a node has one thread.
+        unlike = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "ATEN_CPU_CAPABILITY": "default"}
+        self.superexec = Process([str(self.site / "coordinator/superexec.sh")], folder / "superexec.log", **unlike)
         wait_for(lambda: listens(self.control) and listens(listen), "the SuperLink")
         bouquet("site", "register", str(self.site))
         self.nodes = {name: Process([str(self.site / f"kits/{name}/start.sh")], self.log(name)) for name in self.names}

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy.bundles.bundle import of_this_release
+from deploy.command import main
+
 APP = Path(__file__).parents[1]
 PACKAGES = ("common", "strategies", "client_app", "server_app")
 
@@ -69,3 +72,19 @@ def test_the_rules_load_neither_flower_nor_transformers_nor_peft():
     script = "import strategies, sys; print({'flwr', 'transformers', 'peft'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=APP)
     assert loaded.stdout.strip() == "set()", loaded.stdout + loaded.stderr
+
+
+def test_a_bundle_that_somebody_has_sent_is_known_by_the_digest_of_its_files(bundle, tmp_path, capsys):
+    """Packed otherwise it is the same one; with one byte more it is another."""
+    same, other = tmp_path / "same.fab", tmp_path / "other.fab"
+    for file, more in ((same, b""), (other, b"\n")):
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+            for number, name in enumerate(bundle.namelist()):
+                packed.writestr(name, bundle.read(name) + (more if number == 0 else b""))
+    said = []
+    for file in (Path(str(bundle.filename)), same, other):
+        assert main(["bundle", str(file)]) == 0
+        said.append(capsys.readouterr().out)
+    digests = [line.split()[0] for line in said]
+    assert said[1] == f"{digests[1]}  # same.fab\n"
+    assert digests[0] == digests[1] == of_this_release() != digests[2]

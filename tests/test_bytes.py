@@ -1,19 +1,22 @@
 """What a message costs: the bytes that Flower sends are those of the rule's formula; what is sent once is sent once."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import MessageType, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 
 from common import codec, wire
 from common.adapter import LayerShape
 from common.config import WireConfig
-from strategies import RULES, FedSB, Ravan
-from strategies.cost import formula_bytes, round_bytes
+from server_app.run import conduct
+from strategies import RULES, FedSB, Ravan, read_config
+from strategies.cost import formula_bytes, planned_bytes, round_bytes
 from strategies.strategy import LoraStrategy
 from tests.factors import after_a_round, trained
-from tests.grid import flowers_bytes, pose_as_an_app
+from tests.grid import RUN_ID, flowers_bytes, pose_as_an_app
+from tests.test_hostile_nodes import SEED, Nodes
 
 LAYERS = {f"model.layers.{number}.mlp.up_proj": LayerShape(1024, 640) for number in range(6)}
 RANK, NODES = 16, 4
@@ -38,6 +41,43 @@ def test_flower_sends_what_the_formula_says(rule):
 
     assert down == pytest.approx(published(rule.bytes_down), rel=0.02, abs=slack)
     assert up == pytest.approx(published(rule.bytes_up), rel=0.02, abs=slack)
+
+
+class Weighed(Nodes):
+    """Nodes that answer without training; the bytes of each training message and its reply, as Flower has them."""
+
+    def __init__(self, flat: dict[str, Any]) -> None:
+        super().__init__(flat, (1, 3))
+        self.weighed: list[tuple[int, int]] = []
+
+    def _reply(self, message: Message) -> Message:
+        down = flowers_bytes(message.content)
+        reply = super()._reply(message)
+        if message.metadata.message_type == MessageType.TRAIN:
+            self.weighed.append((flowers_bytes(reply.content), down))
+        return reply
+
+
+PLANNED = {name: {"rule.name": name} for name in RULES} | {
+    "fed-sb found by the nodes": {"rule.name": "fed-sb", "rule.fed-sb.start": "nodes"}
+}
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_whole_run_sends_what_was_planned(name, settings):
+    """The round that costs most is what doctor and plan have said; where it is said at most, it is not more."""
+    flat = settings(**PLANNED[name], **{"num-server-rounds": 3, "seed": SEED, "evaluation.every": 0})
+    grid = Weighed(flat)
+    conduct(grid, Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=flat))
+    assert len(grid.weighed) == 6
+    config = read_config(flat)
+    planned = planned_bytes(grid.rule, grid.spec, config, nodes=2)
+    # Names and shapes of 42 layers, and the figures of a reply.
+    slack = 4000
+    for most, said in zip(map(max, zip(*grid.weighed, strict=True)), planned, strict=True):
+        assert most <= 1.02 * said + slack
+        if "t*" not in grid.rule.bytes_down:
+            assert most >= 0.98 * said
 
 
 @pytest.mark.parametrize("name", ["hetlora", "flexlora", "fed-plora", "ravan"])

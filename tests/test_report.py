@@ -1,8 +1,11 @@
 """The record of a run, read; its report; ``bouquet report`` and ``bouquet runs``."""
 
+import fcntl
 import json
+import os
 import re
 import shutil
+import time
 from html import unescape
 from pathlib import Path
 
@@ -279,6 +282,27 @@ def test_runs_are_listed(plain, private, tmp_path, capsys):
     assert "bouquet run starts one" in capsys.readouterr().out
     assert main(["runs", str(tmp_path / "nowhere")]) == 2
     assert "there is no folder of runs" in capsys.readouterr().err
+
+
+def test_old_runs_are_deleted_and_what_is_under_way_or_young_or_no_run_stays(plain, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for name in ("old", "young", "going"):
+        shutil.copytree(plain, runs / name)
+    (runs / "notes").mkdir()
+    (runs / "link").symlink_to(runs / "young")
+    for name, days in (("old", 91), ("young", 89), ("going", 91)):
+        then = time.time() - 86_400 * days
+        os.utime(runs / name / "metrics.jsonl", (then, then))
+    with (runs / "going/metrics.jsonl").open("a") as going:
+        fcntl.flock(going, fcntl.LOCK_EX)
+        assert main(["runs", str(runs), "--prune", "90"]) == 0
+    assert capsys.readouterr().out == f"deleted {runs}/old\n"
+    assert {run.name for run in runs.iterdir()} == {"young", "going", "notes", "link"}
+    for days in ("-1", "nan"):
+        assert main(["runs", str(runs), "--prune", days]) == 2
+        assert "an age that no run has (--prune): expected 0 days or more" in capsys.readouterr().err
+    assert main(["runs", str(runs), "--prune", "0"]) == 0
+    assert {run.name for run in runs.iterdir()} == {"notes", "link"}
 
 
 @pytest.mark.parametrize(

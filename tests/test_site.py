@@ -1,6 +1,7 @@
 """Certificates, keys and kits: who can read them, what they say, and that they stay where they belong."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -147,6 +148,24 @@ def test_rotation_replaces_the_key_and_the_old_one_never_comes_back(site, tmp_pa
     )
 
 
+def test_what_stays_of_a_revoked_node_is_its_public_key_and_its_kit(site, tmp_path, capsys):
+    key = Site.open(site).facts.nodes["ward-2"].public_key
+    kit(site, node="ward-2")
+    Site.open(site).revoke("ward-2")
+    assert Site.open(site).facts.revoked == [key]
+    assert "ward-2" not in Site.open(site).facts.nodes
+    assert (site / "kits/ward-2/node.key").exists()
+    (tmp_path / "old.pub").write_text(key)
+    again = ("add", site, "ward-2", "--public-key", tmp_path / "old.pub")
+    assert "a revoked key (ward-2). Make a new one." in refused(capsys, *again)
+
+
+def test_the_coordinators_door_for_flwr_opens_to_its_own_machine_only(site):
+    started = (site / "coordinator/superlink.sh").read_text()
+    assert re.search(r"--host 127\.0\.0\.1 --port \d+", started)
+    assert '--fleet-api-address "${BOUQUET_LISTEN:-[::]:9092}"' in started
+
+
 def test_a_new_certificate_comes_from_the_same_root(site):
     before = (site / "coordinator/server.crt").read_bytes(), (site / "ca/ca.crt").read_bytes()
     assert main(["site", "rotate", str(site), "--days", "30"]) == 0
@@ -232,6 +251,7 @@ def test_the_node_s_key_and_the_code_of_runs_have_users_of_their_own(site):
     for unit in (keys, code):
         assert "IPAddressDeny=any" in unit
         assert "IPAddressAllow=localhost" in unit
+        assert {"Restart=always", "StartLimitIntervalSec=0"} <= {*unit}, "tried again until the SuperLink lets it in"
 
 
 def test_the_compose_files_name_images_that_can_be_built_and_keep_secrets_apart(site):
@@ -378,6 +398,11 @@ def test_an_installed_kit_keeps_what_is_the_machines_own_and_its_secrets(nearby,
     there = tmp_path / "etc/ward-1"
     (there / "policy.toml").write_text('rules = ["ffa-lora"]\n')
     secret, bundles = (there / "superexec.secret").read_bytes(), (there / "bundles.txt").read_text()
+    egress = tmp_path / "units/bouquet-ward-1-supernode.service.d/egress.conf"
+    assert egress.read_text() == "[Service]\nIPAddressAllow=127.0.0.1\n", "the SuperLink's address, and no other"
+    ours = [there / name for name in ("supernode.sh", "superexec.sh", "policy.toml", "bundles.txt")]
+    assert {file.stat().st_uid for file in ours} == {os.getuid()}, "not the user's who runs the code of runs"
+    assert {file.stat().st_mode & 0o022 for file in ours} == {0}
     assert main(["site", "kit", str(nearby), "ward-1", *place, *own, "lora-rank=4"]) == 0
     capsys.readouterr()
     assert main(install) == 0

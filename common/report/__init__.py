@@ -1,9 +1,8 @@
 """The report of a run: one HTML file that loads nothing, made from the run directory alone."""
 
-import os
 from pathlib import Path
 
-from common import chart, page
+from common import chart, disk, page
 from common.record import Run
 from common.report import learning, operation
 
@@ -34,12 +33,12 @@ details { margin-top: .75rem; } td details { margin: 0; } summary { cursor: poin
 def write(folder: Path) -> Path:
     """Make the report of a run directory; returns the file, which appears whole.
 
-    Raises :class:`BouquetError` where there is no run.
+    Raises :class:`BouquetError` where there is no run, :class:`DiskError` where the disk does not take the page.
     """
     file = folder / REPORT
-    building = file.with_suffix(".building")
-    building.write_text(render(Run.read(folder)), encoding="utf-8")
-    os.replace(building, file)
+    text = render(Run.read(folder))
+    with disk.writing("the report", file, f"bouquet report {folder} makes it later."):
+        disk.write_whole(file, text)
     return file
 
 

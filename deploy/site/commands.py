@@ -67,12 +67,12 @@ def _add_create(parts: Commands) -> None:
     create.add_argument("--nodes", nargs="*", default=[], help="names of nodes to make keys for")
     create.add_argument("--fleet-port", type=int, default=9092, help="the port for nodes (default 9092)")
     create.add_argument("--control-port", type=int, default=8000, help="the port for flwr, local only (default 8000)")
-    create.add_argument("--state", default="/var/lib/bouquet", help="the coordinator's state directory")
+    create.add_argument("--state", default=kit.STATE, help="the coordinator's state directory")
     create.add_argument(
         "--days", type=int, default=825, help="how long the coordinator's certificate lasts (default 825)"
     )
     create.add_argument("--root-days", type=int, default=3650, help="how long the root lasts (default 3650)")
-    _add_place(create, "/etc/bouquet/coordinator")
+    _add_place(create, kit.COORDINATOR)
 
 
 def _add_kit(parts: Commands) -> None:

@@ -19,7 +19,8 @@ from common.error import BouquetError
 from deploy.bundles import bundle
 from deploy.bundles.command import RELEASE, line
 from deploy.site.certificates import write_secret
-from deploy.site.kit import mode_of, write_scripts
+from deploy.site.folder import Site
+from deploy.site.kit import mode_of, renew, write_scripts
 from deploy.site.kit_facts import FILE as KIT_FILE
 from deploy.site.kit_facts import KitFacts
 
@@ -74,8 +75,12 @@ def _check_places(facts: KitFacts) -> None:
 @contextmanager
 def _unpacked(source: Path) -> Iterator[Path]:
     """The kit's folder, whatever was named. Of a packed kit the plain files that a node needs are taken."""
+    if (source / "site.json").exists():
+        renew(site := Site.open(source))
+        yield site.coordinator
+        return
     if source.is_dir():
-        yield source / "coordinator" if (source / "site.json").exists() else source
+        yield source
         return
     with tempfile.TemporaryDirectory() as folder:
         try:

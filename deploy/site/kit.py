@@ -19,9 +19,12 @@ from common.node_config import NodeConfig
 from deploy.flower import QUIET
 from deploy.site.certificates import write_secret
 from deploy.site.folder import Site
+from deploy.site.kit_facts import FILE as KIT_FILE
 from deploy.site.kit_facts import KitFacts
 
 TEMPLATES = Path(__file__).parent / "templates"
+COORDINATOR, STATE = "/etc/bouquet/coordinator", "/var/lib/bouquet"
+"""Where the coordinator's kit and its state lie, unless a site says otherwise."""
 SECRETS = ("node.key", "server.key", "superexec.secret")
 
 
@@ -52,17 +55,11 @@ def write_coordinator(site: Site, place: Place, state: str) -> Path:
     folder, facts = site.coordinator, site.facts
     kit = _facts(site=facts.name, name=facts.name, place=place, state=state, port=facts.control_port)
     kit.write(folder)
-    values = _values(kit) | {
-        "label": _label(facts.name),
-        "fleet_port": facts.fleet_port,
-        "control_port": facts.control_port,
-        "image": place.image or f"bouquet-coordinator:{version('bouquet')}",
-    }
     if not (folder / "superexec.secret").exists():
         write_secret(folder / "superexec.secret", os.urandom(48))
-    for name in ("superlink.sh", "superexec.sh"):
-        _render(f"coordinator/{name}", folder / name, values, executable=True)
-    for name in ("bouquet-superlink.service", "bouquet-superexec.service", "compose.yaml", "kubernetes.yaml"):
+    values = _write_coordinators_scripts(site, kit)
+    values |= {"label": _label(facts.name), "image": place.image or f"bouquet-coordinator:{version('bouquet')}"}
+    for name in ("compose.yaml", "kubernetes.yaml"):
         _render(f"coordinator/{name}", folder / name, values)
     connection = {
         "address": f"127.0.0.1:{facts.control_port}",
@@ -72,6 +69,26 @@ def write_coordinator(site: Site, place: Place, state: str) -> Path:
     settings = {"superlink": {"default": facts.name, facts.name: connection, "local": {"address": ":local:"}}}
     (site.flower / "config.toml").write_text(tomli_w.dumps(settings))
     return folder
+
+
+def renew(site: Site) -> None:
+    """Make the coordinator's scripts and units those of this release, for the place that they were made for.
+
+    A site of 0.1.0 does not say which: it gets the usual one.
+    """
+    if not (site.coordinator / KIT_FILE).exists():
+        write_coordinator(site, Place(installed=COORDINATOR), STATE)
+    _write_coordinators_scripts(site, KitFacts.read(site.coordinator))
+
+
+def _write_coordinators_scripts(site: Site, kit: KitFacts) -> dict[str, Any]:
+    """Write them; returns what the templates were filled with."""
+    values = _values(kit) | {"fleet_port": site.facts.fleet_port, "control_port": site.facts.control_port}
+    for name in ("superlink.sh", "superexec.sh"):
+        _render(f"coordinator/{name}", site.coordinator / name, values, executable=True)
+    for name in ("bouquet-superlink.service", "bouquet-superexec.service"):
+        _render(f"coordinator/{name}", site.coordinator / name, values)
+    return values
 
 
 def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any]) -> Path:

@@ -81,8 +81,8 @@ BUDGET = (
     Mutant(
         "two processes both read the sum before either writes",
         "common/ledger.py",
-        "            if newest != head:",
-        "            if newest.number > head.number + 10**6:",
+        "            if _newest(connection) != head:",
+        "            if _newest(connection).number > head.number + 10**6:",
         LEDGER,
     ),
     Mutant(
