@@ -1,22 +1,25 @@
 """The roll of a run: who is called what, who is asked again, and what is waited for."""
 
 import json
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 
+import server_app.nodes
 from common import checkpoint, roster
 from common.adapter import Key, State, Update
 from common.error import QuorumError
 from common.record import Run
 from common.roster import Registered
+from server_app.record import Record
 from server_app.run import conduct
 from server_app.scrutiny import FEWEST, Scrutiny
-from strategies import FedIT
+from strategies import FedIT, read_config
 from tests.grid import RUN_ID, OneProcessGrid, StubGrid, run_in_process
 from tests.test_faults import GONE, rounds_of
 from tests.test_hostile_nodes import HOSTILE, SEED, SPOILS, Nodes
@@ -149,3 +152,39 @@ def test_of_updates_that_cannot_be_merged_the_largest_is_left_out(settings, tmp_
     (merge,) = [line for line in lines(tmp_path / "run") if line["phase"] == "merge"]
     assert (merge["nodes"], merge["asked"]) == (2, 3)
     assert rounds_of(tmp_path / "run", f"node-{HOSTILE}", "failure") == [1]
+
+
+class Unlike(StubGrid):
+    """Nodes of which some have another base model than the rest."""
+
+    def __init__(self, nodes: int, others: Collection[int]) -> None:
+        super().__init__(nodes)
+        self._others = others
+
+    def _reply(self, message: Message) -> Message:
+        reply = super()._reply(message)
+        if message.metadata.message_type == MessageType.QUERY and message.metadata.dst_node_id in self._others:
+            reply.content.config_records["node"]["base"] = "0123456789abcdef"
+        return reply
+
+
+def test_who_has_another_base_than_the_coordinator_takes_no_part(settings, tmp_path):
+    """Though most nodes have it: a coordinator that has the model knows which one is meant."""
+    conducted(Unlike(3, {2, 3}), settings(**{"num-server-rounds": 1, "min-nodes": 1, "evaluation.every": 0}))
+    assert len(failures(tmp_path / "run")) == 2
+    for said in failures(tmp_path / "run"):
+        assert re.fullmatch(
+            r"a node with another base model than the run's \(model.name = 'embedded'\): expected the weights and "
+            r"words [0-9a-f]{16}, got 0123456789abcdef. Give every machine the same files of one model.revision.",
+            said,
+        )
+
+
+@pytest.mark.parametrize(("others", "left"), [({3}, ["node-0001", "node-0002"]), ({2, 3}, ["node-0002", "node-0003"])])
+def test_a_coordinator_without_the_model_goes_by_most_nodes(others, left, settings, tmp_path):
+    config = read_config(settings(**{"model.name": "nobody/has-this", "min-nodes": 3}))
+    with Record(config, RUN_ID) as record:
+        nodes = server_app.nodes.Nodes(Unlike(3, others), FedIT(), config, record)
+        nodes.summon()
+        nodes.admit()
+    assert sorted(nodes.names.values()) == left
