@@ -159,7 +159,12 @@ class LoraStrategy(Strategy):
             self.rule.check_form(state, update)
 
         header, update = wire.unpack_update(
-            record, rule=self.rule.name, round=state.round, received=sent.tensors, fits=fits
+            record,
+            rule=self.rule.name,
+            round=state.round,
+            received=sent.tensors,
+            most=len(state.adapter),
+            fits=fits,
         )
         update = replace(update, weight=self.weigh(header.node, update.weight))
         check_values(update.tensors, "an update")
@@ -295,12 +300,15 @@ def read_metrics(message: Message, *needed: str, least: float = 0.0) -> Metrics:
 
 def mean_metrics(weighted: Sequence[tuple[float, Metrics]]) -> Metrics:
     """The weighted mean of every metric that most of them have, over those that have it."""
-    means: Metrics = {}
-    for name in dict.fromkeys(name for _, metrics in weighted for name in metrics):
-        told = [(weight, metrics[name]) for weight, metrics in weighted if name in metrics]
-        if 2 * len(told) > len(weighted):
-            means[name] = sum(weight * value for weight, value in told) / sum(weight for weight, _ in told)
-    return means
+    told: dict[str, list[tuple[float, float]]] = {}
+    for weight, metrics in weighted:
+        for name, value in metrics.items():
+            told.setdefault(name, []).append((weight, value))
+    return {
+        name: sum(weight * value for weight, value in values) / sum(weight for weight, _ in values)
+        for name, values in told.items()
+        if 2 * len(values) > len(weighted)
+    }
 
 
 def _check_sent(view: State, update: Update) -> None:
