@@ -33,8 +33,8 @@ MAX_REASON = 4000
 LARGEST_FIGURE = 2.0**53
 
 Metrics = dict[str, float]
-Weigh = Callable[[str, float], float]
-"""A node's weight in the mean, from its name and the weight that it claims."""
+Weigh = Callable[[str], float]
+"""A node's weight in the mean, by its name."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class LoraStrategy(Strategy):
         codec_up: CodecName = "fp32",
         seed: int = 0,
         private_mean: PrivateMean | None = None,
-        weigh: Weigh = lambda _, claimed: claimed,
+        weigh: Weigh | None = None,
     ) -> None:
         self.rule = rule
         self.codec_down: StateCodecName = codec_down
@@ -166,7 +166,8 @@ class LoraStrategy(Strategy):
             most=len(state.adapter),
             fits=fits,
         )
-        update = replace(update, weight=self.weigh(header.node, update.weight))
+        if self.weigh is not None:
+            update = replace(update, weight=self.weigh(header.node))
         check_values(update.tensors, "an update")
         return Reply(header.node, update, read_metrics(message), size)
 
