@@ -7,7 +7,7 @@ from pathlib import Path
 from common.error import BouquetError
 from deploy.bundles import bundle
 from deploy.doctor.check import WarningError
-from deploy.site.install import KEPT, taken
+from deploy.site.install import KEPT, of_this_machine, taken
 from deploy.site.kit import write_scripts
 from deploy.site.kit_facts import KitFacts
 
@@ -16,7 +16,7 @@ CURE = "sudo bouquet site install, with the kit or the site's folder."
 
 def installed(kit: Path) -> str:
     """Users, folders and files of an installed kit. ``kit`` is the installed one, or the one that it came from."""
-    facts = KitFacts.read(kit)
+    facts = of_this_machine(KitFacts.read(kit))
     there = Path(facts.installed)
     if not there.is_dir():
         raise BouquetError("the kit is not installed here", where=facts.name, expected=f"a folder {there}", cure=CURE)
@@ -26,6 +26,7 @@ def installed(kit: Path) -> str:
     different = [file.name for file in expected if _differs(file, there / file.name)]
     if facts.is_node:
         with tempfile.TemporaryDirectory() as folder:
+            facts.write(Path(folder))
             write_scripts(Path(folder), facts)
             different += [file.name for file in sorted(Path(folder).iterdir()) if _differs(file, there / file.name)]
     if different:
