@@ -239,7 +239,15 @@ def make_folder(folder: Path, *, resume: bool) -> None:
             where=str(folder),
             cure="Choose another run-name, or set resume = true to continue it.",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BouquetError(
+            "a run directory that cannot be made",
+            where=str(folder),
+            got=str(error.strerror),
+            cure="Choose another run-directory (bouquet run: --directory) or run-name.",
+        ) from error
 
 
 def is_run(folder: Path) -> bool:
