@@ -160,6 +160,8 @@ class EvaluationConfig(Section):
 class RoundConfig(Section):
     """When a round is over, and when the run is. Seconds; ``patience`` = 0 never stops early.
 
+    ``patience`` goes by the median of the nodes' losses, of four nodes or more, else by the loss over all.
+
     A round counts if ``min_replies`` of the nodes that belong to the run (or of the share that is asked) have replied,
     and at least ``fewest_replies``. One that does not is tried again, ``retries`` times, after a second, two, four;
     each try waits up to ``wait`` for ``min_nodes``. A node that fails ``max_failures`` times in a row (0: however
