@@ -26,6 +26,7 @@ from deploy.site.kit_facts import KitFacts
 
 UNITS = Path("/etc/systemd/system")
 SHARED = "superexec.secret"
+EGRESS = "egress.conf"
 # The operator's own, once they lie there: a new kit does not change them.
 KEPT = ("node.toml", "policy.toml")
 # What a node takes of a packed kit; all else it makes itself.
@@ -48,7 +49,7 @@ def install(source: Path, units: Path = UNITS, replace: bool = False) -> list[st
             raise BouquetError("only root can install for other users", where=facts.name, cure="Use sudo.")
         if not replace:
             _check_same(kit, facts)
-        reach = _egress(facts.superlink) if facts.is_node else ""  # before anything is changed
+        reach = egress(facts.superlink) if facts.is_node else ""  # before anything is changed
         for user, home in ((facts.user, facts.state), (facts.keys_user, facts.keys_state)):
             done += _user(user, home) if user else []
         _check_places(facts)
@@ -152,19 +153,26 @@ def _copy(kit: Path, there: Path, facts: KitFacts) -> list[str]:
         if file.name not in kept:
             write_secret(there / file.name, file.read_bytes())
             (there / file.name).chmod(mode_of(file.name))
-    user = pwd.getpwnam(facts.user)
-    if not facts.is_node:
-        for name in OF_THE_COORDINATOR:
-            _keep(there / name, user.pw_uid, user.pw_gid, 0o600)
-        return kept
-    facts.write(there)
-    (there / KIT_FILE).chmod(mode_of(KIT_FILE))
-    write_scripts(there, facts)
-    if not (there / SHARED).exists():
-        write_secret(there / SHARED, os.urandom(48))
-    _keep(there / SHARED, os.geteuid(), user.pw_gid, 0o640)
-    _keep(there / "node.key", pwd.getpwnam(facts.keys_user or facts.user).pw_uid, user.pw_gid, 0o600)
+    if facts.is_node:
+        facts.write(there)
+        (there / KIT_FILE).chmod(mode_of(KIT_FILE))
+        write_scripts(there, facts)
+        if not (there / SHARED).exists():
+            write_secret(there / SHARED, os.urandom(48))
+    group = pwd.getpwnam(facts.user).pw_gid
+    for name, (owner, mode) in secrets(facts).items():
+        _keep(there / name, pwd.getpwnam(owner).pw_uid if owner else os.geteuid(), group, mode)
     return kept
+
+
+def secrets(facts: KitFacts) -> dict[str, tuple[str, int]]:
+    """The secrets of an installed kit, with the owner of each (empty: whoever installs) and its mode.
+
+    All else belongs to whoever installs; the group is that of the user who runs the code of runs.
+    """
+    if facts.is_node:
+        return {SHARED: ("", 0o640), "node.key": (facts.keys_user or facts.user, 0o600)}
+    return dict.fromkeys(OF_THE_COORDINATOR, (facts.user, 0o600))
 
 
 def taken(kit: Path, facts: KitFacts) -> list[Path]:
@@ -203,13 +211,13 @@ def _units(there: Path, units: Path, reach: str) -> list[str]:
         if reach and unit.stem.endswith("supernode"):
             dropin = units / f"{unit.name}.d"
             dropin.mkdir(exist_ok=True)
-            (dropin / "egress.conf").write_text(reach)
+            (dropin / EGRESS).write_text(reach)
     if units == UNITS and shutil.which("systemctl"):
         subprocess.run(["systemctl", "daemon-reload"], capture_output=True, check=False)
     return names
 
 
-def _egress(superlink: str) -> str:
+def egress(superlink: str) -> str:
     """Where a SuperNode may go: the SuperLink's addresses of today, and the resolvers that find them."""
     host, port = superlink.rsplit(":", 1)
     try:
