@@ -233,8 +233,8 @@ class Rounds:
             self._record.note("implausible", state.round, name, said, count=scores[name].count)
         evaluation = Evaluation(self._task.figure(total), judged(scores), dict(sorted(figures.items())), sample)
         together = self._task.figures(total)
-        losses = {"loss": total.loss / total.count, "judged": evaluation.judged}
-        self._record.event("heldout", state.round, **losses, **together)
+        self._record.event("heldout", state.round, loss=total.loss / total.count, **together)
+        self._record.event("judged", state.round, by=evaluation.judged)
         self._record.say(f"    held-out {_figures(together)} over {len(figures)} nodes{', noised' if private else ''}")
         if prompted and not sample and not state.round:
             self._record.say("    the prompt is not continued: the node's policy lets no generated text leave")
