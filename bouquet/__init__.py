@@ -38,9 +38,13 @@ def __getattr__(name: str) -> Any:
 
 def main() -> int:
     """The ``bouquet`` command."""
-    from deploy.command import main as command
+    try:
+        from deploy.command import main as command
 
-    return command()
+        return command()
+    except KeyboardInterrupt:  # before the command could take care of it
+        print("bouquet: interrupted", file=sys.stderr)
+        return 130
 
 
 def superexec() -> None:

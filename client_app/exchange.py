@@ -36,8 +36,9 @@ class Exchange:
         config, rule = self.config, self.rule
         mode = config.privacy.mode
         model = models.load(config.model, config.lora, config.task, self.node.device, rule.blocks, mode)
-        fits = partial(check_form, spec=self._whole(model))
-        header, state = wire.unpack_state(message.content.array_records["state"], rule=rule.name, fits=fits)
+        spec, record = self._whole(model), message.content.array_records["state"]
+        most, fits = spec.most_tensors, partial(check_form, spec=spec)
+        header, state = wire.unpack_state(record, rule=rule.name, most=most, fits=fits)
         if header.held:
             state = replace(state, adapter=self._held(model, state, header) | state.adapter)
         if frames := {key: t for key, t in state.adapter.items() if key.part in rule.fixed - rule.drawn}:

@@ -11,6 +11,10 @@
     name = "classify"
     label = ["diagnosis", "urgency"]      # or one of several
 
+    [cost]                                # of a run, at most; also epochs, batch-size, max-length, labels; 0 for any
+    rank = 1024
+    steps = 100_000                       # of a round: train.steps * train.accumulation
+
     [data]
     sources = ["stdlib", "/data/public"]  # for a node without `data`: names, files, folders with all below them
 
@@ -60,6 +64,32 @@ PUBLIC_FACTS = {"name", "rank", "code", "base", "where"}
 ANY = "*"
 
 
+class CostPolicy(Section):
+    """What a run may take of this machine; 0 for any. The defaults are beyond honest runs and end the others."""
+
+    rank: CountOrOff = 1024
+    steps: CountOrOff = 100_000
+    epochs: CountOrOff = 1000
+    batch_size: CountOrOff = 4096
+    max_length: CountOrOff = 131_072
+    labels: CountOrOff = 100_000
+
+    def mistakes(self, config: RunConfig) -> Iterator[str]:
+        """What a run asks for beyond it."""
+        train, task = config.train, config.task
+        for key, got, limit, name in (
+            ("lora.rank", config.lora.rank, self.rank, "rank"),
+            ("train.steps * train.accumulation", train.steps * train.accumulation, self.steps, "steps"),
+            ("train.epochs", train.epochs, self.epochs, "epochs"),
+            ("train.batch-size", train.batch_size, self.batch_size, "batch-size"),
+            ("evaluation.batch-size", config.evaluation.batch_size, self.batch_size, "batch-size"),
+            ("task.max-length", task.max_length, self.max_length, "max-length"),
+            ("task.labels", task.labels, self.labels, "labels"),
+        ):
+            if got > limit > 0:
+                yield f"{key}: expected at most {limit:,} (cost.{name}), got {got:,}"
+
+
 class DataPolicy(Section):
     """What a coordinator may name on a node that has no ``data`` of its own."""
 
@@ -100,6 +130,7 @@ class Policy(Section):
     max_bytes: CountOrOff = 0
     min_examples: CountOrOff = 0
     task: Mapping[str, Any] = {}
+    cost: CostPolicy = CostPolicy()
     data: DataPolicy = DataPolicy()
     tell: TellPolicy = TellPolicy()
     privacy: PrivacyPolicy = PrivacyPolicy()
@@ -154,6 +185,7 @@ class Policy(Section):
             *_outside("privacy.mode", [mode], wanted.modes),
             *_outside("privacy.unit", [config.privacy.unit], self._units(node)),
             *self._outside_task(config.task, node),
+            *self.cost.mistakes(config),
         ]
         if not node.data and not any(_covers(source, config.data.source) for source in self.data.sources):
             allowed = " or ".join(self.data.sources) or "nothing"

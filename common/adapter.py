@@ -71,6 +71,11 @@ class Spec:
                 shapes[Key(layer, "s")] = (self.blocks,)
         return shapes
 
+    @property
+    def most_tensors(self) -> int:
+        """How many tensors a state can have: the factors, the head, and an offset for every layer."""
+        return len(self.factor_shapes()) + len(self.head) + len(OFFSET) * len(self.layers)
+
 
 @dataclass(frozen=True)
 class State:

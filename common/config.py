@@ -160,11 +160,14 @@ class EvaluationConfig(Section):
 class RoundConfig(Section):
     """When a round is over, and when the run is. Seconds; ``patience`` = 0 never stops early.
 
+    ``patience`` goes by the median of the nodes' losses, of four nodes or more, else by the loss over all.
+
     A round counts if ``min_replies`` of the nodes that belong to the run (or of the share that is asked) have replied,
     and at least ``fewest_replies``. One that does not is tried again, ``retries`` times, after a second, two, four;
     each try waits up to ``wait`` for ``min_nodes``. A node that fails ``max_failures`` times in a row (0: however
     often) is left out of the next ``sit_out`` rounds. ``max_norm`` bounds the norm of what one node changes, and
-    ``max_ratio`` how many times the median of the others' it may be (0: any); the record shows what is usual.
+    ``max_ratio`` how many times the median of the others' it may be (0: any); ``max_weight`` is how many times the
+    median of the others' a weight may be that nobody but the node knows. The record shows what is usual.
     """
 
     deadline: Positive = 3600.0
@@ -177,6 +180,7 @@ class RoundConfig(Section):
     sit_out: CountOrOff = 3
     max_norm: NonNegative = 1e4
     max_ratio: NonNegative = 20.0
+    max_weight: NonNegative = 1000.0
 
     @property
     def ttl(self) -> float:

@@ -27,11 +27,16 @@ Delta = Annotated[float, Field(ge=LEAST_DELTA, le=MOST_DELTA)]
 LearningRate = Annotated[float, Field(ge=0, le=10)]
 
 
+MOST_NAME_BYTES = 200
+"""A file system takes 255, of a name with what is put before and after it."""
+
+
 def _file_name(name: str) -> str:
     # What names a folder on every machine must not lead out of one.
-    if name and not re.fullmatch(r"\w[\w.-]{0,99}", name):
+    if name and not (re.fullmatch(r"\w[\w.-]{0,99}", name) and len(name.encode()) <= MOST_NAME_BYTES):
         raise PydanticCustomError(
-            "file_name", "at most 100 letters, digits, dots and hyphens, a dot or hyphen not first"
+            "file_name",
+            "at most 100 letters, digits, dots and hyphens, and 200 bytes of UTF-8, a dot or hyphen not first",
         )
     return name
 

@@ -243,7 +243,7 @@ def make_folder(folder: Path, *, resume: bool) -> None:
             where=str(folder),
             cure="Choose another run-name, or set resume = true to continue it.",
         )
-    with disk.writing("a run directory", folder, "Make room on the disk, writable for this user, or name another."):
+    with disk.writing("a run directory", folder, "Choose another run-directory (bouquet run --directory) or run-name."):
         folder.mkdir(parents=True, exist_ok=True)
 
 

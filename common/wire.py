@@ -18,12 +18,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from torch import Tensor
 
 from common import codec as codecs
 from common.adapter import OFFSET, Key, State, Tensors, Update, check_shapes, chosen_blocks, digest, leading
-from common.error import BouquetError
+from common.error import BouquetError, brief
 from common.ranges import CodecName
 
 FORMAT = 2
@@ -34,6 +34,9 @@ MAX_HEADER_BYTES = 16 * 2**20
 SMALL_HEADER_BYTES = 2**18
 HEADER_SHARE = 4
 """A header may inflate to a small one, and beyond that to so many bytes for each byte of its message."""
+MOST_TENSORS = 2**16
+COMMAS_A_TENSOR, SPARE_COMMAS = 5, 2**13
+"""What a header's text may become in memory is bounded by its values, and those by its commas, before it is read."""
 
 Size = Annotated[int, Field(ge=1, le=2**30)]
 Count = Annotated[int, Field(ge=0, le=2**31)]
@@ -57,9 +60,10 @@ class Header(BaseModel):
     held: Name = ""
     rank: Count = 0
     relative: bool = False
-    slots: list[Count] = []
-    tensors: list[
-        tuple[Name, Literal["A", "B", "R", "s", "Q", "P", "W", "b"], Annotated[list[Size], Field(max_length=2)]]
+    slots: Annotated[list[Count], FailFast()] = []
+    tensors: Annotated[
+        list[tuple[Name, Literal["A", "B", "R", "s", "Q", "P", "W", "b"], Annotated[list[Size], Field(max_length=2)]]],
+        FailFast(),
     ]
 
     def numel(self) -> int:
@@ -129,13 +133,13 @@ def pack_update(
 
 
 def unpack_state(
-    record: ArrayRecord, *, rule: str, fits: Callable[[State], None] | None = None
+    record: ArrayRecord, *, rule: str, most: int = MOST_TENSORS, fits: Callable[[State], None] | None = None
 ) -> tuple[Header, State]:
     """Read a state of ``rule``; what the node holds is still missing from it. Raises :class:`BouquetError`.
 
-    ``fits`` may refuse a state by its shapes, before its values are read.
+    ``most`` is how many tensors it can have; ``fits`` may refuse it by its shapes, before its values are read.
     """
-    header = _checked_header(record, "state", rule)
+    header = _checked_header(read_header(record, most), "state", rule)
     if fits is not None:
         fits(_state(header, header.blank()))
     return header, _state(header, _tensors(record, header))
@@ -147,13 +151,14 @@ def unpack_update(
     rule: str,
     round: int,
     received: Tensors | None = None,
+    most: int = MOST_TENSORS,
     fits: Callable[[Update], None] | None = None,
 ) -> tuple[Header, Update]:
     """Read an update of ``rule`` made in ``round`` from ``received``. Raises :class:`BouquetError`.
 
-    ``fits`` may refuse an update by its shapes, before its values are read.
+    ``most`` is how many tensors it can have; ``fits`` may refuse it by its shapes, before its values are read.
     """
-    header = _checked_header(record, "update", rule)
+    header = _checked_header(read_header(record, most), "update", rule)
     if header.round != round:
         raise BouquetError(
             "an update of another round",
@@ -177,8 +182,11 @@ def most_bytes(state: State) -> int:
     return 5 * sum(tensor.numel() for tensor in state.adapter.values()) + SMALL_HEADER_BYTES
 
 
-def read_header(record: ArrayRecord) -> Header:
-    """What a record says of itself, and nothing of its values. Raises :class:`BouquetError`."""
+def read_header(record: ArrayRecord, most: int = MOST_TENSORS) -> Header:
+    """What a record of at most so many tensors says of itself, and nothing of its values.
+
+    Raises :class:`BouquetError`.
+    """
     if set(record) - {"mask"} != {"header", "values"}:
         raise BouquetError(
             "a message of unknown form",
@@ -186,14 +194,21 @@ def read_header(record: ArrayRecord) -> Header:
             got=", ".join(sorted(record)) or "none",
         )
     inflate = zlib.decompressobj()
-    most = min(MAX_HEADER_BYTES, SMALL_HEADER_BYTES + HEADER_SHARE * payload_bytes(record))
+    longest = min(MAX_HEADER_BYTES, SMALL_HEADER_BYTES + HEADER_SHARE * payload_bytes(record))
     try:
-        text = inflate.decompress(_bytes(record, "header"), most)
+        text = inflate.decompress(_bytes(record, "header"), longest)
         if not inflate.eof or inflate.unused_data:
-            raise BouquetError("a message header is too long or cut short", expected=f"at most {most:,} bytes")
+            raise BouquetError("a message header is too long or cut short", expected=f"at most {longest:,} bytes")
+        if text.count(b",") > COMMAS_A_TENSOR * most + SPARE_COMMAS:
+            raise BouquetError("a message header names too much", expected=f"at most {most:,} tensors")
         return Header.model_validate_json(text)
-    except (zlib.error, ValidationError) as error:
-        raise BouquetError("a message header cannot be read", got=str(error).splitlines()[0]) from error
+    except zlib.error as error:
+        raise BouquetError("a message header cannot be read", got=str(error)) from error
+    except ValidationError as error:
+        # Its text holds all mistakes, and each of them what was sent.
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = brief(".".join(map(str, first["loc"])))
+        raise BouquetError("a message header cannot be read", where=where, got=first["msg"][:200]) from error
 
 
 def payload_bytes(record: ArrayRecord) -> int:
@@ -237,8 +252,7 @@ def _pack(header: Header, tensors: Tensors) -> ArrayRecord:
     return ArrayRecord(arrays)
 
 
-def _checked_header(record: ArrayRecord, kind: str, rule: str) -> Header:
-    header = read_header(record)
+def _checked_header(header: Header, kind: str, rule: str) -> Header:
     for what, expected, got in (
         ("wire format", str(FORMAT), str(header.format)),
         ("kind", kind, header.kind),

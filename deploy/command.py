@@ -50,10 +50,10 @@ HOMES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code: 2 where the user has something to mend first, 130 if interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
-    options = _parsed(parser(given[0] if given else ""), given)
     # A scheduler's SIGTERM is a Ctrl-C: either way what this command started is stopped too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        options = _parsed(parser(given[0] if given else ""), given)  # what is imported here takes seconds
         code: int = options.work(options)
     except BouquetError as error:
         print(f"bouquet: {error}", file=sys.stderr)

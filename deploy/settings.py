@@ -33,7 +33,7 @@ def read(settings: Sequence[str]) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals and setting.endswith(".toml"):
             flat |= _file(setting)
-        elif not equals:
+        elif not (equals and key):
             raise BouquetError("a setting cannot be read", expected="key=value, or a .toml file", got=setting)
         else:
             flat[key] = _value(value)
@@ -58,7 +58,7 @@ def write(flat: Mapping[str, Any]) -> list[str]:
 def _file(name: str) -> dict[str, Any]:
     try:
         return dict(flatten(tomllib.loads(Path(name).read_text(encoding="utf-8"))))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BouquetError("a file of settings cannot be read", where=name, got=str(error)) from error
 
 

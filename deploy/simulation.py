@@ -1,16 +1,20 @@
 """`bouquet run`: the main job as a simulation on this machine."""
 
 import argparse
+import fcntl
 import json
+import os
 import random
 import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.error import BouquetError
 from common.record import SAID, Run, make_folder, name_of_now
 from deploy import settings
 from deploy.flower import APP, app_alone, environment, program
@@ -45,6 +49,11 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    for name, got, least in (("nodes", options.nodes, 1), ("cpus", options.cpus, 1), ("gpus", options.gpus, 0)):
+        if not got >= least:
+            raise BouquetError(
+                "an option that cannot be used", where=f"--{name}", expected=f"{least} or more", got=f"{got:g}"
+            )
     flat = settings.located(settings.read(options.settings))
     read_config(flat)
     return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), flat)
@@ -70,6 +79,7 @@ def simulate(
     said = folder / SAID
     before = read = said.stat().st_size if said.exists() else 0
     with (
+        _alone(log),
         app_alone() as app,
         log.open("w") as everything,
         subprocess.Popen(
@@ -94,6 +104,21 @@ def simulate(
     reason = (run.reason if run else "") or _last_words(log)
     print(f"bouquet: the run did not complete: {reason}\nEverything Flower said is in {log}.", file=sys.stderr)
     return TOO_FEW_NODES if run and run.too_few else FAILED
+
+
+@contextmanager
+def _alone(log: Path) -> Iterator[None]:
+    """Hold a run's log, from before there is a record that could be held. Raises :class:`BouquetError` if another does.
+
+    No child process inherits the lock: Flower leaves one behind.
+    """
+    with log.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            cure = "Wait for it or stop it, or choose another run-name."
+            raise BouquetError("this run is under way", where=str(log.parent), cure=cure) from error
+        yield
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> bool:
@@ -136,10 +161,13 @@ def _own_superlink() -> dict[str, str]:
     `flwr run` leaves one running for the next time, with the packages of the environment that started it; another
     checkout's would run this app with them. Two that share a folder share a database, and end each other's runs.
     """
-    checkout = zlib.crc32(str(APP).encode())
+    home = Path(sys.prefix) / "flower"
+    if not os.access(home if home.exists() else home.parent, os.W_OK):  # somebody else's environment
+        home = Path.home() / ".bouquet" / "flower"
+    checkout = zlib.crc32(f"{home} {APP}".encode())
     port = 20000 + 2 * (checkout % 5000)
     return {
-        "FLWR_HOME": str(Path(sys.prefix) / "flower" / f"{checkout:08x}"),
+        "FLWR_HOME": str(home / f"{checkout:08x}"),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
         "FLWR_LOCAL_CONTROL_API_PORT": str(port + 1),
     }

@@ -16,5 +16,6 @@ def main(grid: Grid, context: Context) -> None:
     try:
         conduct(grid, context)
     except BouquetError as error:
-        print(f"bouquet: {error}", flush=True)
+        # In one line, by which whoever started the run finds it in Flower's log.
+        print(f"bouquet: {' '.join(str(error).split())}", flush=True)
         raise

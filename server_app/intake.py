@@ -32,7 +32,9 @@ class Intake:
         # Where the coordinator noises the mean, no single node's figure is kept, and none decides about another.
         self._noised = config.privacy.mode == "update-central"
         ratio = 0.0 if self._noised else config.round.max_ratio
-        self._scrutiny = Scrutiny(strategy.rule, state, config.round.max_norm, ratio)
+        self._counted = strategy.weigh is None and config.train.weighting == "examples"
+        weight = config.round.max_weight if strategy.weigh is None else 0.0
+        self._scrutiny = Scrutiny(strategy.rule, state, config.round.max_norm, ratio, weight)
         self._told: dict[str, tuple[float, Metrics]] = {}
         self.bytes_up = 0
 
@@ -55,6 +57,8 @@ class Intake:
                 reply = self._strategy.accept(self._state, message)
                 if reply.node != name:
                     raise BouquetError("an update signed by another node", expected=name, got=brief(reply.node))
+                if self._counted:
+                    _check_count(reply)
                 norm = self._scrutiny.examine(name, reply.update)
             except Exception as reason:  # a boundary: what is raised here is the doing of this reply
                 # The node may have lost what it was sent once.
@@ -64,7 +68,7 @@ class Intake:
                     self._nodes.dismiss(name)
                 continue
             self._keep(node_id, reply)
-            own = {} if self._noised else {"norm": norm}
+            own = {} if self._noised else {"norm": norm, "weight": reply.update.weight}
             figures = {} if self._private else known(reply.metrics)
             traffic = {"bytes_up": reply.bytes_up, "bytes_down": down[name]}
             self._record.event("train", self._round, node=name, **traffic, **own, **figures)
@@ -118,6 +122,17 @@ class Intake:
         if camp:
             self._record.event("camps", self._round, smaller=camp, nodes=len(self._spool))
             self._record.say(f"    the nodes fall in two camps: {camp} of {len(self._spool)} go against the others")
+
+
+def _check_count(reply: Reply) -> None:
+    """Raise :class:`BouquetError` where a node counts for more or fewer examples than it says it has."""
+    if (told := reply.metrics.get("examples", reply.update.weight)) != reply.update.weight:
+        raise BouquetError(
+            "a weight that is not the number of examples",
+            where=reply.node,
+            expected=f"{told:g}, as in its metrics",
+            got=f"{reply.update.weight:g}",
+        )
 
 
 def known(metrics: Metrics) -> Metrics:

@@ -54,8 +54,10 @@ class Nodes:
         # When to ask a node again that has failed to answer one, how long the next pause is, and why it has failed.
         self._again: dict[int, tuple[float, float]] = {}
         self._reasons: dict[int, str] = {}
-        # By name: failures in a row; the round in which a node may take part again; what this exchange has lost.
+        # By name: failed rounds in a row; who has failed in the newest one; the round in which a node may take part
+        # again; what this exchange has lost.
         self._streaks: Counter[str] = Counter()
+        self._failing: set[str] = set()
         self._back: dict[str, int] = {}
         self._lost: set[str] = set()
 
@@ -82,9 +84,13 @@ class Nodes:
     def admit(self) -> None:
         """Take the answers to the first roll call; leave out those that cannot take part, saying why.
 
+        Once ``min-nodes`` have answered, the others have a moment: one that is silent does not hold up the rest.
+
         Raises :class:`BouquetError` if nobody is left.
         """
-        self._hear_roll(self._config.round.deadline)
+        self._hear_roll(patience := min(LATECOMER_SECONDS, self._config.round.deadline))
+        while self._called and len(self._names) < self._config.min_nodes:
+            self._hear_roll(patience)
         self._agree_on_base()
         if not self._names:
             raise BouquetError("no node can take part; the reasons are above")
@@ -153,6 +159,8 @@ class Nodes:
             return
         self._lost.clear()
         phase, draw = messages[0].metadata.message_type, int(messages[0].metadata.group_id)
+        # Training makes the state of the next round.
+        number = draw + 1 if phase == MessageType.TRAIN else draw
         deadline = self._config.round.deadline
         names = [self._names[message.metadata.dst_node_id] for message in messages]
         waiting = dict(zip(self._transport.push(messages), names, strict=True))
@@ -162,29 +170,34 @@ class Nodes:
             if reply is not None:
                 yield name, reply
             else:
-                # Training makes the state of the next round.
-                number = draw + 1 if phase == MessageType.TRAIN else draw
                 self.failed(phase, number, name, f"no reply within {deadline:g} s (round.deadline)")
-        self._count(waiting.values(), draw)
+        self._count(waiting.values(), phase, number)
 
     def failed(self, phase: str, round: int, name: str, reason: str) -> None:
         """Record that a node did not do its part, and why."""
         self._lost.add(name)
         self._record.failure(phase, round, name, reason)
 
-    def _count(self, asked: Iterable[str], draw: int) -> None:
-        """After an exchange: who has failed so often in a row that it sits out for some rounds."""
+    def _count(self, asked: Iterable[str], phase: str, number: int) -> None:
+        """After an exchange: who has failed so many rounds in a row that it sits out for some.
+
+        A round begins with training; a failure to train and one to score what came of it are one.
+        """
         limit, pause = self._config.round.max_failures, self._config.round.sit_out
         for name in asked:
-            if name not in self._lost:
-                del self._streaks[name]
+            if phase == MessageType.TRAIN:
+                if name not in self._failing:
+                    del self._streaks[name]
+                self._failing.discard(name)
+            if name not in self._lost or name in self._failing:
                 continue
+            self._failing.add(name)
             self._streaks[name] += 1
             if limit and pause and self._streaks[name] >= limit:
-                self._back[name] = draw + 1 + pause
+                self._back[name] = number + pause
                 often = self._streaks[name]
                 said = f"failed {often} times in a row: left out for {pause} rounds"
-                self._record.note("sit-out", draw, name, said, failures=often, rounds=pause)
+                self._record.note("sit-out", number, name, said, failures=often, rounds=pause)
 
     def _call_roll(self) -> None:
         """Ask who is there: every node that is neither admitted nor refused, nor has just been asked."""

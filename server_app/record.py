@@ -45,6 +45,7 @@ LOCK_ATTEMPTS, LOCK_PAUSE = 5, 0.1
 VERSIONS = ("flwr", "torch", "transformers", "peft", "bitsandbytes")
 # Lines about single nodes, of one kind in one round, that a person still reads.
 FEW = 3
+CONTINUED = "\n        | "
 
 
 class Listener(Protocol):
@@ -150,7 +151,8 @@ class Record:
         kind = str(facts.get("during", phase)), round
         self._told[kind] += 1
         if self._told[kind] <= FEW:
-            self.say(f"    {node} {said}")
+            # What a node wrote stands apart, so that no line of it passes for one of the run's.
+            self.say(CONTINUED.join(f"    {node} {said}".splitlines()))
         elif self._told[kind] == FEW + 1:
             self.say("    and others; metrics.jsonl has them all")
         return self._told[kind] <= FEW

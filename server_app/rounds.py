@@ -15,7 +15,7 @@ from common.units import size
 from server_app.intake import Intake, known
 from server_app.nodes import Nodes, state_bytes
 from server_app.record import Record, Stopwatch, peak_memory
-from server_app.scores import overall, read_noised, read_score
+from server_app.scores import judged, overall, read_noised, read_score
 from server_app.spool import Spool
 from strategies import RULES
 from strategies.cost import round_bytes
@@ -31,10 +31,10 @@ Central = Callable[[State], Score]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out figures of one state: the task's metric over all nodes and for each, and the loss over all."""
+    """Held-out figures of one state: the task's metric over all nodes and for each, and the loss to judge it by."""
 
     overall: float
-    loss: float
+    judged: float
     nodes: dict[str, float]
     sample: str
 
@@ -91,7 +91,7 @@ class Rounds:
             last = outcome.state.round == self._config.num_server_rounds
             if last or (every and outcome.state.round % every == 0):
                 outcome.after = self._evaluate(outcome)
-                better = best[1] is None or (outcome.after is not None and outcome.after.loss < best[1].loss)
+                better = best[1] is None or (outcome.after is not None and outcome.after.judged < best[1].judged)
                 best, stale = ((outcome.state, outcome.after), 0) if better else (best, stale + 1)
             kept = self._config.checkpoint
             checkpoint.prune(self._record.checkpoints, kept.newest, kept.every, also=(best[0].round,))
@@ -206,6 +206,7 @@ class Rounds:
         prompted = bool(config.evaluation.prompt) and not private and not self._task.sequence_classification
         if messages and prompted:
             messages[0].content["config"] = ConfigRecord({"prompt": config.evaluation.prompt})
+        teller = self._nodes.names[messages[0].metadata.dst_node_id] if messages and prompted else ""
         down = sum(map(state_bytes, messages))
         scores, figures, sample = dict[str, Score](), dict[str, float](), ""
         for name, message in self._nodes.exchange(messages):
@@ -220,7 +221,7 @@ class Rounds:
                 continue
             scores[name], figures[name] = score, told[metric]
             self._record.event("evaluate", state.round, node=name, **told, **known(metrics))
-            if prompted and "sample" in message.content.config_records:
+            if name == teller and "sample" in message.content.config_records:
                 sample = brief(message.content.config_records["sample"].get("text", ""), MAX_SAMPLE)
         watch.lap("evaluation")
         self._record.event("evaluation", state.round, asked=len(nodes), bytes_down=down, seconds=watch.total)
@@ -230,11 +231,10 @@ class Rounds:
         for name in left_out:
             said = f"counts {scores[name].count:,} examples, far more than the others: not in the overall score"
             self._record.note("implausible", state.round, name, said, count=scores[name].count)
-        evaluation = Evaluation(
-            self._task.figure(total), total.loss / total.count, dict(sorted(figures.items())), sample
-        )
+        evaluation = Evaluation(self._task.figure(total), judged(scores), dict(sorted(figures.items())), sample)
         together = self._task.figures(total)
-        self._record.event("heldout", state.round, loss=evaluation.loss, **together)
+        self._record.event("heldout", state.round, loss=total.loss / total.count, **together)
+        self._record.event("judged", state.round, by=evaluation.judged)
         self._record.say(f"    held-out {_figures(together)} over {len(figures)} nodes{', noised' if private else ''}")
         if prompted and not sample and not state.round:
             self._record.say("    the prompt is not continued: the node's policy lets no generated text leave")

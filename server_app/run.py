@@ -91,14 +91,14 @@ def _private_mean(config: RunConfig, rule: Rule) -> PrivateMean | None:
     return PrivateMean(config.privacy.clip, release.noise_multiplier, rule.relative)
 
 
-def _weigh(config: RunConfig, site: Roster | None) -> Weigh:
-    """The nodes' weights: what a node claims counts where it is the number of its examples, or nobody else knows."""
+def _weigh(config: RunConfig, site: Roster | None) -> Weigh | None:
+    """The nodes' weights; None where each has the one that it claims, since nobody else knows it."""
     if config.train.weighting == "uniform":
-        return lambda name, claimed: 1.0
+        return lambda name: 1.0
     if config.train.weighting == "declared" and site is not None:
         declared = {node.name: node.weight for node in site.values()}
-        return lambda name, claimed: declared.get(name, 1.0)
-    return lambda name, claimed: claimed
+        return lambda name: declared.get(name, 1.0)
+    return None
 
 
 def _central(config: RunConfig) -> Central | None:

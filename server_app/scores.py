@@ -62,5 +62,16 @@ def overall(scores: Mapping[str, Score]) -> tuple[Score, list[str]]:
     return sum((score for node, score in sorted(scores.items()) if node not in left_out), Score()), left_out
 
 
+def judged(scores: Mapping[str, Score]) -> float:
+    """The loss by which rounds are compared: the median of the nodes' own, which no single one decides.
+
+    Of fewer than four nodes, whose median one of them may be, it is the loss over all examples.
+    """
+    if len(scores) >= FEWEST:
+        return median(score.loss / score.count for score in scores.values())
+    total = sum(scores.values(), Score())
+    return total.loss / total.count
+
+
 def _is_count(value: float) -> bool:
     return isinstance(value, int) and 0 <= value <= MOST

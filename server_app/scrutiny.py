@@ -1,7 +1,7 @@
 """A look at well-formed updates before they are merged: how large each change is, and whether it goes another way."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,10 +24,11 @@ FEWEST = 4
 
 
 class Change(NamedTuple):
-    """The norm of what a node has changed, and a sketch of its direction: ``BUCKETS`` signed sums."""
+    """The norm of what a node has changed, a sketch of its direction (``BUCKETS`` signed sums), and its weight."""
 
     norm: float
     sketch: Tensor
+    weight: float
 
 
 class Against(NamedTuple):
@@ -38,17 +39,20 @@ class Against(NamedTuple):
 
 
 class Scrutiny:
-    """The changes of one round. ``max_norm`` and ``max_ratio`` = 0 accept any.
+    """The changes of one round. ``max_norm``, ``max_ratio`` and ``max_weight`` = 0 accept any.
 
     The sketch (a feature hash, arXiv:0902.2206) keeps cosines to about 1 / sqrt(BUCKETS) and needs no update to be
     kept, so that a rule may fold updates as they come.
     """
 
-    def __init__(self, rule: Rule, state: State, max_norm: float, max_ratio: float = 0.0) -> None:
+    def __init__(
+        self, rule: Rule, state: State, max_norm: float, max_ratio: float = 0.0, max_weight: float = 0.0
+    ) -> None:
         self._rule = rule
         self._state = state
         self._max_norm = max_norm
         self._max_ratio = max_ratio
+        self._max_weight = max_weight
         self._canvas = Canvas(state)
         self._changes: dict[str, Change] = {}
 
@@ -66,19 +70,13 @@ class Scrutiny:
         return change.norm
 
     def outsized(self) -> dict[str, str]:
-        """Nodes that changed ``max_ratio`` times as much as the median of the others, and why each is refused."""
-        if not self._max_ratio or len(self._changes) < FEWEST:
-            return {}
-        refused = {}
-        norms = sorted(change.norm for change in self._changes.values())
-        for node, change in self._changes.items():
-            usual = median_without(norms, change.norm)
-            if change.norm > self._max_ratio * usual > 0:
-                refused[node] = (
-                    f"an update that changes too much: expected a norm of at most {self._max_ratio:g} times the "
-                    f"others' median, {usual:.4g} (round.max-ratio), got {change.norm:.4g}"
-                )
-        return refused
+        """Nodes whose change or weight is too many times the median of the others', and why each is refused."""
+        norms = {node: change.norm for node, change in self._changes.items()}
+        weights = {node: change.weight for node, change in self._changes.items()}
+        return {
+            **_far_above(weights, self._max_weight, "weighs too much: expected a weight", "round.max-weight"),
+            **_far_above(norms, self._max_ratio, "changes too much: expected a norm", "round.max-ratio"),
+        }
 
     def largest(self) -> str:
         """The node that has changed most, of those that are left."""
@@ -107,6 +105,19 @@ class Scrutiny:
         found = {nodes[place]: float(cosines[place]) for place in (cosines < AGAINST).nonzero().flatten().tolist()}
         camp = max(len(found), len(nodes) - int(ahead.sum())) if found else 0
         return Against({}, camp) if camp > NAMED * len(nodes) else Against(found, 0)
+
+
+def _far_above(figures: Mapping[str, float], times: float, what: str, setting: str) -> dict[str, str]:
+    """The nodes whose figure is more than so many ``times`` the median of the others', and what is said of each."""
+    if not times or len(figures) < FEWEST:
+        return {}
+    ordered, refused = sorted(figures.values()), {}
+    for node, figure in figures.items():
+        usual = median_without(ordered, figure)
+        if figure > times * usual > 0:
+            bound = f"at most {times:g} times the others' median, {usual:.4g} ({setting})"
+            refused[node] = f"an update that {what} of {bound}, got {figure:.4g}"
+    return refused
 
 
 def median_without(ordered: Sequence[float], value: float) -> float:
@@ -153,7 +164,8 @@ def measure(rule: Rule, state: State, update: Update, canvas: Canvas) -> Change:
     rows = canvas.whole.view(-1, BUCKETS)
     # Row by row in float32, which loses nothing that shows and takes a fifth of a sum in float64.
     norm = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=1).double())
-    return Change(float(norm), rows.mul_(_signs(len(canvas.whole)).view(-1, BUCKETS)).sum(0))
+    sketch = rows.mul_(_signs(len(canvas.whole)).view(-1, BUCKETS)).sum(0)
+    return Change(float(norm), sketch, update.weight)
 
 
 @lru_cache(maxsize=1)

@@ -33,8 +33,8 @@ MAX_REASON = 4000
 LARGEST_FIGURE = 2.0**53
 
 Metrics = dict[str, float]
-Weigh = Callable[[str, float], float]
-"""A node's weight in the mean, from its name and the weight that it claims."""
+Weigh = Callable[[str], float]
+"""A node's weight in the mean, by its name."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class LoraStrategy(Strategy):
         codec_up: CodecName = "fp32",
         seed: int = 0,
         private_mean: PrivateMean | None = None,
-        weigh: Weigh = lambda _, claimed: claimed,
+        weigh: Weigh | None = None,
     ) -> None:
         self.rule = rule
         self.codec_down: StateCodecName = codec_down
@@ -159,9 +159,15 @@ class LoraStrategy(Strategy):
             self.rule.check_form(state, update)
 
         header, update = wire.unpack_update(
-            record, rule=self.rule.name, round=state.round, received=sent.tensors, fits=fits
+            record,
+            rule=self.rule.name,
+            round=state.round,
+            received=sent.tensors,
+            most=len(state.adapter),
+            fits=fits,
         )
-        update = replace(update, weight=self.weigh(header.node, update.weight))
+        if self.weigh is not None:
+            update = replace(update, weight=self.weigh(header.node))
         check_values(update.tensors, "an update")
         return Reply(header.node, update, read_metrics(message), size)
 
@@ -295,12 +301,15 @@ def read_metrics(message: Message, *needed: str, least: float = 0.0) -> Metrics:
 
 def mean_metrics(weighted: Sequence[tuple[float, Metrics]]) -> Metrics:
     """The weighted mean of every metric that most of them have, over those that have it."""
-    means: Metrics = {}
-    for name in dict.fromkeys(name for _, metrics in weighted for name in metrics):
-        told = [(weight, metrics[name]) for weight, metrics in weighted if name in metrics]
-        if 2 * len(told) > len(weighted):
-            means[name] = sum(weight * value for weight, value in told) / sum(weight for weight, _ in told)
-    return means
+    told: dict[str, list[tuple[float, float]]] = {}
+    for weight, metrics in weighted:
+        for name, value in metrics.items():
+            told.setdefault(name, []).append((weight, value))
+    return {
+        name: sum(weight * value for weight, value in values) / sum(weight for weight, _ in values)
+        for name, values in told.items()
+        if 2 * len(values) > len(weighted)
+    }
 
 
 def _check_sent(view: State, update: Update) -> None:

@@ -3,6 +3,7 @@
 import json
 import signal
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from common.record import Run
 from deploy.command import main
 from deploy.flower import program
 from deploy.settings import located
+from deploy.simulation import FLOWERS_LOG, _alone, _own_superlink
 from tests.processes import Process, wait_for
 
 
@@ -31,6 +33,52 @@ def test_mistakes_are_told_before_anything_is_started(settings, message, capsys,
     assert main(["run", "--directory", str(tmp_path), *settings]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "0"], "an option that cannot be used (--nodes): expected 1 or more, got 0"),
+        (["--cpus", "-1"], "an option that cannot be used (--cpus): expected 1 or more, got -1"),
+        (["--gpus", "nan"], "an option that cannot be used (--gpus): expected 0 or more, got nan"),
+        (["=5"], "a setting cannot be read: expected key=value, or a .toml file, got =5"),
+        (["run-name=" + 100 * "\u4e2d"], "run-name: expected at most 100 letters, digits, dots and hyphens, and 200"),
+        (["--directory", "/proc/x"], "a run directory cannot be written (/proc/x/"),
+        (["bad.toml"], "a file of settings cannot be read (bad.toml): got 'utf-8' codec can't decode"),
+    ],
+)
+def test_what_cannot_be_run_is_told_at_once_in_a_sentence(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.toml").write_bytes(b"run-name = '\xff'")
+    assert main(["run", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_second_run_of_a_name_leaves_the_log_of_the_first(tmp_path, capsys):
+    log = tmp_path / "one" / FLOWERS_LOG
+    log.parent.mkdir()
+    log.write_text("started run 7\n")
+    with _alone(log):
+        assert main(["run", "--directory", str(tmp_path), "run-name=one"]) == 2
+    assert f"this run is under way ({tmp_path}/one). Wait for it" in capsys.readouterr().err
+    assert log.read_text() == "started run 7\n"
+
+
+def test_an_environment_that_is_not_ours_to_write_has_its_simulations_in_the_users_home(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.prefix", "/proc/x")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert Path(_own_superlink()["FLWR_HOME"]).parent == tmp_path / ".bouquet/flower"
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    assert Path(_own_superlink()["FLWR_HOME"]).parent == tmp_path / "flower"
+
+
+def test_an_interruption_while_the_command_is_imported_is_told(monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deploy.command.import_module", interrupted)
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "bouquet: interrupted\n"
 
 
 @pytest.mark.slow

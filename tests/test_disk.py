@@ -206,7 +206,7 @@ def test_a_full_disk_at_the_start_is_told_and_leaves_the_run_as_it_was(settings,
 
 
 def test_a_run_directory_that_cannot_be_made_is_told(settings):
-    with pytest.raises(DiskError, match=r"a run directory cannot be written \(/proc/runs/run\): got .*or name another"):
+    with pytest.raises(DiskError, match=r"a run directory cannot be written \(/proc/runs/run\): got .*or run-name"):
         run(settings, Then(), **{"run-directory": "/proc/runs"})
 
 
@@ -337,11 +337,11 @@ def test_a_line_that_a_full_disk_has_cut_short_spoils_no_other(settings, tmp_pat
     (context,) = InProcessGrid(settings(), 1).contexts.values()
     node = NodeConfig.from_flower({**context.node_config, "state-directory": str(tmp_path / "state")})
     message = Message(RecordDict(), dst_node_id=1, message_type="query")
-    audit.write(node, message, RecordDict(), None)
+    audit.write(node, message, RecordDict(), "run", 0, None)
     size = audit.path(node.state).stat().st_size
     with of_at_most(size + 10), pytest.raises(DiskError, match=r"the audit log cannot be written .*No space left"):
-        audit.write(node, message, RecordDict(), None)
-    audit.write(node, message, RecordDict(), None)
+        audit.write(node, message, RecordDict(), "run", 0, None)
+    audit.write(node, message, RecordDict(), "run", 0, None)
     first, torn, last = audit.path(node.state).read_text().splitlines()
     assert json.loads(first)["message"] == json.loads(last)["message"] == "query"
     assert len(torn) == 10

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -22,7 +23,7 @@ from deploy.command import main
 from deploy.doctor import job, machine, network
 from deploy.doctor.budget import budget
 from deploy.doctor.check import Check, WarningError, examine
-from deploy.doctor.installed import bundles, installed
+from deploy.doctor.installed import bundles, installed, units
 from deploy.site import certificates
 from deploy.site.folder import Site
 from strategies import read_config
@@ -123,6 +124,7 @@ def test_a_sound_node_passes_every_check(kit, superlink, capsys):
         "clock",
         "disk",
         "installed",
+        "units",
         "bundles",
         "key",
         "root",
@@ -189,10 +191,13 @@ def test_a_full_or_closed_disk_is_named(tmp_path):
 def test_a_missing_or_foreign_key_is_named(kit):
     (kit / "node.key").write_text("nothing")
     with pytest.raises(BouquetError, match=r"a key that Flower cannot use .*Unpack the kit again"):
-        network.node_key(kit / "node.key")
+        network.node_key(kit / "node.key", kit / "node.pub")
+    (kit / "node.key").write_bytes(certificates.make_node_key()[0])
+    with pytest.raises(BouquetError, match=r"a private key of another pair .*expected that of .*node.pub. Unpack the"):
+        network.node_key(kit / "node.key", kit / "node.pub")
     (kit / "node.key").unlink()
     with pytest.raises(BouquetError, match=r"a key cannot be read .*got No such file"):
-        network.node_key(kit / "node.key")
+        network.node_key(kit / "node.key", kit / "node.pub")
 
 
 def signed(folder: Path, days: int, addresses: list[str], ca: Path) -> Path:
@@ -299,6 +304,51 @@ def test_what_is_installed_is_looked_at(site, kit, tmp_path):
     (tmp_path / "etc/coordinator/bundles.txt").write_text("0" * 64)
     with pytest.raises(BouquetError, match=r"this release may not run here .*got 1 other bundles. bouquet bundle >>"):
         bundles(site / "coordinator")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "mode"),
+    [
+        ("ward-1", "node.key", 0o600),
+        ("ward-1", "superexec.secret", 0o640),
+        ("ward-1", "superexec.sh", 0o755),
+        ("ward-1", "policy.toml", 0o644),
+        ("coordinator", "server.key", 0o600),
+        ("coordinator", "superexec.secret", 0o600),
+        ("coordinator", "nodes.json", 0o600),
+    ],
+)
+def test_a_file_that_who_needs_it_cannot_use_is_named(place, name, mode, site, tmp_path):
+    file = tmp_path / "etc" / place / name
+    kit = site / "coordinator" if place == "coordinator" else tmp_path / "etc/ward-1"
+    file.chmod(0o400)
+    expected = rf"a file that is not as it was installed \({file}\): expected [\w-]+, mode {mode:o}, got .*mode 400"
+    with pytest.raises(BouquetError, match=expected):
+        installed(kit)
+    file.chmod(mode)
+    assert str(file.parent) in installed(kit)
+    if os.getuid() == 0:
+        os.chown(file, 12345, -1)
+        with pytest.raises(BouquetError, match=rf"expected [\w-]+, mode {mode:o}, got user 12345, mode {mode:o}"):
+            installed(kit)
+    file.unlink()
+    with pytest.raises(BouquetError, match=r"a file is missing"):
+        installed(kit)
+
+
+def test_units_that_are_not_the_kits_are_named(kit, tmp_path):
+    folder = tmp_path / "units"
+    assert units(kit, folder) == f"2 in {folder}"
+    (folder / "bouquet-ward-1-supernode.service.d/egress.conf").write_text("[Service]\nIPAddressAllow=any\n")
+    (folder / "bouquet-ward-1-superexec.service").unlink()
+    wrong = "bouquet-ward-1-superexec.service, bouquet-ward-1-supernode.service.d/egress.conf"
+    with pytest.raises(WarningError, match=rf"the units of this machine are not those .*none or another {wrong}"):
+        units(kit, folder)
+
+
+def test_the_coordinators_disk_is_where_its_state_lies(site, tmp_path, capsys):
+    assert main(["doctor", "coordinator", str(site)]) == 0
+    assert re.search(rf"^ok    disk .* free in {tmp_path}/coordinator$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_port_in_use_is_named(site):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common import wire
 from common.adapter import Key, State, Update
+from common.config import RunConfig
 from common.error import BouquetError
+from server_app.nodes import Nodes
+from server_app.record import Record
 from server_app.scrutiny import Scrutiny
 from strategies import RULES
-from tests.grid import run_in_process
+from tests.grid import StubGrid, run_in_process
 from tests.test_loop import failures, lines
 from tests.test_wire import bare
 
@@ -47,6 +51,55 @@ def test_a_node_that_fails_again_after_sitting_out_sits_out_at_once(settings, tm
     changes = {"num-server-rounds": 6, "round.max-failures": 2, "round.sit-out": 1, "evaluation.every": 0}
     run_in_process(settings(**changes), nodes=3, tamper={1: lambda content: GONE})
     assert rounds_of(tmp_path / "run", "node-001", "failure") == [1, 2, 4, 6]
+
+
+def test_a_node_that_scores_and_never_trains_sits_out(settings, tmp_path):
+    changes = {"num-server-rounds": 4, "round.max-failures": 2, "round.sit-out": 2}
+    run_in_process(settings(**changes), nodes=3, tamper={1: lambda content: GONE})
+    assert rounds_of(tmp_path / "run", "node-001", "failure") == [1, 2]
+    assert rounds_of(tmp_path / "run", "node-001", "sit-out") == [2]
+
+
+def test_a_failure_to_train_and_one_to_score_in_a_round_are_one(tmp_path):
+    record, said = Record(RunConfig.model_validate({"run-directory": str(tmp_path), "run-name": "run"}), 1), []
+    with record:
+        nodes = Nodes(StubGrid(1), RULES["fedit"](), RunConfig(), record)
+        for phase, number in (("train", 1), ("evaluate", 1), ("train", 2)):
+            nodes.failed(phase, number, "a", "gone")
+            nodes._count(["a"], phase, number)
+            said.append(record.tally.failures["a"] and nodes._streaks["a"])
+    assert said == [1, 1, 2]
+
+
+def test_a_node_that_is_silent_at_the_first_roll_call_holds_up_nobody(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("server_app.nodes.LATECOMER_SECONDS", 0.2)
+    changes = {"num-server-rounds": 1, "evaluation.every": 0, "round.deadline": 60.0}
+    began = time.monotonic()
+    run_in_process(settings(**changes), nodes=3, tamper={1: lambda content: None}, tampered="query")
+    assert time.monotonic() - began < 50
+    assert rounds_of(tmp_path / "run", "node-000") == [1]
+
+
+def test_only_the_node_that_was_asked_continues_the_prompt(settings, tmp_path, capsys):
+    def unasked(content: RecordDict) -> RecordDict:
+        content["sample"] = ConfigRecord({"text": "def never_asked"})
+        return content
+
+    changes = {"num-server-rounds": 1, "evaluation.prompt": "def "}
+    run_in_process(settings(**changes), nodes=2, tamper={1: unasked}, tampered="evaluate")
+    said = capsys.readouterr().out
+    assert "before:\n    def " in said
+    assert "never_asked" not in said
+
+
+def test_no_line_of_a_nodes_reason_passes_for_one_of_the_runs(settings, tmp_path, capsys):
+    forged = RecordDict({"failure": ConfigRecord({"reason": "gone\nround 1/1  loss 0.001\radapter: /tmp/evil"})})
+    changes = {"num-server-rounds": 1, "evaluation.every": 0}
+    run_in_process(settings(**changes), nodes=2, tamper={1: lambda content: forged})
+    said = capsys.readouterr().out
+    assert (
+        "    node-001 left out of train: gone\n        | round 1/1  loss 0.001\n        | adapter: /tmp/evil\n" in said
+    )
 
 
 def test_if_all_nodes_should_sit_out_all_are_asked(settings, tmp_path):

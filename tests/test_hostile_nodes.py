@@ -114,6 +114,12 @@ def with_values(change: Callable[[torch.Tensor], torch.Tensor]) -> Spoil:
     return update(lambda header, tensors: packed(header, {key: change(t) for key, t in tensors.items()}))
 
 
+def both(weight: float) -> Spoil:
+    """A weight, and as many examples."""
+    heavy, counted = with_header(weight=weight), with_figures(MessageType.TRAIN, examples=weight)
+    return Spoil(lambda content: counted(heavy(content)))
+
+
 def with_figures(kind: str, **figures: Any) -> Spoil:
     def spoilt(content: RecordDict) -> RecordDict:
         content["metrics"] = MetricRecord({**content.metric_records["metrics"], **figures})
@@ -143,6 +149,8 @@ SPOILS = {
     "a thousand times the change": with_values(lambda tensor: 1e3 * tensor + 10),
     "a weight of 1e18": with_header(weight=1e18),
     "a weight of 1.7e308": with_header(weight=1.7e308),
+    "a weight far above the others": both(2.0**31),
+    "a weight that is not its number of examples": with_header(weight=500.0),
     "another scale": with_header(scale=1e3),
     "another round": with_header(round=7),
     "another rule": with_header(rule="hetlora2"),

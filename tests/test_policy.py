@@ -51,6 +51,26 @@ def test_one_name_in_the_place_of_a_list_is_told_how_a_list_is_written(tmp_path)
         Policy.of(NodeConfig(policy=policy(tmp_path, 'rules = "ffa-lora"\n')))
 
 
+def test_a_run_that_takes_more_of_the_machine_than_it_may_is_refused(tmp_path):
+    heavy = {"lora.rank": 4096, "train.steps": 10**12, "train.accumulation": 2, "train.batch-size": 5000}
+    heavy |= {"train.epochs": 2000, "evaluation.batch-size": 5000, "task.max-length": 10**6, "task.labels": 10**9}
+    config = read_config(heavy)
+    with pytest.raises(RefusalError) as caught:
+        Policy().check_run(config, build(config), NodeConfig())
+    assert str(caught.value).splitlines()[1:] == [
+        "  lora.rank: expected at most 1,024 (cost.rank), got 4,096",
+        "  train.steps * train.accumulation: expected at most 100,000 (cost.steps), got 2,000,000,000,000",
+        "  train.epochs: expected at most 1,000 (cost.epochs), got 2,000",
+        "  train.batch-size: expected at most 4,096 (cost.batch-size), got 5,000",
+        "  evaluation.batch-size: expected at most 4,096 (cost.batch-size), got 5,000",
+        "  task.max-length: expected at most 131,072 (cost.max-length), got 1,000,000",
+        "  task.labels: expected at most 100,000 (cost.labels), got 1,000,000,000",
+    ]
+    own = "[cost]\nrank = 0\nsteps = 0\nepochs = 0\nbatch-size = 0\nmax-length = 0\nlabels = 0\n"
+    node = NodeConfig(policy=policy(tmp_path, own))
+    Policy.of(node).check_run(config, build(config), node)
+
+
 @pytest.mark.parametrize(
     ("text", "mistake"),
     [

@@ -11,7 +11,7 @@ from common.config import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
 from common.tasks import Example, Score
 from common.tasks.task import IGNORED
-from server_app.scores import read_score
+from server_app.scores import judged, read_score
 from tests.grid import pose_as_an_app
 
 CLASSES = tasks.build(TaskConfig(name="classify", labels=4))
@@ -68,6 +68,15 @@ def test_exact_match_is_what_greedy_decoding_gives():
     figures = task.figures(score)
     assert list(figures) == ["perplexity", "exact-match"]
     assert figures["exact-match"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("lie", [0.0, 1e6])
+def test_no_single_node_of_four_decides_which_round_is_better(lie):
+    def round_of(*losses: float) -> dict[str, Score]:
+        return {str(node): Score(100 * loss, 0, 100) for node, loss in enumerate(losses)}
+
+    assert judged(round_of(1.0, 1.2, 1.4, lie)) < judged(round_of(2.0, 2.2, 2.4, 1e6 - lie))
+    assert judged({"a": Score(10.0, 0, 10), "b": Score(60.0, 0, 20)}) == pytest.approx(70 / 30)
 
 
 @pytest.mark.parametrize(

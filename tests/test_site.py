@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -412,6 +413,42 @@ def test_an_installed_kit_keeps_what_is_the_machines_own_and_its_secrets(nearby,
     assert ((there / "superexec.secret").read_bytes(), (there / "bundles.txt").read_text()) == (secret, bundles)
     assert (there / "superexec.secret").stat().st_mode & 0o777 == 0o640
     assert (there / "node.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_kit_of_another_site_node_or_root_takes_no_place_unless_told(nearby, place, tmp_path, capsys):
+    own = [f"state-directory={tmp_path}/state", "--programs", "/tmp/evil/bin"]
+    assert main(["site", "kit", str(nearby), "ward-1", *place, *own]) == 0
+    kit, there = nearby / "kits/ward-1", tmp_path / "etc/ward-1"
+    facts, root = (kit / "kit.toml").read_text(), (kit / "ca.crt").read_bytes()
+    install = ["install", kit, "--units", tmp_path / "units"]
+    assert main(["site", *map(str, install)]) == 0
+    assert "/tmp/evil" not in (there / "kit.toml").read_text()
+    assert "/tmp/evil" not in (tmp_path / "units/bouquet-ward-1-supernode.service").read_text()
+    for change, message in (
+        (('site = "nearby"', 'site = "far"'), "expected ward-1 of nearby, by the same root, got ward-1 of far. If it"),
+        (('name = "ward-1"', 'name = "ward-2"'), "by the same root, got ward-2 of nearby. If it"),
+    ):
+        (kit / "kit.toml").write_text(facts.replace(*change))
+        assert message in refused(capsys, *install)
+    (kit / "kit.toml").write_text(facts)
+    (kit / "ca.crt").write_bytes(root + b"\n")
+    assert "got ward-1 of nearby, by another root. If it is to take" in refused(capsys, *install)
+    assert (there / "ca.crt").read_bytes() == root
+    assert main(["site", *map(str, install), "--replace"]) == 0
+    assert (there / "ca.crt").read_bytes() != root
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root installs for others")
+def test_a_kit_for_somebody_who_logs_in_is_refused(nearby, tmp_path, capsys, monkeypatch):
+    quiet = ("/nologin", "/false")
+    person = next((user for user in pwd.getpwall() if user.pw_uid and not user.pw_shell.endswith(quiet)), None)
+    if person is None:
+        pytest.skip("no user but root has a shell here")
+    place = ["--user", person.pw_name, "--keys-user", UNPRIVILEGED, "--installed", str(tmp_path / "etc/ward-1")]
+    assert main(["site", "kit", str(nearby), "ward-1", *place, f"state-directory={tmp_path}/state"]) == 0
+    said = refused(capsys, "install", nearby / "kits/ward-1", "--units", tmp_path / "units")
+    assert "a kit for somebody who logs in here (ward-1): expected a user without a shell, got " in said
+    assert not (tmp_path / "etc").exists()
 
 
 def _elsewhere(kit: Path, units: Path, capsys) -> str:

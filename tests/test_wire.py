@@ -170,6 +170,13 @@ def bomb() -> ArrayRecord:
     return record
 
 
+def crowded(**fields: bytes) -> ArrayRecord:
+    """A message of a few kB whose values allow a header of megabytes."""
+    pieces = [b'"%s":[%s]' % (name.encode(), piece) for name, piece in fields.items()]
+    head = b'{"kind":"update","rule":"fedit","round":4,"codec":"fp32","scale":1.0,%s}' % b",".join(pieces)
+    return ArrayRecord({"header": bare(zlib.compress(head)), "values": bare(bytes(900_000))})
+
+
 def without_values() -> ArrayRecord:
     record = good()
     del record["values"]
@@ -203,6 +210,12 @@ def without_values() -> ArrayRecord:
         (trailing(), "a message header is too long or cut short"),
         (bomb(), "a message header is too long or cut short"),
         (
+            crowded(tensors=b",".join([b"[]"] * 10**6)),
+            "a message header names too much: expected at most 65,536 tensors",
+        ),
+        (crowded(tensors=b",".join([b"[]"] * 5000)), r"a message header cannot be read \(tensors.0.0\): got Field req"),
+        (header_with(**{"x" * 9000: 1}), r"a message header cannot be read \(x{80}\): got Extra inputs are not"),
+        (
             without_values(),
             "a message of unknown form: expected the arrays header and values, and perhaps mask, got header",
         ),
@@ -211,6 +224,29 @@ def without_values() -> ArrayRecord:
 def test_a_malformed_message_is_refused(record, message):
     with pytest.raises(BouquetError, match=message):
         wire.unpack_update(record, rule="fedit", round=4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tensors": b",".join([b"[]"] * 300_000)},
+        {"slots": b",".join([b"-1"] * 300_000), "tensors": b""},
+        {f"x{number}": b"0" for number in range(300_000)},
+    ],
+)
+def test_a_header_of_more_than_the_model_has_is_not_looked_into(fields):
+    """A mistake took kilobytes, and there is room for one in three bytes."""
+    with pytest.raises(BouquetError, match="a message header names too much: expected at most 4 tensors"):
+        wire.unpack_update(crowded(**fields), rule="fedit", round=4, most=4)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tensors": b",".join([b"[]"] * 5000)}, {"slots": b",".join([b"-1"] * 5000), "tensors": b""}]
+)
+def test_a_list_is_refused_at_its_first_item_that_is_wrong(fields):
+    with pytest.raises(BouquetError, match="a message header cannot be read") as caught:
+        wire.unpack_update(crowded(**fields), rule="fedit", round=4)
+    assert caught.value.__cause__.error_count() <= 3
 
 
 def test_a_tensor_named_twice_is_refused():

@@ -8,8 +8,9 @@ from common.node_config import NodeConfig
 from deploy.doctor import job, machine, network
 from deploy.doctor.budget import budget
 from deploy.doctor.check import Check
-from deploy.doctor.installed import bundles, installed
+from deploy.doctor.installed import bundles, installed, units
 from deploy.site.folder import Site
+from deploy.site.kit_facts import KitFacts
 
 
 def node(kit: Path, address: str, port: int, facts: NodeConfig, config: RunConfig) -> Iterator[Check]:
@@ -18,8 +19,9 @@ def node(kit: Path, address: str, port: int, facts: NodeConfig, config: RunConfi
     yield Check("clock", machine.clock)
     yield Check("disk", lambda: machine.disk(Path(facts.state_directory)))
     yield Check("installed", lambda: installed(kit))
+    yield Check("units", lambda: units(kit))
     yield Check("bundles", lambda: bundles(kit))
-    yield Check("key", lambda: network.node_key(kit / "node.key"))
+    yield Check("key", lambda: network.node_key(kit / "node.key", kit / "node.pub"))
     yield Check("root", lambda: network.certificate(kit / "ca.crt"))
     yield Check("port", lambda: network.healthy_or_free(port))
     yield Check("superlink", lambda: network.superlink(address, kit / "ca.crt"))
@@ -37,8 +39,9 @@ def coordinator(site: Site, config: RunConfig) -> Iterator[Check]:
     folder, facts = site.coordinator, site.facts
     yield Check("versions", machine.versions)
     yield Check("clock", machine.clock)
-    yield Check("disk", lambda: machine.disk(Path(config.run_directory or site.folder)))
+    yield Check("disk", lambda: machine.disk(Path(config.run_directory or KitFacts.read(folder).state)))
     yield Check("installed", lambda: installed(folder))
+    yield Check("units", lambda: units(folder))
     yield Check("bundles", lambda: bundles(folder))
     yield Check("root key", lambda: network.secret(site.authority / "ca.key"))
     yield Check("server key", lambda: network.secret(folder / "server.key"))

@@ -2,13 +2,14 @@
 
 import pwd
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.error import BouquetError
 from deploy.bundles import bundle
 from deploy.doctor.check import WarningError
-from deploy.site.install import KEPT, taken
-from deploy.site.kit import write_scripts
+from deploy.site.install import EGRESS, KEPT, UNITS, egress, of_this_machine, secrets, taken
+from deploy.site.kit import mode_of, write_scripts
 from deploy.site.kit_facts import KitFacts
 
 CURE = "sudo bouquet site install, with the kit or the site's folder."
@@ -16,18 +17,22 @@ CURE = "sudo bouquet site install, with the kit or the site's folder."
 
 def installed(kit: Path) -> str:
     """Users, folders and files of an installed kit. ``kit`` is the installed one, or the one that it came from."""
-    facts = KitFacts.read(kit)
+    facts = of_this_machine(KitFacts.read(kit))
     there = Path(facts.installed)
     if not there.is_dir():
         raise BouquetError("the kit is not installed here", where=facts.name, expected=f"a folder {there}", cure=CURE)
     for folder, user in facts.folders:
         _folder(Path(folder), user)
-    expected = [file for file in taken(kit, facts) if file.name not in KEPT]
-    different = [file.name for file in expected if _differs(file, there / file.name)]
+    expected = [file.name for file in taken(kit, facts)]
+    different = [name for name in expected if name not in KEPT and _differs(kit / name, there / name)]
     if facts.is_node:
         with tempfile.TemporaryDirectory() as folder:
+            facts.write(Path(folder))
             write_scripts(Path(folder), facts)
-            different += [file.name for file in sorted(Path(folder).iterdir()) if _differs(file, there / file.name)]
+            made = sorted(Path(folder).iterdir())
+            different += [file.name for file in made if _differs(file, there / file.name)]
+            expected += [*KEPT, *(file.name for file in made)]
+    _rights(there, facts, [*expected, bundle.FILE])
     if different:
         raise WarningError(
             "what is installed is not the kit's and this release's",
@@ -36,6 +41,25 @@ def installed(kit: Path) -> str:
             cure=CURE,
         )
     return f"{there}, for {facts.user}" + (f" and {facts.keys_user}" if facts.keys_user else "")
+
+
+def units(kit: Path, folder: Path = UNITS) -> str:
+    """The units as systemd has them, and where they let the SuperNode go."""
+    facts = of_this_machine(KitFacts.read(kit))
+    ours = sorted(Path(facts.installed).glob("*.service"))
+    wrong = [unit.name for unit in ours if _differs(unit, folder / unit.name)]
+    if facts.is_node:
+        file = folder / f"bouquet-{facts.name}-supernode.service.d" / EGRESS
+        if not file.exists() or file.read_text() != egress(facts.superlink):
+            wrong.append(f"{file.parent.name}/{EGRESS}")
+    if wrong or not ours:
+        raise WarningError(
+            "the units of this machine are not those of the kit",
+            where=str(folder),
+            got=f"none or another {', '.join(wrong) or 'unit'}",
+            cure=CURE,
+        )
+    return f"{len(ours)} in {folder}"
 
 
 def bundles(kit: Path) -> str:
@@ -51,6 +75,28 @@ def bundles(kit: Path) -> str:
             cure=f"bouquet bundle >> {file}.",
         )
     return f"this release, and {len(found) - 1} others, may run here"
+
+
+def _rights(there: Path, facts: KitFacts, names: Iterable[str]) -> None:
+    """Raise :class:`BouquetError` where a file is missing, another's, or of another mode than it was installed with."""
+    own = secrets(facts)
+    for name in sorted({*names, *own}):
+        owner, mode = own.get(name, ("", mode_of(name)))
+        expected = (pwd.getpwnam(owner) if owner else pwd.getpwuid(there.stat().st_uid)).pw_name
+        try:
+            found = (there / name).stat()
+        except OSError as error:
+            raise BouquetError(
+                "a file is missing", where=str(there / name), got=str(error.strerror), cure=CURE
+            ) from error
+        if (found.st_uid, found.st_mode & 0o777) != (pwd.getpwnam(expected).pw_uid, mode):
+            raise BouquetError(
+                "a file that is not as it was installed",
+                where=str(there / name),
+                expected=f"{expected}, mode {mode:o}",
+                got=f"user {found.st_uid}, mode {found.st_mode & 0o777:o}",
+                cure=CURE,
+            )
 
 
 def _folder(folder: Path, user: str) -> None:

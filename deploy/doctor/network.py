@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from common.error import BouquetError
 from deploy.doctor.check import WarningError
-from deploy.site.certificates import addresses_of, read_certificate
+from deploy.site.certificates import addresses_of, openssh, read_certificate, read_public_key
 
 SOON = timedelta(days=30)
 TIMEOUT = 5.0
@@ -41,8 +41,8 @@ def secret(file: Path) -> str:
     return f"{file.name}, mode {mode:o}"
 
 
-def node_key(file: Path) -> str:
-    """The node's private key, in the form that Flower takes."""
+def node_key(file: Path, public: Path) -> str:
+    """The node's private key, in the form that Flower takes, and that the site knows its other half."""
     found = secret(file)
     if not os.access(file, os.R_OK):
         return f"{found}, kept from this user, as it should be from the one that runs the code of runs"
@@ -59,6 +59,13 @@ def node_key(file: Path) -> str:
             expected="an elliptic-curve key",
             got=type(key).__name__,
             cure="Make one with ssh-keygen -t ecdsa -b 384.",
+        )
+    if openssh(key.public_key()) != read_public_key(public):
+        raise BouquetError(
+            "a private key of another pair",
+            where=str(file),
+            expected=f"that of {public}",
+            cure="Unpack the newest kit, or have the site take this key: bouquet site rotate --public-key.",
         )
     return f"{found}, {key.curve.name}"
 

@@ -65,7 +65,7 @@ def make_node_key() -> tuple[bytes, str]:
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
-    return private, _openssh(key.public_key())
+    return private, openssh(key.public_key())
 
 
 def read_public_key(file: Path) -> str:
@@ -84,7 +84,7 @@ def read_public_key(file: Path) -> str:
             got=type(key).__name__,
             cure="Make one with ssh-keygen -t ecdsa -b 384.",
         )
-    return _openssh(key)
+    return openssh(key)
 
 
 def read_certificate(file: Path) -> x509.Certificate:
@@ -167,5 +167,6 @@ def _alternative_name(address: str) -> x509.GeneralName:
         return x509.DNSName(address)
 
 
-def _openssh(key: ec.EllipticCurvePublicKey) -> str:
+def openssh(key: ec.EllipticCurvePublicKey) -> str:
+    """A public key as one line."""
     return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()

@@ -101,6 +101,7 @@ def _add_install(parts: Commands) -> None:
     )
     put.add_argument("kit", type=Path, help="a packed or unpacked kit, or a site's folder")
     put.add_argument("--units", type=Path, default=UNITS, help=f"where units go (default {UNITS})")
+    put.add_argument("--replace", action="store_true", help="in the place of another site's or node's kit")
     put.set_defaults(work=_install)
 
 
@@ -184,7 +185,7 @@ def _carried(site: Site) -> str:
 
 
 def _install(options: argparse.Namespace) -> int:
-    print("\n".join(install(options.kit, options.units)))
+    print("\n".join(install(options.kit, options.units, options.replace)))
     return 0
 
 

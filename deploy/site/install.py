@@ -9,6 +9,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from deploy.site.kit_facts import KitFacts
 
 UNITS = Path("/etc/systemd/system")
 SHARED = "superexec.secret"
+EGRESS = "egress.conf"
 # The operator's own, once they lie there: a new kit does not change them.
 KEPT = ("node.toml", "policy.toml")
 # What a node takes of a packed kit; all else it makes itself.
@@ -35,17 +37,20 @@ LARGEST_FILE = 2**20
 OF_THE_COORDINATOR = ("server.key", "nodes.json", SHARED)
 
 
-def install(source: Path, units: Path = UNITS) -> list[str]:
+def install(source: Path, units: Path = UNITS, replace: bool = False) -> list[str]:
     """Install an unpacked kit, a packed one, or the coordinator's folder of a site; returns what was done, by line.
 
-    It can be run again, after a new kit or a new release. Raises :class:`BouquetError` on what cannot be installed.
+    It can be run again, after a new kit or a new release. Raises :class:`BouquetError` on what cannot be installed, and
+    unless ``replace`` says that it is meant, on a kit of another site or node than lies there.
     """
     with _unpacked(source) as kit:
-        facts, done = KitFacts.read(kit), list[str]()
+        facts, done = of_this_machine(KitFacts.read(kit)), list[str]()
         there, me = Path(facts.installed), pwd.getpwuid(os.geteuid()).pw_name
         if os.geteuid() != 0 and {facts.user, facts.keys_user or facts.user} != {me}:
             raise BouquetError("only root can install for other users", where=facts.name, cure="Use sudo.")
-        reach = _egress(facts.superlink) if facts.is_node else ""  # before anything is changed
+        if not replace:
+            _check_same(kit, facts)
+        reach = egress(facts.superlink) if facts.is_node else ""  # before anything is changed
         for user, home in ((facts.user, facts.state), (facts.keys_user, facts.keys_state)):
             done += _user(user, home) if user else []
         _check_places(facts)
@@ -58,11 +63,38 @@ def install(source: Path, units: Path = UNITS) -> list[str]:
     return [*done, f"installed {facts.name} in {there}", f"start it: systemctl enable --now {' '.join(started)}"]
 
 
+def of_this_machine(facts: KitFacts) -> KitFacts:
+    """A kit's facts as they are installed: a node starts its own programs, and none that somebody else names."""
+    return facts.model_copy(update={"programs": str(Path(sys.executable).parent)}) if facts.is_node else facts
+
+
+def _check_same(kit: Path, facts: KitFacts) -> None:
+    """Raise :class:`BouquetError` where the kit of another site or node is installed already, or by another root."""
+    there = Path(facts.installed)
+    if not (there / KIT_FILE).exists():
+        return
+    own, root = KitFacts.read(there), there / "ca.crt"
+    same_root = not root.exists() or root.read_bytes() == (kit / "ca.crt").read_bytes()
+    if (own.site, own.name) != (facts.site, facts.name) or not same_root:
+        raise BouquetError(
+            "another kit is installed here",
+            where=str(there),
+            expected=f"{own.name} of {own.site}, by the same root",
+            got=f"{facts.name} of {facts.site}" + ("" if same_root else ", by another root"),
+            cure="If it is to take the place of that one: bouquet site install --replace.",
+        )
+
+
 def _check_places(facts: KitFacts) -> None:
     """Whether what a kit names is its own: no user that may do more, no folder that something else is in."""
     for name in {facts.user, facts.keys_user} - {""}:
-        if pwd.getpwnam(name).pw_uid == 0:
+        found = pwd.getpwnam(name)
+        if found.pw_uid == 0:
             raise BouquetError("a kit for root", where=facts.name, expected="a user without rights", got=name)
+        if os.geteuid() == 0 and Path(found.pw_shell).name not in ("nologin", "false"):
+            raise BouquetError(
+                "a kit for somebody who logs in here", where=facts.name, expected="a user without a shell", got=name
+            )
     for folder, user in facts.folders:
         place = Path(folder)
         if place.exists() and place.stat().st_uid != pwd.getpwnam(user).pw_uid and any(place.iterdir()):
@@ -126,17 +158,26 @@ def _copy(kit: Path, there: Path, facts: KitFacts) -> list[str]:
         if file.name not in kept:
             write_secret(there / file.name, file.read_bytes())
             (there / file.name).chmod(mode_of(file.name))
-    user = pwd.getpwnam(facts.user)
-    if not facts.is_node:
-        for name in OF_THE_COORDINATOR:
-            _keep(there / name, user.pw_uid, user.pw_gid, 0o600)
-        return kept
-    write_scripts(there, facts)
-    if not (there / SHARED).exists():
-        write_secret(there / SHARED, os.urandom(48))
-    _keep(there / SHARED, os.geteuid(), user.pw_gid, 0o640)
-    _keep(there / "node.key", pwd.getpwnam(facts.keys_user or facts.user).pw_uid, user.pw_gid, 0o600)
+    if facts.is_node:
+        facts.write(there)
+        (there / KIT_FILE).chmod(mode_of(KIT_FILE))
+        write_scripts(there, facts)
+        if not (there / SHARED).exists():
+            write_secret(there / SHARED, os.urandom(48))
+    group = pwd.getpwnam(facts.user).pw_gid
+    for name, (owner, mode) in secrets(facts).items():
+        _keep(there / name, pwd.getpwnam(owner).pw_uid if owner else os.geteuid(), group, mode)
     return kept
+
+
+def secrets(facts: KitFacts) -> dict[str, tuple[str, int]]:
+    """The secrets of an installed kit, with the owner of each (empty: whoever installs) and its mode.
+
+    All else belongs to whoever installs; the group is that of the user who runs the code of runs.
+    """
+    if facts.is_node:
+        return {SHARED: ("", 0o640), "node.key": (facts.keys_user or facts.user, 0o600)}
+    return dict.fromkeys(OF_THE_COORDINATOR, (facts.user, 0o600))
 
 
 def taken(kit: Path, facts: KitFacts) -> list[Path]:
@@ -144,7 +185,8 @@ def taken(kit: Path, facts: KitFacts) -> list[Path]:
 
     Root makes a node's scripts and units itself: a kit comes from somebody else.
     """
-    return [file for file in sorted(kit.iterdir()) if file.is_file() and (file.name in OF_A_KIT or not facts.is_node)]
+    wanted = {*OF_A_KIT} - {KIT_FILE}
+    return [file for file in sorted(kit.iterdir()) if file.is_file() and (file.name in wanted or not facts.is_node)]
 
 
 def _keep(file: Path, user: int, group: int, mode: int) -> None:
@@ -174,13 +216,13 @@ def _units(there: Path, units: Path, reach: str) -> list[str]:
         if reach and unit.stem.endswith("supernode"):
             dropin = units / f"{unit.name}.d"
             dropin.mkdir(exist_ok=True)
-            (dropin / "egress.conf").write_text(reach)
+            (dropin / EGRESS).write_text(reach)
     if units == UNITS and shutil.which("systemctl"):
         subprocess.run(["systemctl", "daemon-reload"], capture_output=True, check=False)
     return names
 
 
-def _egress(superlink: str) -> str:
+def egress(superlink: str) -> str:
     """Where a SuperNode may go: the SuperLink's addresses of today, and the resolvers that find them."""
     host, port = superlink.rsplit(":", 1)
     try:
