@@ -54,7 +54,7 @@ from common.section import Section, unknown_choice, validate
 from common.tasks import TASKS
 from strategies import RULES, Rule
 
-RECORDS = {"query": {"node"}, "train": {"update", "metrics"}, "evaluate": {"metrics", "tallies", "sample"}}
+RECORDS = {"query": {"node", "data"}, "train": {"update", "metrics"}, "evaluate": {"metrics", "tallies", "sample"}}
 PUBLIC_FACTS = {"name", "rank", "code", "where"}
 ANY = "*"
 

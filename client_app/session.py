@@ -26,7 +26,7 @@ from client_app.scoring import noised_score
 from client_app.spending import Spending
 from client_app.training import Training, train
 from client_app.units import Units, Wanted, node_units
-from common import base, sources, tasks
+from common import base, lengths, sources, tasks
 from common.accounting import Release
 from common.adapter import Key, State, Tensors, Update, chosen_blocks
 from common.config import RunConfig
@@ -51,7 +51,7 @@ class Session:
         self.rule: Rule = build(self.config)
         self.policy = Policy.of(self.node)
         self.policy.check_run(self.config, self.rule, self.node)
-        self.task: Task = tasks.build(self.config.task)
+        self.task: Task = tasks.build(lengths.bounded(self.config.task, self.config.model, private=self.private))
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         # A run that is resumed has another id, and its name.
         self.run = self.config.run_name or str(context.run_id)
@@ -111,8 +111,9 @@ class Session:
 
         The data is read, so that it can be read; in a private run only what is no record's doing is looked at.
         """
+        counts: dict[str, Any] = {}
         if not self.guarded:
-            self.examples()
+            counts = dict(self.examples().counts.numbers())
         elif simulated():
             self._check_units()
         else:
@@ -123,7 +124,10 @@ class Session:
             "code": fingerprint(),
             "where": str(ROOT) if self.policy.tell.details else "",
         }
-        return RecordDict({"node": ConfigRecord(facts)})
+        content = RecordDict({"node": ConfigRecord(facts)})
+        if not self.private:
+            content["data"] = MetricRecord(counts)
+        return content
 
     def _check_units(self) -> None:
         """Raise :class:`BouquetError` where nothing could be learned: in a simulation, whose data is the user's own."""
@@ -222,7 +226,7 @@ class Session:
     def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
         config, seed = self.config, f"{self.config.seed}/{self.node.label}/{state.round}"
         keys, options = self._trained(model, state)
-        return train(model, keys, self.task, examples, config.train, seed=seed, **options)
+        return train(model, keys, self.task.weighed(examples), examples, config.train, seed=seed, **options)
 
     def _train_privately(
         self, model: LoraModel, state: State, units: Sequence[Sequence[Example]], release: Release

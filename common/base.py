@@ -60,6 +60,12 @@ def find_device(wanted: str) -> torch.device:
         raise BouquetError("an unknown device", where="device", expected="auto, cpu or cuda:0", got=wanted) from error
 
 
+def positions(model: ModelConfig) -> int | None:
+    """How many tokens the model has positions for; None where its config does not say."""
+    most = getattr(_from_hub(AutoConfig, model).get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
+
+
 def skeleton(model: ModelConfig, classes: int) -> nn.Module:
     """The model on the meta device: shapes without weights. ``classes`` = 0 means a causal language model."""
     auto = _auto(model, classes)

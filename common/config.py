@@ -4,6 +4,7 @@ Flower's run config is flat: kebab-case keys with dots, values of bool, int, flo
 into frozen models and reports every mistake at once, in the keys that the user wrote.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -45,6 +46,12 @@ class ModelConfig(Section):
     pooling: Literal["default", "mean"] = "default"
 
 
+def _zero_or_four(length: int) -> int:
+    if length and length < 4:
+        raise PydanticCustomError("length", "0, or 4 or more")
+    return length
+
+
 class LoraConfig(Section):
     """The trained adapter. ``targets`` is ``all-linear`` or a comma-separated list of module names."""
 
@@ -61,18 +68,53 @@ class LoraConfig(Section):
 
 
 class TaskConfig(Section):
-    """What is learned, and which fields of an example hold it."""
+    """What is learned, and which fields of an example hold it.
+
+    ``max_length`` = 0 goes by the model and, outside private runs, by the node's data (``common/lengths.py``).
+    ``classes`` are the names of the classes, with commas; without them the classes are numbers. ``class_weights`` is
+    ``none``, ``balanced`` (each node by its own counts), or a number a class, with commas.
+    """
 
     name: str = "text"
-    max_length: Annotated[int, Field(ge=4)] = 128
+    max_length: Annotated[int, AfterValidator(_zero_or_four)] = 0
     text: str = "text"
     text_pair: str = ""
     label: str = "label"
     labels: Annotated[int, Field(ge=2)] = 2
+    classes: str = ""
+    class_weights: str = "none"
     head: Literal["shared", "local", "frozen"] = "shared"
     prompt: str = "instruction"
     context: str = "input"
     answer: str = "output"
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes, in their order; none where the classes are numbers."""
+        return [name.strip() for name in self.classes.split(",")] if self.classes.strip() else []
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each class in the loss; none where all are alike or each node has its own."""
+        named = self.class_weights in ("none", "balanced")
+        return [] if named else [float(weight) for weight in self.class_weights.split(",")]
+
+    def contradictions(self) -> list[str]:
+        """What is wrong with the classes."""
+        mistakes, names = [], self.names
+        if names and (len(set(names)) < len(names) or not all(names) or len(names) < 2):
+            mistakes.append(f"task.classes: expected two or more different names, with commas, got {self.classes!r}")
+        if names and self.labels not in (len(names), TaskConfig().labels):
+            mistakes.append(f"task.labels: expected {len(names)}, as many as task.classes has, got {self.labels}")
+        try:
+            weights = self.weights
+        except ValueError:
+            weights = [math.nan]
+        number = len(names) or self.labels
+        if weights and not (len(weights) == number and all(0 <= weight < math.inf for weight in weights)):
+            wanted = f"'none', 'balanced', or {number} numbers from 0, with commas"
+            mistakes.append(f"task.class-weights: expected {wanted}, got {self.class_weights!r}")
+        return mistakes
 
 
 class DataConfig(Section):
@@ -276,6 +318,10 @@ class RunConfig(Section):
             "run config",
             "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config.",
         )
+        if mistakes := config.task.contradictions():
+            raise ConfigError(mistakes, "run config", "The names of the classes decide how many there are.")
+        if names := config.task.names:
+            config = config.model_copy(update={"task": config.task.model_copy(update={"labels": len(names)})})
         if mistakes := config.unprivate():
             raise ConfigError(mistakes, "run config", "A private run lets no un-noised number leave a node.")
         options = {key.removeprefix("rule."): type(defaults[key])(value) for key, value in (defaults | own).items()}
@@ -296,6 +342,8 @@ class RunConfig(Section):
             mistakes.append("privacy.score-noise: expected 0 where privacy.mode is not 'example'")
         if self.data.pooled:
             mistakes.append("data.pooled: expected false in a private run, got true, which no node's budget covers")
+        if self.task.class_weights == "balanced":
+            mistakes.append("task.class-weights: expected the same on every node in a private run, got 'balanced'")
         if self.data.partition == "dirichlet":
             mistakes.append("data.partition: expected one that deals each record out by itself, got 'dirichlet'")
         return mistakes

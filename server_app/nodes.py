@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from common import wire
 from common.config import RunConfig
+from common.counts import Counts
 from common.error import BouquetError, QuorumError, RefusalError, brief
 from common.ranges import is_node_name
 from common.roster import Roster
@@ -204,7 +205,10 @@ class Nodes:
             try:
                 if message is not None:
                     raise_failure(message)
-                    self._admit(node, *_introduction(message), connected)
+                    name, rank, counts = _introduction(message)
+                    self._admit(node, name, rank, connected)
+                    if counts is not None and self._config.privacy.mode == "none":
+                        self._record.note("data", 0, self._names[node], f"has {counts}", **counts.numbers())
                 elif node in pending:
                     continue
                 else:
@@ -269,8 +273,8 @@ def state_bytes(message: Message) -> int:
     return wire.payload_bytes(message.content.array_records["state"])
 
 
-def _introduction(message: Message) -> tuple[str, int]:
-    """The name and rank in an answer to the roll call. Raises :class:`BouquetError`."""
+def _introduction(message: Message) -> tuple[str, int, Counts | None]:
+    """The name, the rank and the counts of the data in an answer to the roll call. Raises :class:`BouquetError`."""
     facts = message.content.config_records.get("node", ConfigRecord())
     name, rank = facts.get("name"), facts.get("rank")
     if not (isinstance(name, str) and is_node_name(name) and isinstance(rank, int) and 0 < rank <= 2**31):
@@ -287,4 +291,5 @@ def _introduction(message: Message) -> tuple[str, int]:
             got=brief(facts.get("code")),
             cure="Stop SuperLinks and SuperNodes of older checkouts; uninstall other copies of Bouquet.",
         )
-    return name, rank
+    told = message.content.metric_records.get("data")
+    return name, rank, Counts.read(told) if told else None

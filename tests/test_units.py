@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client_app.units import Units, Wanted, node_units
-from common import records, sources
+from common import sources, stable
 from common.config import DataConfig, ModelConfig, TaskConfig
 from common.node_config import NodeConfig
 from common.privacy_config import PrivacyConfig
@@ -140,8 +140,8 @@ def test_a_record_that_cannot_be_decoded_does_not_end_the_reading_of_a_data_set(
             return super().__getitem__(number)
 
     rows = [{"text": f"note {n}", "label": 0} for n in range(4)]
-    monkeypatch.setattr("common.sources.read", lambda source: Torn(rows))
-    assert [record["text"] for record in records.read("owner/data")] == ["note 0", "note 2", "note 3"]
+    monkeypatch.setattr("common.sources.load_dataset", lambda source: Torn(rows))
+    assert [record["text"] for record in stable.read("owner/data")] == ["note 0", "note 2", "note 3"]
 
 
 def test_a_long_field_does_not_end_the_reading_of_a_table(tmp_path):
@@ -170,7 +170,7 @@ def test_dealing_out_gives_each_record_to_one_node_by_its_own_content(tmp_path):
 
     def dealt() -> list[list[str]]:
         parts = (NodeConfig.from_flower({"partition-id": number, "num-partitions": 3}) for number in range(3))
-        return [[record["text"] for record in records.node_records(config, part, 0)] for part in parts]
+        return [[record["text"] for record in stable.node_records(config, part, 0)] for part in parts]
 
     before = dealt()
     assert sorted(chain.from_iterable(before)) == sorted(row["text"] for row in rows)

@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 
 from common import units
 from common.chart import chart, spark
+from common.counts import Counts
+from common.error import BouquetError
 from common.page import NOTHING, Html, element, section, table
 from common.record import Event, Run, number, numbers
 from common.report import spending
 
 WORST_LAYERS = 5
+NOT_COUNTED = {"phase", "round", "elapsed", "node"}
 Figures = Mapping[int, float]
 
 
@@ -72,9 +75,10 @@ def curves(run: Run) -> Html:
 def nodes(run: Run) -> Html:
     """A line a node."""
     head = ["node", "by round", "before", "after", "loss", "rounds", "tokens", "training"]
-    head += ["up", "down", "peak memory", "epsilon", "failures"]
+    head += ["up", "down", "peak memory", "epsilon", "failures", "records", "left out", "cut"]
     trained, evaluated = run.by_node("train"), run.by_node("evaluate")
     bounds, failed = spending.epsilon_bounds(run), run.tally.failures
+    read = run.by_node("data")
     rows = []
     for node in run.nodes:
         own, scores = trained.get(node, {}), _figures(evaluated.get(node, {}), run.metric)
@@ -82,7 +86,7 @@ def nodes(run: Run) -> Html:
         row += [str(len(own)), _total(own, "tokens", "{:,.0f}".format), _total(own, "seconds", units.duration)]
         row += [_total(own, "bytes_up", units.size), _total(own, "bytes_down", units.size)]
         row += [_total(own, "peak-memory", units.size, max), spending.told(bounds, node) if bounds else NOTHING]
-        rows.append([*row, str(failed[node])])
+        rows.append([*row, str(failed[node]), *_data(read.get(node, {}))])
     if not rows:
         return section("Nodes", element("p", "No node has been asked yet."))
     return section("Nodes", element("p", _about_nodes(run)), table(*_telling(head, rows)))
@@ -129,6 +133,18 @@ def _why_no_error(run: Run) -> str:
     if run.rule.get("exact"):
         return "None: the rule is exact, so the merged model is the weighted mean of the nodes' models."
     return "Not measured: only the private mean is known." if run.private else "Not measured yet."
+
+
+def _data(events: Mapping[int, Event]) -> tuple[str, str, str]:
+    """How many records a node has, how many are left out and why, and how many are cut."""
+    try:
+        counts = Counts.read({key: value for key, value in events[0].items() if key not in NOT_COUNTED})
+    except (KeyError, BouquetError):  # a private run, an older one, or a torn record
+        return NOTHING, NOTHING, NOTHING
+    out = sum(counts.left_out.values())
+    why = f" ({counts.reasons})" if out else ""
+    cut = f"{counts.cut:,} at {counts.length:,} tokens" if counts.cut else "0"
+    return f"{counts.records:,}", f"{out:,}{why}", cut
 
 
 def _about_nodes(run: Run) -> str:

@@ -1,7 +1,7 @@
 """The contract of a task: from a record to token ids, from a model's output to a loss and a score."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+LONGEST = 2048
+"""The most tokens of an example where neither the run nor the model says it."""
+
+CONVERSATIONS = frozenset({"messages", "conversations"})
+"""The fields of records that are conversations."""
 
 Batch = dict[str, Tensor]
 
@@ -24,11 +29,13 @@ class Example(NamedTuple):
     """One training example: token ids, and a label a token (``IGNORED`` where none) or one class.
 
     ``segments`` tell the two texts of a pair apart, a number a token, for models that are told; empty where none is.
+    ``cut`` says that the record holds more than fits.
     """
 
     tokens: list[int]
     labels: list[int]
     segments: Sequence[int] = ()
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Task(ABC):
     """What a model is taught."""
 
     sequence_classification: ClassVar[bool] = False
+    windows: ClassVar[bool] = False
+    """Whether a long text is several examples, so that none is cut."""
     metric: ClassVar[str]
     rises: ClassVar[bool] = True
     """Whether a higher figure of the metric is a better one."""
@@ -68,9 +77,18 @@ class Task(ABC):
     def fields(self) -> list[str]:
         """The fields that every record must have."""
 
+    @property
+    def length(self) -> int:
+        """The most tokens of an example."""
+        return self.config.max_length or LONGEST
+
     @abstractmethod
-    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
-        """The examples in one record; none where it holds nothing to learn."""
+    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
+        """The examples in one record.
+
+        Raises :class:`~common.fields.LeftOut` where it holds nothing to learn, :class:`BouquetError` where it is not
+        what the task reads.
+        """
 
     @abstractmethod
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
@@ -79,6 +97,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The training loss of a batch: a scalar."""
+
+    def weighed(self, examples: Sequence[Example]) -> "Task":
+        """The task with a loss that goes by what ``examples`` there are, where the run wants that."""
+        return self
 
     @abstractmethod
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -133,12 +155,14 @@ class Task(ABC):
         """Raise :class:`BouquetError` if a field that the task reads is not among ``columns``."""
         for name in self.fields():
             if name not in columns:
+                close = "Set task.name=chat for conversations." if CONVERSATIONS & set(columns) else ""
+                close = close or did_you_mean(name, columns)
                 raise BouquetError(
                     "the task needs a field that the data lacks",
                     where=f"task '{self.config.name}', {where}",
                     expected=f"a field '{name}'",
-                    got=f"the fields {', '.join(columns)}",
-                    cure=f"{did_you_mean(name, columns)} The task.* keys of the run config name the fields.".strip(),
+                    got=f"the fields {', '.join(columns)}" if columns else "no record",
+                    cure=f"{close} The task.* keys of the run config name the fields.".strip(),
                 )
 
 
