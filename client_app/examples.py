@@ -7,9 +7,9 @@ from common import base, lengths, sources, tasks
 from common.config import DataConfig, ModelConfig, TaskConfig
 from common.counts import Counts
 from common.error import BouquetError
+from common.files import Stamp
 from common.node_config import NodeConfig
 from common.records import fields
-from common.sources import Stamp
 from common.tasks import Example
 
 

@@ -26,7 +26,7 @@ from client_app.scoring import noised_score
 from client_app.spending import Spending
 from client_app.training import Training, train
 from client_app.units import Units, Wanted, node_units
-from common import base, lengths, sources, tasks
+from common import base, files, lengths, tasks
 from common.accounting import Release
 from common.adapter import Key, State, Tensors, Update, chosen_blocks
 from common.config import RunConfig
@@ -83,7 +83,7 @@ class Session:
     def examples(self) -> Examples:
         """The node's examples. Raises :class:`BouquetError` where they cannot be had, with pieces of them."""
         config = self.config
-        stamp = sources.stamp(self.node.data or config.data.source)
+        stamp = files.stamp(self.node.data or config.data.source)
         examples = node_examples(config.data, self.node, config.task, config.model, config.seed, stamp)
         self.policy.check_data(len(examples.train))
         return examples
@@ -98,7 +98,7 @@ class Session:
 
     def _units(self) -> Units:
         config = self.config
-        stamp = sources.stamp(self.node.data or config.data.source)
+        stamp = files.stamp(self.node.data or config.data.source)
         wanted = Wanted(config.data, config.task, config.model, config.privacy, config.seed, stamp)
         return node_units(wanted, self.node, self.spending.records if config.privacy.mode == "example" else 0)
 
@@ -144,7 +144,7 @@ class Session:
 
     def _check_public(self) -> None:
         """Raise :class:`BouquetError` where a private run cannot be, whatever stands in the records."""
-        sources.files(self.node.data or self.config.data.source)
+        files.files(self.node.data or self.config.data.source)
         if self.config.privacy.mode == "example" or self.policy.min_examples:
             self.policy.check_data(self.spending.records)
 

@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from common import base, lengths, stable, tasks
 from common.config import DataConfig, ModelConfig, TaskConfig
 from common.dataset import canonical
+from common.files import Stamp
 from common.node_config import NodeConfig
 from common.privacy_config import PrivacyConfig
 from common.records import Record
-from common.sources import Stamp
 from common.tasks import Example, Task
 
 Unit = Sequence[Example]

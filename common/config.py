@@ -4,7 +4,6 @@ Flower's run config is flat: kebab-case keys with dots, values of bool, int, flo
 into frozen models and reports every mistake at once, in the keys that the user wrote.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -26,6 +25,7 @@ from common.ranges import (
     StateCodecName,
 )
 from common.section import ConfigError, Section, flatten, unknown_choice, validate
+from common.task_config import TaskConfig as TaskConfig  # for all who read a run's config
 
 RuleOption = int | float | str
 
@@ -46,12 +46,6 @@ class ModelConfig(Section):
     pooling: Literal["default", "mean"] = "default"
 
 
-def _zero_or_four(length: int) -> int:
-    if length and length < 4:
-        raise PydanticCustomError("length", "0, or 4 or more")
-    return length
-
-
 class LoraConfig(Section):
     """The trained adapter. ``targets`` is ``all-linear`` or a comma-separated list of module names."""
 
@@ -65,56 +59,6 @@ class LoraConfig(Section):
     def scale(self) -> float:
         """The factor s of ``W x + s B A x``: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
-
-
-class TaskConfig(Section):
-    """What is learned, and which fields of an example hold it.
-
-    ``max_length`` = 0 goes by the model and, outside private runs, by the node's data (``common/lengths.py``).
-    ``classes`` are the names of the classes, with commas; without them the classes are numbers. ``class_weights`` is
-    ``none``, ``balanced`` (each node by its own counts), or a number a class, with commas.
-    """
-
-    name: str = "text"
-    max_length: Annotated[int, AfterValidator(_zero_or_four)] = 0
-    text: str = "text"
-    text_pair: str = ""
-    label: str = "label"
-    labels: Annotated[int, Field(ge=2)] = 2
-    classes: str = ""
-    class_weights: str = "none"
-    head: Literal["shared", "local", "frozen"] = "shared"
-    prompt: str = "instruction"
-    context: str = "input"
-    answer: str = "output"
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the classes, in their order; none where the classes are numbers."""
-        return [name.strip() for name in self.classes.split(",")] if self.classes.strip() else []
-
-    @property
-    def weights(self) -> list[float]:
-        """The weight of each class in the loss; none where all are alike or each node has its own."""
-        named = self.class_weights in ("none", "balanced")
-        return [] if named else [float(weight) for weight in self.class_weights.split(",")]
-
-    def contradictions(self) -> list[str]:
-        """What is wrong with the classes."""
-        mistakes, names = [], self.names
-        if names and (len(set(names)) < len(names) or not all(names) or len(names) < 2):
-            mistakes.append(f"task.classes: expected two or more different names, with commas, got {self.classes!r}")
-        if names and self.labels not in (len(names), TaskConfig().labels):
-            mistakes.append(f"task.labels: expected {len(names)}, as many as task.classes has, got {self.labels}")
-        try:
-            weights = self.weights
-        except ValueError:
-            weights = [math.nan]
-        number = len(names) or self.labels
-        if weights and not (len(weights) == number and all(0 <= weight < math.inf for weight in weights)):
-            wanted = f"'none', 'balanced', or {number} numbers from 0, with commas"
-            mistakes.append(f"task.class-weights: expected {wanted}, got {self.class_weights!r}")
-        return mistakes
 
 
 class DataConfig(Section):
@@ -190,6 +134,8 @@ class EvaluationConfig(Section):
     """When held-out examples are scored. ``every`` = 0: before the first round and after the last only.
 
     ``source`` names the coordinator's own held-out data; where it is set, the coordinator loads the base model.
+    ``export`` is which round's model the run leaves: the one of the least held-out loss, where that is known and one
+    model is all nodes', or the last.
     """
 
     every: CountOrOff = 1
@@ -197,6 +143,7 @@ class EvaluationConfig(Section):
     limit: CountOrOff = 0
     source: str = ""
     prompt: str = "def "
+    export: Literal["best", "last"] = "best"
 
 
 class RoundConfig(Section):

@@ -21,7 +21,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.error import BouquetError
+from common.error import BouquetError, did_you_mean
+from common.fields import words
 
 Record = Mapping[str, Any]
 Found = tuple[str, Record | BouquetError]
@@ -65,6 +66,29 @@ def broken(faults: Sequence[Placed], records: int, where: str) -> BouquetError:
     cure = errors[0][1].cure or "Correct them, or name other fields with the task.* keys of the run."
     said = [f"{place}: {error.wrong}" for place, error in errors]
     return BouquetError("records that cannot be used", where=where, got=told(said, records), cure=cure)
+
+
+def values(found: Sequence[Placed], name: str) -> list[str]:
+    """What every record says in the partition field. Raises :class:`BouquetError` with those that say nothing."""
+    if not any(name in record for record in map(content, found)):
+        columns = fields(found)
+        raise BouquetError(
+            "the data has no such field",
+            where="data.partition-field",
+            expected=f"one of {', '.join(columns)}",
+            got=f"'{name}'",
+            cure=f"{did_you_mean(name, columns)} Or set data.partition = 'iid'.".strip(),
+        )
+    said = [words(content(placed).get(name), name) for placed in found]
+    if empty := [placed.where for placed, value in zip(found, said, strict=True) if not value]:
+        raise BouquetError(
+            "records without a value in the partition field",
+            where=f"data.partition-field = '{name}'",
+            expected="a value in each, which says whose the record is",
+            got=told(empty, len(found)),
+            cure="Correct them, name another field, or set data.partition = 'iid'.",
+        )
+    return said
 
 
 def form(file: Path) -> str:

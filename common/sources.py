@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
 from functools import lru_cache
 from io import StringIO
-from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import Dataset, DatasetDict, load_dataset
@@ -16,10 +15,11 @@ from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Natu
 
 from common import records, stdlib
 from common.config import DataConfig
-from common.error import BouquetError, did_you_mean
-from common.fields import in_order, words
+from common.error import BouquetError
+from common.fields import in_order
+from common.files import Stamp, files, stamp
 from common.node_config import NodeConfig
-from common.records import FORMS, Placed, broken, content, fields, form, told
+from common.records import Placed, broken
 
 
 def node_records(data: DataConfig, node: NodeConfig, seed: int) -> Sequence[Placed]:
@@ -42,15 +42,6 @@ def split(found: Sequence[T], holdout: float, seed: int) -> tuple[list[T], list[
     size = min(max(1, round(holdout * len(found))), len(found) - 1)
     parts = _numbered(len(found)).train_test_split(test_size=size, seed=seed)
     return _chosen(found, parts["train"]), _chosen(found, parts["test"])
-
-
-Stamp = tuple[tuple[str, int, int, int], ...]
-
-
-def stamp(source: str) -> Stamp:
-    """What tells the files of a source from what they were before; nothing for what is no path."""
-    facts = [(str(file), file.stat()) for file in files(source) or ()]
-    return tuple((name, fact.st_mtime_ns, fact.st_size, fact.st_ino) for name, fact in facts)
 
 
 def read(source: str) -> Sequence[Placed]:
@@ -76,62 +67,6 @@ def each(source: str) -> Iterator[Placed]:
 
 def _counted(found: Iterable[Any]) -> Iterator[Placed]:
     return (Placed(f"record {number}", record) for number, record in enumerate(found, start=1))
-
-
-def files(source: str) -> list[Path] | None:
-    """The files of a source, all of one form; None for what is no path. Raises :class:`BouquetError`."""
-    path = Path(source).expanduser()
-    if source == "stdlib":
-        return None
-    if path.exists():
-        found = [path] if path.is_file() else sorted(file for file in path.iterdir() if form(file))
-        if not found or not all(map(form, found)):
-            raise BouquetError(
-                "no file of a known form",
-                where=str(path),
-                expected=f"{', '.join(FORMS)} (or .gz or .zst of one)",
-                got=path.name,
-            )
-        if len(kinds := sorted({form(file) for file in found})) > 1:
-            raise BouquetError(
-                "files of several forms in one folder",
-                where=str(path),
-                got=", ".join(kinds),
-                cure="Name one file, or leave files of one form in the folder.",
-            )
-        return found
-    if path.is_absolute() or source.startswith((".", "~")) or form(path):
-        raise BouquetError(
-            "there is no such file or folder",
-            where="data.source",
-            got=source,
-            cure="Use an absolute path: an app does not run in the folder it was started from.",
-        )
-    return None
-
-
-def values(found: Sequence[Placed], data: DataConfig) -> list[str]:
-    """What every record says in the partition field. Raises :class:`BouquetError` with the records that say nothing."""
-    name = data.partition_field
-    if not any(name in record for record in map(content, found)):
-        columns = fields(found)
-        raise BouquetError(
-            "the data has no such field",
-            where="data.partition-field",
-            expected=f"one of {', '.join(columns)}",
-            got=f"'{name}'",
-            cure=f"{did_you_mean(name, columns)} Or set data.partition = 'iid'.".strip(),
-        )
-    said = [words(content(placed).get(name), name) for placed in found]
-    if empty := [placed.where for placed, value in zip(found, said, strict=True) if not value]:
-        raise BouquetError(
-            "records without a value in the partition field",
-            where=f"data.partition-field = '{name}'",
-            expected="a value in each, which says whose the record is",
-            got=told(empty, len(found)),
-            cure="Correct them, name another field, or set data.partition = 'iid'.",
-        )
-    return said
 
 
 def _numbered(count: int, key: Sequence[int] = ()) -> Dataset:
@@ -172,7 +107,7 @@ def _partitioner(found: Sequence[Placed], data: DataConfig, node: NodeConfig, se
     """Who deals out the records' numbers, and those."""
     if data.partition == "iid":
         return IidPartitioner(num_partitions=node.num_partitions), _numbered(len(found)).shuffle(seed=seed)
-    said = values(found, data)
+    said = records.values(found, data.partition_field)
     place = {value: number for number, value in enumerate(in_order(said))}
     dataset = _numbered(len(found), [place[value] for value in said])
     if data.partition == "natural":

@@ -200,6 +200,7 @@ def test_a_whole_change_is_audited_in_pairs(source, capsys):
         ("text", {"text": "a b c d"}, KINDS),
         ("instruct", {"instruction": "Add", "input": "", "output": "1"}, ["longest"]),
         ("classify", {"text": "well", "label": 1}, KINDS),
+        ("chat", {"messages": [{"role": "user", "content": "Add"}]}, ["longest"]),
     ],
 )
 def test_every_task_has_canaries_that_the_node_uses(bench, task, record, kinds, unit):

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 NEAR_RECORDS = [
     "common/records.py",
     "common/sources.py",
+    "common/files.py",
     "common/stable.py",
     "common/fields.py",
     "common/dataset.py",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from common import records, sources, stable
+from common import files, records, sources, stable
 from common.config import DataConfig
 from common.error import BouquetError
 from common.fields import LeftOut, in_order, text, words
@@ -108,7 +108,7 @@ def test_files_of_several_forms_are_refused(tmp_path):
     for name in ("a.csv", "b.txt"):
         written(tmp_path / name, "text\n")
     with pytest.raises(BouquetError, match=r"files of several forms .*got .csv, .txt. Name one file, or leave files"):
-        sources.files(str(tmp_path))
+        files.files(str(tmp_path))
 
 
 @pytest.mark.parametrize(

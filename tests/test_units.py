@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client_app.units import Units, Wanted, node_units
-from common import sources, stable
+from common import files, stable
 from common.config import DataConfig, ModelConfig, TaskConfig
 from common.node_config import NodeConfig
 from common.privacy_config import PrivacyConfig
@@ -107,11 +107,11 @@ def test_a_number_too_long_for_python_does_not_end_the_reading_of_an_array(tmp_p
 
 def test_a_file_that_was_replaced_is_read_again(tmp_path):
     node = written(tmp_path, [{"text": "old", "label": 0}], "jsonl")
-    before = sources.stamp(node.data)
-    assert sources.stamp(node.data) == before
+    before = files.stamp(node.data)
+    assert files.stamp(node.data) == before
     written(tmp_path, [{"text": "new", "label": 0}], "jsonl")
-    assert sources.stamp(node.data) != before
-    assert sources.stamp("stdlib") == ()
+    assert files.stamp(node.data) != before
+    assert files.stamp("stdlib") == ()
 
 
 def test_a_line_that_cannot_be_read_is_one_absent_record(tmp_path):

@@ -7,7 +7,7 @@ from common.chart import chart, spark
 from common.counts import Counts
 from common.error import BouquetError
 from common.page import NOTHING, Html, element, section, table
-from common.record import Event, Run, number, numbers
+from common.record import Event, Run, mapping, number, numbers
 from common.report import spending
 
 WORST_LAYERS = 5
@@ -90,6 +90,23 @@ def nodes(run: Run) -> Html:
     if not rows:
         return section("Nodes", element("p", "No node has been asked yet."))
     return section("Nodes", element("p", _about_nodes(run)), table(*_telling(head, rows)))
+
+
+def classes(run: Run) -> Html:
+    """A line a class, where the task has classes and what each came to is told."""
+    told = {turn: mapping(event.get("classes")) for turn, event in run.by_round("heldout").items()}
+    turn = next((event["round"] for event in reversed(run.all("chosen"))), max(told, default=0))
+    if not (last := told.get(turn, {})):
+        return Html("")
+    head = ["class", "share of the examples", "right before", "right after"]
+    rows = []
+    for name, facts in last.items():
+        figures = [number(mapping(facts), "share"), number(mapping(told.get(0, {}).get(name)), "recall")]
+        figures.append(number(mapping(facts), "recall"))
+        rows.append([name, *(NOTHING if figure is None else f"{figure:.1%}" for figure in figures)])
+    return section(
+        "Classes", element("p", f"On the held-out examples of all nodes; after round {turn}."), table(head, rows)
+    )
 
 
 def rounds(run: Run) -> Html:

@@ -136,6 +136,17 @@ class Classify(Task):
             found[self.further] = f1[occurring > 0].mean().item()
         return found
 
+    def by_class(self, score: Score) -> dict[str, dict[str, float]]:
+        if "confusion" not in score.tallies:
+            return {}
+        rows = torch.tensor(score.tallies["confusion"], dtype=torch.float64).view(self.config.labels, -1)
+        names = self.config.names or [str(number) for number in range(self.config.labels)]
+        found = {}
+        for name, row, right in zip(names, rows, rows.diagonal(), strict=True):
+            recall = {"recall": float(right / row.sum())} if row.sum() else {}
+            found[name] = {"share": float(row.sum() / max(1, score.count)), **recall}
+        return found
+
 
 def label(said: str) -> str:
     """One text for all forms of a label that a file format gives it: 0, 0.0 and "0" are one, True and "true"."""

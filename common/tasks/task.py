@@ -134,6 +134,10 @@ class Task(ABC):
         """The metric, and after it whatever else the tallies of ``score`` say."""
         return {self.metric: self.figure(score)}
 
+    def by_class(self, score: Score) -> dict[str, dict[str, float]]:
+        """What the tallies say of each class, by its name: ``share`` of the examples, ``recall`` where it has any."""
+        return {}
+
     def collate(self, examples: Sequence[Example], pad: int) -> Batch:
         """Pad on the right to the longest of ``examples``; shapes ``N x T``, labels ``N x T`` or ``N``."""
         longest = max(len(example.tokens) for example in examples)

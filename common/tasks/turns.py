@@ -79,7 +79,8 @@ def _texts(
 ) -> Iterator[tuple[str, Sequence[Span]]]:
     """The texts of a conversation, each with where it is learned: one, or one a turn of the assistant's."""
     learned = []
-    for place in [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]:
+    # What nobody has asked for, a first turn of the assistant's, is read and not learned.
+    for place in [place for place, turn in enumerate(turns) if place and turn["role"] == "assistant"]:
         before, after = _around(turns[: place + 1], tokenizer, tools)
         end = _end(after, len(before), _content(turns[place]), tokenizer)
         text = after[:end] if end else after + (tokenizer.eos_token or "")
@@ -96,7 +97,7 @@ def _texts(
 def _around(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any) -> tuple[str, str]:
     """The text that the last turn is written after, and the same with what is written."""
     *earlier, last = turns
-    before = _rendered(earlier, tokenizer, tools, add_generation_prompt=True) if earlier else ""
+    before = _rendered(earlier, tokenizer, tools, add_generation_prompt=True)
     after = _rendered(turns, tokenizer, tools)
     if after.startswith(before):
         return before, after

@@ -90,8 +90,11 @@ class Maker:
         return {**record, task.text: " ".join(self._random.sample(words, len(words)))}
 
     def _words(self, count: int) -> str:
-        tokens = self._random.choices(range(len(self._tokenizer)), k=count)
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        # Blanks are no text, and a record without one is left out.
+        while True:
+            tokens = self._random.choices(range(len(self._tokenizer)), k=count)
+            if (words := str(self._tokenizer.decode(tokens, skip_special_tokens=True))).strip():
+                return words
 
 
 def _said(role: str, content: str) -> Mapping[str, str]:

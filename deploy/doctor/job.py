@@ -60,7 +60,7 @@ def data(config: RunConfig, node: NodeConfig) -> str:
     task.check(fields(placed for placed in found if not isinstance(placed.found, BouquetError)), where=source)
     counts = tasks.encoded(task, found, tokenizer)[1]
     own = len(sources.node_records(config.data, node, config.seed))
-    return f"{source}: {counts}; {counts.examples:,} examples; this node trains on {own:,} records"
+    return f"{source}: {counts}, {counts.examples:,} examples; this node trains on {own:,} records"
 
 
 def policy(config: RunConfig, node: NodeConfig) -> str:
