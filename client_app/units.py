@@ -5,7 +5,7 @@ used, whatever is wrong with it, counts as absent; how many those are stays in t
 """
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from common import base, lengths, stable, tasks
 from common.config import DataConfig, ModelConfig, TaskConfig
 from common.dataset import canonical
+from common.fields import LeftOut
 from common.files import Stamp
 from common.node_config import NodeConfig
 from common.privacy_config import PrivacyConfig
@@ -66,15 +67,18 @@ def node_units(wanted: Wanted, node: NodeConfig, number: int) -> Units:
     read = stable.node_records(data, node, seed)
     found = sorted(_gathered(read, privacy, seed), key=lambda placed: placed[0])
     parts: dict[bool, list[Unit]] = {True: [], False: []}
-    usable = 0
+    usable, outcomes = 0, Counter[str]()
     for place, unit in found if number else found[: data.limit or None]:
         if place >= share:
             continue
         examples = [_examples(record, task, tokenizer, most) for record in unit]
         usable += sum(map(bool, examples))
+        outcomes.update(_outcome(record, own, task, tokenizer) for record, own in zip(unit, examples, strict=True))
         if whole := [example for own in examples for example in own]:
             parts[place < heldout].append(whole)
-    print(f"{node.label}: {usable} of {len(read)} records are used; the coordinator is not told", file=sys.stderr)
+    others = "".join(f", {count} {outcome}" for outcome, count in sorted(outcomes.items()) if outcome)
+    said = f"{usable} of {len(read)} records are used{others}; the coordinator is not told"
+    print(f"{node.label}: {said}", file=sys.stderr)
     return Units(parts[False], parts[True])
 
 
@@ -100,6 +104,19 @@ def _name(value: Any) -> str:
         return canonical(value)
     except Exception:
         return ""
+
+
+def _outcome(record: Record, own: Sequence[Example], task: Task, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What became of a record, for this machine's own log; nothing where it is used as it is."""
+    if own:
+        return f"cut at {task.length} tokens" if own[0].cut else ""
+    try:
+        task.encode(record, tokenizer)
+    except LeftOut as reason:
+        return str(reason)
+    except Exception:
+        return "broken"
+    return ""
 
 
 def _examples(record: Record, task: Task, tokenizer: PreTrainedTokenizerBase, most: int | None) -> list[Example]:

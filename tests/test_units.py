@@ -192,3 +192,10 @@ def test_a_file_that_breaks_off_is_read_up_to_there(tmp_path):
     whole = gzip.compress(b"".join(json.dumps({"text": f"note {n}", "label": 0}).encode() + b"\n" for n in range(5000)))
     file.write_bytes(whole[: len(whole) // 2])
     assert 0 < len(units(NodeConfig(data=str(file), name="ward")).train) < 5000
+
+
+def test_what_is_left_out_and_why_is_in_the_nodes_own_log(tmp_path, capsys):
+    rows = [{"text": "a note", "label": 0}] * 3 + [{"text": None, "label": 1}, {"text": "b"}, {"text": "c", "label": 9}]
+    units(written(tmp_path, [*rows, {"text": "long " * 600, "label": 1}], "jsonl"))
+    said = "4 of 7 records are used, 1 broken, 1 cut at 512 tokens, 1 without a label, 1 without text"
+    assert f"ward: {said}; the coordinator is not told" in capsys.readouterr().err

@@ -32,8 +32,9 @@ def headline(run: Run) -> Html:
     """The figures that a reader wants first."""
     tiles = [_tile("Rounds", f"{run.done} of {run.rounds}", f"in {units.duration(run.seconds)}")]
     if run.scores:
-        first, last = _ends(run.scores)
-        tiles.append(_tile(run.metric.capitalize(), last, f"held out; {first} before"))
+        first, last = _ends({turn: score for turn, score in run.scores.items() if turn <= run.exported} or run.scores)
+        best = f", after round {run.exported}, the best" if run.exported < run.done else ""
+        tiles.append(_tile(run.metric.capitalize(), last, f"held out{best}; {first} before"))
     if losses := run.history("merge", "loss"):
         first, last = _ends(losses)
         tiles.append(_tile("Training loss", last, f"{first} at first" if len(losses) > 1 else "in one round"))
@@ -95,7 +96,7 @@ def nodes(run: Run) -> Html:
 def classes(run: Run) -> Html:
     """A line a class, where the task has classes and what each came to is told."""
     told = {turn: mapping(event.get("classes")) for turn, event in run.by_round("heldout").items()}
-    turn = next((event["round"] for event in reversed(run.all("chosen"))), max(told, default=0))
+    turn = run.exported if run.exported in told else max(told, default=0)
     if not (last := told.get(turn, {})):
         return Html("")
     head = ["class", "share of the examples", "right before", "right after"]
@@ -104,9 +105,8 @@ def classes(run: Run) -> Html:
         figures = [number(mapping(facts), "share"), number(mapping(told.get(0, {}).get(name)), "recall")]
         figures.append(number(mapping(facts), "recall"))
         rows.append([name, *(NOTHING if figure is None else f"{figure:.1%}" for figure in figures)])
-    return section(
-        "Classes", element("p", f"On the held-out examples of all nodes; after round {turn}."), table(head, rows)
-    )
+    about = element("p", f"On the held-out examples of all nodes, after round {turn}.")
+    return section("Classes", about, table(head, rows))
 
 
 def rounds(run: Run) -> Html:
