@@ -13,12 +13,11 @@ from common import base, tasks
 from common.config import ModelConfig, TaskConfig
 from common.records import Placed
 from common.tasks import TASKS, Task
-from common.tasks.task import LONGEST
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHORT = 512
+LONGEST, SHORT = 2048, 512
 SHARE = 0.99
 STEP = 8
 """Tokens that a length is rounded up to: what graphics cards multiply best."""

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, MessageType
 from common import checkpoint
 from common.adapter import State
 from common.config import RunConfig
-from common.error import QuorumError, brief
+from common.error import BouquetError, QuorumError, brief
 from common.record import Run, number
 from common.tasks import Score, Task
 from common.units import size
@@ -124,7 +124,11 @@ class Rounds:
         rule, last = self._strategy.rule, outcome.state.round
         if turn == last or rule.personal or self._config.task.head == "local":
             return
-        outcome.state = checkpoint.load(checkpoint.file_of(self._record.checkpoints, turn), rule.name)
+        try:
+            outcome.state = checkpoint.load(checkpoint.file_of(self._record.checkpoints, turn), rule.name)
+        except BouquetError as error:  # what was trained is worth more than which round of it
+            self._record.say(f"round {turn} of {last} was the best, and the last is exported: {error}")
+            return
         outcome.after = evaluation
         self._record.event("chosen", turn, last=last)
         self._record.say(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-LONGEST = 2048
-"""The most tokens of an example where neither the run nor the model says it."""
+USUAL = 128
+"""The most tokens of an example where the run leaves it open and nobody has looked (``common/lengths.py``)."""
 
 CONVERSATIONS = frozenset({"messages", "conversations"})
 """The fields of records that are conversations."""
@@ -80,7 +80,7 @@ class Task(ABC):
     @property
     def length(self) -> int:
         """The most tokens of an example."""
-        return self.config.max_length or LONGEST
+        return self.config.max_length or USUAL
 
     @abstractmethod
     def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
