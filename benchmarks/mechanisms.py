@@ -187,7 +187,7 @@ def main() -> int:
     model = models.load(config.model, config.lora, config.task, "cpu")
     spectrum(config, model, task, owned[0], pad)
     scored = sources.read(str(folder / "validation.jsonl.gz"))
-    held = features(model, task, [e for record in scored for e in task.encode(record, tokenizer)], pad)
+    held = features(model, task, [example for (example,) in tasks.encoded(task, scored, tokenizer)[0]], pad)
     nodes = [features(model, task, examples, pad) for examples in owned]
     print("\n| epsilon | C for | bands | rate x " + " | ".join(map(str, RATES)) + " |")
     print("|---" * (3 + len(RATES)) + "|")

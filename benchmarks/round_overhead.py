@@ -12,7 +12,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from common import embedded, sources
+from common import embedded, stdlib
 from tests.processes import APP, Federation, federation
 
 NODES, STEPS, BATCH = 2, 3, 4
@@ -43,7 +43,7 @@ def bouquet(own: Federation, rounds: int) -> list[float]:
 def stock(own: Federation, rounds: int) -> list[float]:
     """The same of the peer's."""
     texts, timings = own.folder / "texts.json", own.folder / "timings.json"
-    texts.write_text(json.dumps(sources.read("stdlib")["text"][: NODES * TEXTS]))
+    texts.write_text(json.dumps([record["text"] for record in stdlib.records()[: NODES * TEXTS]]))
     places = f'model="{embedded.unpack()}" texts="{texts}" timings="{timings}"'
     settings = f"{places} rounds={rounds} steps={STEPS} batch-size={BATCH}"
     stock = APP / "benchmarks/stock"

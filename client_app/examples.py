@@ -3,39 +3,62 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from common import base, sources, tasks
+from common import base, lengths, sources, tasks
 from common.config import DataConfig, ModelConfig, TaskConfig
+from common.counts import Counts
 from common.error import BouquetError
+from common.files import Stamp
 from common.node_config import NodeConfig
-from common.sources import Stamp
+from common.records import fields
 from common.tasks import Example
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A node's tokenised examples."""
+    """A node's tokenised examples, and what became of the records that it has."""
 
     train: list[Example]
     heldout: list[Example]
+    counts: Counts
 
 
 @lru_cache(maxsize=8)
 def node_examples(
     data: DataConfig, node: NodeConfig, task: TaskConfig, model: ModelConfig, seed: int, stamp: Stamp
 ) -> Examples:
-    """Read, split and tokenise once a process; a simulation runs several nodes in one."""
-    kind = tasks.build(task)
-    dataset = sources.node_dataset(data, node, seed)
-    kind.check(dataset.column_names, where=node.data or data.source)
+    """Read, tokenise and split once a process; a simulation runs several nodes in one.
+
+    Raises :class:`BouquetError` where a node has too few examples, or none of its own to hold out from the others.
+    """
+    found = sources.node_records(data, node, seed)
     tokenizer = base.load_tokenizer(model)
-    own, heldout = sources.split(dataset, data.holdout, seed)
-    parts = [
-        [example for record in part for example in kind.encode(record, tokenizer)]
-        for part in (sources.pool(data, node, seed) if data.pooled else own, heldout)
-    ]
-    for name, part in zip(("train on", "hold out"), parts, strict=True):
-        if not part:
-            raise BouquetError(
-                "a node has too few examples", where=f"{node.label}, {node.data or data.source}", got=f"none to {name}"
-            )
-    return Examples(*parts)
+    tasks.build(task).check(fields(found), where=node.data or data.source)
+    kind = lengths.fitted(task, model, found, tokenizer)
+    encoded, counts = tasks.encoded(kind, found, tokenizer)
+    if len(usable := list(filter(None, encoded))) < 2:
+        raise BouquetError(
+            "a node has too few examples",
+            where=f"{node.label}, {node.data or data.source}",
+            expected="at least 2, to train on one and hold one out",
+            got=str(counts),
+            cure="Use fewer nodes, another data.partition, or more data.",
+        )
+    train, heldout = sources.split(usable, data.holdout, seed)
+    own = [example for record in train for example in record]
+    others = _pooled(data, node, task, model, seed, stamp) if data.pooled else own
+    return Examples(others, [example for record in heldout for example in record], counts)
+
+
+def _pooled(
+    data: DataConfig, node: NodeConfig, task: TaskConfig, model: ModelConfig, seed: int, stamp: Stamp
+) -> list[Example]:
+    """The training examples of all nodes of a simulation, none of what any of them holds out."""
+    if node.data:
+        raise BouquetError(
+            "a node with its own data cannot train on the others'",
+            where=f"{node.label}, data.pooled = true",
+            cure="data.pooled is a baseline for simulations: leave it false.",
+        )
+    alone = data.model_copy(update={"pooled": False})
+    nodes = (node.model_copy(update={"partition_id": number}) for number in range(node.num_partitions))
+    return [example for each in nodes for example in node_examples(alone, each, task, model, seed, stamp).train]

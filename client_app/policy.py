@@ -59,7 +59,7 @@ from common.tasks import TASKS
 from strategies import RULES, Rule
 from strategies.cost import planned_bytes
 
-RECORDS = {"query": {"node"}, "train": {"update", "metrics"}, "evaluate": {"metrics", "tallies", "sample"}}
+RECORDS = {"query": {"node", "data"}, "train": {"update", "metrics"}, "evaluate": {"metrics", "tallies", "sample"}}
 PUBLIC_FACTS = {"name", "rank", "code", "base", "where"}
 ANY = "*"
 

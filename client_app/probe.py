@@ -93,7 +93,7 @@ def probe_scores(model: LoraModel, task: Task, pad: int) -> None:
 def made_up(task: Task, vocabulary: int, pad: int) -> list[Example]:
     """A short text and two of ``task.max-length`` tokens, the same ones every time; their labels are valid."""
     generator = torch.Generator().manual_seed(0)
-    longest = task.config.max_length
+    longest = task.length
     examples = []
     for number, length in enumerate((min(SHORT, longest - 1), longest, longest)):
         drawn = torch.randint(vocabulary, (length,), generator=generator).tolist()

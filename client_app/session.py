@@ -27,7 +27,7 @@ from client_app.scoring import noised_score
 from client_app.spending import Spending
 from client_app.training import Training, train
 from client_app.units import Units, Wanted, node_units
-from common import base, disk, sources, tasks
+from common import base, disk, files, lengths, tasks
 from common.accounting import Release
 from common.adapter import Key, State, Tensors, Update, chosen_blocks
 from common.config import RunConfig
@@ -52,7 +52,7 @@ class Session:
         self.rule: Rule = build(self.config)
         self.policy = Policy.of(self.node)
         self.policy.check_run(self.config, self.rule, self.node)
-        self.task: Task = tasks.build(self.config.task)
+        self.task: Task = tasks.build(lengths.bounded(self.config.task, self.config.model, private=self.private))
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         self.memory = Memory(self.node.state, run := run_name(context), self.node.label, self.config.privacy.mode)
         self.exchange = Exchange(self.config, self.node, self.rule, self.memory)
@@ -83,7 +83,7 @@ class Session:
     def examples(self) -> Examples:
         """The node's examples. Raises :class:`BouquetError` where they cannot be had, with pieces of them."""
         config = self.config
-        stamp = sources.stamp(self.node.data or config.data.source)
+        stamp = files.stamp(self.node.data or config.data.source)
         examples = node_examples(config.data, self.node, config.task, config.model, config.seed, stamp)
         self.policy.check_data(len(examples.train))
         return examples
@@ -98,7 +98,7 @@ class Session:
 
     def _units(self) -> Units:
         config = self.config
-        stamp = sources.stamp(self.node.data or config.data.source)
+        stamp = files.stamp(self.node.data or config.data.source)
         wanted = Wanted(config.data, config.task, config.model, config.privacy, config.seed, stamp)
         return node_units(wanted, self.node, self.spending.records if config.privacy.mode == "example" else 0)
 
@@ -111,8 +111,9 @@ class Session:
 
         The data is read, so that it can be read; in a private run only what is no record's doing is looked at.
         """
+        counts: dict[str, Any] = {}
         if not self.guarded:
-            self.examples()
+            counts = dict(self.examples().counts.numbers())
         elif simulated():
             self._check_units()
         else:
@@ -127,7 +128,10 @@ class Session:
             "base": base.digest(self.config.model),
             "where": str(ROOT) if self.policy.tell.details else "",
         }
-        return RecordDict({"node": ConfigRecord(facts)})
+        content = RecordDict({"node": ConfigRecord(facts)})
+        if not self.private:
+            content["data"] = MetricRecord(counts)
+        return content
 
     def _check_units(self) -> None:
         """Raise :class:`BouquetError` where nothing could be learned: in a simulation, whose data is the user's own."""
@@ -144,7 +148,7 @@ class Session:
 
     def _check_public(self) -> None:
         """Raise :class:`BouquetError` where a private run cannot be, whatever stands in the records."""
-        sources.files(self.node.data or self.config.data.source)
+        files.files(self.node.data or self.config.data.source)
         if self.config.privacy.mode == "example" or self.policy.min_examples:
             self.policy.check_data(self.spending.records)
 
@@ -227,7 +231,7 @@ class Session:
     def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
         config, seed = self.config, f"{self.config.seed}/{self.node.label}/{state.round}"
         keys, options = self._trained(model, state)
-        return train(model, keys, self.task, examples, config.train, seed=seed, **options)
+        return train(model, keys, self.task.weighed(examples), examples, config.train, seed=seed, **options)
 
     def _train_privately(
         self, model: LoraModel, state: State, units: Sequence[Sequence[Example]], release: Release

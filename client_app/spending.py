@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from client_app.budget import Budget, Limits
 from client_app.clipping import Clip
 from client_app.policy import Policy
-from common import accounting, owned, records, webhook
+from common import accounting, owned, stable, webhook
 from common.accounting import Release
 from common.config import RunConfig
 from common.error import RefusalError
@@ -72,7 +72,7 @@ class Spending:
         if not (fields := self.policy.budget.fields):
             return None
         try:
-            found = records.node_records(self.config.data, self.node, self.config.seed)
+            found = stable.node_records(self.config.data, self.node, self.config.seed)
             return DataSet.of(found, fields)
         except Exception:
             traceback.print_exc()

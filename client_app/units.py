@@ -5,22 +5,22 @@ used, whatever is wrong with it, counts as absent; how many those are stays in t
 """
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from common import base, records, tasks
+from common import base, lengths, stable, tasks
 from common.config import DataConfig, ModelConfig, TaskConfig
 from common.dataset import canonical
+from common.fields import LeftOut
+from common.files import Stamp
 from common.node_config import NodeConfig
 from common.privacy_config import PrivacyConfig
 from common.records import Record
-from common.sources import Stamp
 from common.tasks import Example, Task
 
 Unit = Sequence[Example]
@@ -57,23 +57,28 @@ def node_units(wanted: Wanted, node: NodeConfig, number: int) -> Units:
     :class:`BouquetError` where there is no such source, and on nothing that stands in it.
     """
     data, privacy, seed = wanted.data, wanted.privacy, wanted.seed
-    task, tokenizer = tasks.build(wanted.task), base.load_tokenizer(wanted.model)
+    private = privacy.mode != "none"
+    task = tasks.build(lengths.bounded(wanted.task, wanted.model, private=private))
+    tokenizer = base.load_tokenizer(wanted.model)
     # Under example-level privacy a record may be no more than one example.
     most = 1 if privacy.mode == "example" else None
     share = min(1.0, data.limit / number) if data.limit and number else 1.0
     heldout = share * data.holdout if privacy.score_noise else 0.0
-    read = records.node_records(data, node, seed)
+    read = stable.node_records(data, node, seed)
     found = sorted(_gathered(read, privacy, seed), key=lambda placed: placed[0])
     parts: dict[bool, list[Unit]] = {True: [], False: []}
-    usable = 0
+    usable, outcomes = 0, Counter[str]()
     for place, unit in found if number else found[: data.limit or None]:
         if place >= share:
             continue
         examples = [_examples(record, task, tokenizer, most) for record in unit]
         usable += sum(map(bool, examples))
+        outcomes.update(_outcome(record, own, task, tokenizer) for record, own in zip(unit, examples, strict=True))
         if whole := [example for own in examples for example in own]:
             parts[place < heldout].append(whole)
-    print(f"{node.label}: {usable} of {len(read)} records are used; the coordinator is not told", file=sys.stderr)
+    others = "".join(f", {count} {outcome}" for outcome, count in sorted(outcomes.items()) if outcome)
+    said = f"{usable} of {len(read)} records are used{others}; the coordinator is not told"
+    print(f"{node.label}: {said}", file=sys.stderr)
     return Units(parts[False], parts[True])
 
 
@@ -81,7 +86,7 @@ def _gathered(found: Sequence[Record], privacy: PrivacyConfig, seed: int) -> Ite
     """Every unit with a place from 0 to 1 that it alone decides; of a person's records at most ``unit_cap``."""
     if privacy.unit == "record":
         for record in found:
-            yield records.chance(record, f"place {seed}"), [record]
+            yield stable.chance(record, f"place {seed}"), [record]
         return
     people: defaultdict[str, list[Record]] = defaultdict(list)
     for record in found:
@@ -89,8 +94,8 @@ def _gathered(found: Sequence[Record], privacy: PrivacyConfig, seed: int) -> Ite
         if person := _name(record.get(privacy.unit)):
             people[person].append(record)
     for person, own in people.items():
-        chosen = sorted(own, key=lambda record: records.chance(record, f"cap {seed}"))[: privacy.unit_cap]
-        yield records.chance({privacy.unit: person}, f"place {seed}"), chosen
+        chosen = sorted(own, key=lambda record: stable.chance(record, f"cap {seed}"))[: privacy.unit_cap]
+        yield stable.chance({privacy.unit: person}, f"place {seed}"), chosen
 
 
 def _name(value: Any) -> str:
@@ -101,9 +106,22 @@ def _name(value: Any) -> str:
         return ""
 
 
+def _outcome(record: Record, own: Sequence[Example], task: Task, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What became of a record, for this machine's own log; nothing where it is used as it is."""
+    if own:
+        return f"cut at {task.length} tokens" if own[0].cut else ""
+    try:
+        task.encode(record, tokenizer)
+    except LeftOut as reason:
+        return str(reason)
+    except Exception:
+        return "broken"
+    return ""
+
+
 def _examples(record: Record, task: Task, tokenizer: PreTrainedTokenizerBase, most: int | None) -> list[Example]:
     """The examples in a record; none where it cannot be used, since an error would tell that it is there."""
     try:
-        return list(islice(task.encode(record, tokenizer), most))
+        return task.encode(record, tokenizer)[:most]
     except Exception:
         return []

@@ -25,6 +25,7 @@ from common.ranges import (
     StateCodecName,
 )
 from common.section import ConfigError, Section, flatten, unknown_choice, validate
+from common.task_config import TaskConfig as TaskConfig  # for all who read a run's config
 
 RuleOption = int | float | str
 
@@ -58,21 +59,6 @@ class LoraConfig(Section):
     def scale(self) -> float:
         """The factor s of ``W x + s B A x``: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
-
-
-class TaskConfig(Section):
-    """What is learned, and which fields of an example hold it."""
-
-    name: str = "text"
-    max_length: Annotated[int, Field(ge=4)] = 128
-    text: str = "text"
-    text_pair: str = ""
-    label: str = "label"
-    labels: Annotated[int, Field(ge=2)] = 2
-    head: Literal["shared", "local", "frozen"] = "shared"
-    prompt: str = "instruction"
-    context: str = "input"
-    answer: str = "output"
 
 
 class DataConfig(Section):
@@ -148,6 +134,8 @@ class EvaluationConfig(Section):
     """When held-out examples are scored. ``every`` = 0: before the first round and after the last only.
 
     ``source`` names the coordinator's own held-out data; where it is set, the coordinator loads the base model.
+    ``export`` is which round's model the run leaves: the one of the least held-out loss, where that is known and one
+    model is all nodes', or the last.
     """
 
     every: CountOrOff = 1
@@ -155,6 +143,7 @@ class EvaluationConfig(Section):
     limit: CountOrOff = 0
     source: str = ""
     prompt: str = "def "
+    export: Literal["best", "last"] = "best"
 
 
 class RoundConfig(Section):
@@ -280,6 +269,10 @@ class RunConfig(Section):
             "run config",
             "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config.",
         )
+        if mistakes := config.task.contradictions():
+            raise ConfigError(mistakes, "run config", "The names of the classes decide how many there are.")
+        if names := config.task.names:
+            config = config.model_copy(update={"task": config.task.model_copy(update={"labels": len(names)})})
         if mistakes := config.unprivate():
             raise ConfigError(mistakes, "run config", "A private run lets no un-noised number leave a node.")
         options = {key.removeprefix("rule."): type(defaults[key])(value) for key, value in (defaults | own).items()}
@@ -300,6 +293,8 @@ class RunConfig(Section):
             mistakes.append("privacy.score-noise: expected 0 where privacy.mode is not 'example'")
         if self.data.pooled:
             mistakes.append("data.pooled: expected false in a private run, got true, which no node's budget covers")
+        if self.task.class_weights == "balanced":
+            mistakes.append("task.class-weights: expected the same on every node in a private run, got 'balanced'")
         if self.data.partition == "dirichlet":
             mistakes.append("data.partition: expected one that deals each record out by itself, got 'dirichlet'")
         return mistakes

@@ -9,7 +9,7 @@ class BouquetError(Exception):
     """Something that a user, a file or another machine got wrong, as opposed to a defect of ours.
 
     The message reads ``what (where): expected E, got G. cure``; parts that are left out are left out of it. ``what``
-    never holds a piece of data: of a node's errors it alone travels.
+    never holds a piece of data: of a node's errors it alone travels. ``wrong`` is the message without ``cure``.
     """
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", got: str = "", cure: str = "") -> None:
@@ -19,6 +19,7 @@ class BouquetError(Exception):
         message = what + (f" ({where})" if where else "")
         if detail := ", ".join(filter(None, facts)):
             message += f": {detail}"
+        self.wrong, self.cure = message, cure
         super().__init__(f"{message}. {cure}".rstrip() if cure else message)
 
 

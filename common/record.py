@@ -124,6 +124,11 @@ class Run:
         """The last round that is finished."""
         return max(self.by_round("merge"), default=0)
 
+    @property
+    def exported(self) -> int:
+        """The round whose model it has left; the last one that is finished where that is not known."""
+        return int(number(self.summary, "rounds") or self.done)
+
     @cached_property
     def counted(self) -> tuple[Event, ...]:
         """The events that count: of a round that was tried or run again, those of the last time."""

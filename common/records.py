@@ -1,117 +1,240 @@
-"""The records of a private node, read so that one more in its data is one more here and changes nothing else.
+"""The one reader of local files: every record by itself, with where it stands.
 
-A private run promises that nobody can tell two data sets apart of which one has one record more. That holds only if
-everything between the file and the engine is *1-stable*: each record is read, dealt out, kept or left out by itself. So
-nothing here infers a type from other records, shuffles, counts or cuts off; what has to choose does it by a hash of the
-record's own content. A record that cannot be read is absent, whatever is wrong with it.
+A private run promises that nobody can tell two data sets apart of which one has one record more. So nothing here infers
+a type from other records or decides about one record by another: bytes that are not UTF-8 are read as Windows-1252 one
+by one, the delimiter of a table is its header's, and a record that is broken is one broken record. What becomes of that
+is the reader's to say: a plain run stops, in a private one it is absent.
 
-In CSV a record is what the file's quotation marks make of it; JSON lines are the form in which one broken line is one
-absent record.
+In a table a record is what the file's quotation marks make of it; JSON lines are the form in which one broken line is
+one broken record. An empty cell is no value; no word, such as NA, is one.
 """
 
+import codecs
 import csv
 import gzip
-import hashlib
+import io
 import json
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from common import sources
-from common.config import DataConfig
-from common.error import BouquetError
-from common.node_config import NodeConfig
+from common.error import BouquetError, did_you_mean
+from common.fields import words
 
 Record = Mapping[str, Any]
+Found = tuple[str, Record | BouquetError]
+"""What stands somewhere in a file: where, in the words that follow the file's name, and a record or what is wrong."""
 
 
-def node_records(data: DataConfig, node: NodeConfig, seed: int) -> list[Record]:
-    """The records of one node: its own file's, or its part of the run's source.
+class Placed(NamedTuple):
+    """A record, or what is wrong with it, and where it stands."""
 
-    Raises :class:`BouquetError` where there is no such source.
-    """
-    found = read(node.data or data.source)
-    return list(found if node.data or data.partition == "none" else _dealt(found, data, node, seed))
+    where: str
+    found: Record | BouquetError
 
 
-def chance(record: Record, key: str) -> float:
-    """A number from 0 to 1 that a record's content and ``key`` decide, evenly and by nothing else."""
-    content = json.dumps(record, sort_keys=True, default=repr)
-    return int.from_bytes(hashlib.sha256(f"{key}\0{content}".encode(errors="replace")).digest()[:7]) / 2**56
+SHOWN = 3
+"""Of the faults in a data set, how many are told in full."""
 
 
-def read(source: str) -> Iterable[Record]:
-    """Every record of a source that can be read. Raises :class:`BouquetError` where there is no such source."""
-    files = sources.files(source)
-    if files is None:
-        return _each(sources.read(source))
-    one = _table if sources.reader(files[0]) == "parquet" else _lines
-    return (record for file in files for record in one(file))
+def content(placed: Placed) -> Record:
+    """The record at a place. Raises what is wrong with it, where something is."""
+    if isinstance(placed.found, BouquetError):
+        raise placed.found
+    return placed.found
 
 
-def _each(dataset: Any) -> Iterator[Record]:
-    for number in range(len(dataset)):
-        try:
-            record = dataset[number]
-        except Exception:  # noqa: S112 - absent; in an iterator it would end the reading of all that follow
-            continue
-        yield record
+def fields(found: Iterable[Placed]) -> list[str]:
+    """The fields that any of the records has, in the order in which they come."""
+    return list(dict.fromkeys(name for placed in found for name in content(placed)))
 
 
-def _table(file: Path) -> Iterator[Record]:
-    """The records of a Parquet file, by itself: the types of its columns may not be those of the others."""
-    with suppress(BouquetError):
-        yield from _each(sources.read(str(file)))
+def told(faults: Sequence[str], records: int) -> str:
+    """The first of the faults of so many records, in full."""
+    more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    return f"{len(faults)} of {records}: {'; '.join(faults[:SHOWN])}{more}"
 
 
-def _lines(file: Path) -> Iterator[Record]:
-    opener: Any = gzip.open if file.suffix == ".gz" else open
-    # Where a file breaks off, what came before has been read.
-    with suppress(OSError, EOFError, zlib.error), opener(file, "rb") as opened:
-        if sources.reader(file) == "csv":
-            yield from _rows(opened)
-        elif file.name.removesuffix(".gz").endswith(".json"):
-            yield from _whole(opened.read())
-        else:
-            for line in opened:
-                yield from _objects(line)
+def broken(faults: Sequence[Placed], records: int, where: str) -> BouquetError:
+    """The error for the faults of so many records: those that come first, and what to do about the first."""
+    # Records are dealt out in any order; of two places in one file the shorter, and then the lesser, comes first.
+    by_place = sorted(faults, key=lambda fault: (len(fault.where), fault.where))
+    errors = [(fault.where, fault.found) for fault in by_place if isinstance(fault.found, BouquetError)]
+    cure = errors[0][1].cure or "Correct them, or name other fields with the task.* keys of the run."
+    said = [f"{place}: {error.wrong}" for place, error in errors]
+    return BouquetError("records that cannot be used", where=where, got=told(said, records), cure=cure)
 
 
-def _rows(lines: Iterable[bytes]) -> Iterator[Record]:
+def values(found: Sequence[Placed], name: str) -> list[str]:
+    """What every record says in the partition field. Raises :class:`BouquetError` with those that say nothing."""
+    if not any(name in record for record in map(content, found)):
+        columns = fields(found)
+        raise BouquetError(
+            "the data has no such field",
+            where="data.partition-field",
+            expected=f"one of {', '.join(columns)}",
+            got=f"'{name}'",
+            cure=f"{did_you_mean(name, columns)} Or set data.partition = 'iid'.".strip(),
+        )
+    said = [words(content(placed).get(name), name) for placed in found]
+    if empty := [placed.where for placed, value in zip(found, said, strict=True) if not value]:
+        raise BouquetError(
+            "records without a value in the partition field",
+            where=f"data.partition-field = '{name}'",
+            expected="a value in each, which says whose the record is",
+            got=told(empty, len(found)),
+            cure="Correct them, name another field, or set data.partition = 'iid'.",
+        )
+    return said
+
+
+def form(file: Path) -> str:
+    """The ending that says how a file is read, but for that of its compression; empty where nothing here reads it."""
+    ending = Path(file.stem).suffix if file.suffix in PACKED else file.suffix
+    return ending if ending in FORMS else ""
+
+
+def read(file: Path) -> Iterator[Placed]:
+    """Every record of a file of a known :func:`form`; where the file breaks off, what came before has been read."""
+    try:
+        with _opened(file) as opened:
+            for place, found in FORMS[form(file)](opened, _delimiter_of(file)):
+                yield Placed(f"{file}{place}", found)
+    except (OSError, EOFError, zlib.error) as error:
+        yield Placed(str(file), BouquetError("a data file cannot be read to its end", got=str(error)))
+
+
+def _opened(file: Path) -> io.BufferedReader:
+    if file.suffix == ".zst":
+        import pyarrow  # which takes a moment to import; the standard library reads the form from Python 3.14 on
+
+        return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
+    return io.BufferedReader(gzip.open(file)) if file.suffix == ".gz" else file.open("rb")
+
+
+def _delimiter_of(file: Path) -> str:
+    return "\t" if form(file) == ".tsv" else ""
+
+
+def _windows(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return error.object[error.start : error.end].decode("cp1252", errors="replace"), error.end
+
+
+codecs.register_error("windows", _windows)
+
+
+def _lines(opened: io.BufferedReader) -> Iterator[str]:
+    """The lines of a text; a byte order mark is no part of any."""
+    return (line.decode(errors="windows").removeprefix("\ufeff") for line in opened)
+
+
+def _json_lines(opened: io.BufferedReader, _: str) -> Iterator[Found]:
+    return _objects(_lines(opened))
+
+
+def _objects(lines: Iterable[str]) -> Iterator[Found]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield f":{number}", _object(line)
+
+
+def _json(opened: io.BufferedReader, _: str) -> Iterator[Found]:
+    """The objects of one JSON array, one object alone, or JSON lines under another name."""
+    content = _whole(opened)
+    try:
+        values = json.loads(content, parse_int=_whole_number)
+    except (ValueError, RecursionError) as error:
+        if content.lstrip().startswith("["):
+            yield "", BouquetError("a file is not JSON", expected="an array of objects", got=str(error))
+            return
+        values = None
+    if values is None:
+        yield from _objects(content.split("\n"))
+    else:
+        for number, value in enumerate(values if isinstance(values, list) else [values], start=1):
+            yield f", record {number}", _usable(value)
+
+
+def _whole(opened: io.BufferedReader) -> str:
+    """A whole text, in UTF-16 where it says so in its first bytes."""
+    content = opened.read()
+    if content.startswith(UTF_16):
+        return content.decode("utf-16", errors="replace")
+    return content.decode(errors="windows").removeprefix("\ufeff")
+
+
+def _table(opened: io.BufferedReader, delimiter: str) -> Iterator[Found]:
     csv.field_size_limit(2**31 - 1)  # a long field would end the reading of all that follow
-    rows = csv.DictReader(line.decode(errors="replace") for line in lines)
+    # A table's first line is its header and so no record, which is why it may speak for the others.
+    wide = opened.peek(2)[:2] in UTF_16
+    lines = iter(io.StringIO(_whole(opened), newline="")) if wide else _lines(opened)
+    first = next(lines, "")
+    rows = csv.reader(chain([first], lines), delimiter=delimiter or _delimiter(first))
+    header = next(rows, [])
     while True:
         try:
             row = next(rows)
         except StopIteration:
             return
-        except csv.Error:
+        except csv.Error as error:
+            yield f":{rows.line_num}", BouquetError("a row is not CSV", got=str(error))
             continue
-        if None not in row:
-            yield row
+        if row:
+            yield f":{rows.line_num}", _cells(header, row)
 
 
-def _whole(content: bytes) -> Iterator[Record]:
-    """The objects of a file that is one JSON array, or JSON lines under another name."""
+def _delimiter(header: str) -> str:
+    """What stands between the names of a header most often, outside quotation marks."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return max(",;\t|", key=bare.count)
+
+
+def _cells(header: list[str], row: list[str]) -> Record | BouquetError:
+    if len(row) > len(header):
+        return BouquetError(
+            "a row has more cells than the header",
+            expected=f"{len(header)} ({', '.join(header)})",
+            got=str(len(row)),
+            cure="Put a text that holds the delimiter in quotation marks.",
+        )
+    return dict.fromkeys(header) | {name: cell or None for name, cell in zip(header, row, strict=False)}
+
+
+def _texts(opened: io.BufferedReader, _: str) -> Iterator[Found]:
+    for number, line in enumerate(_lines(opened), start=1):
+        if line.strip():
+            yield f":{number}", {"text": line.rstrip("\r\n")}
+
+
+def _parquet(opened: io.BufferedReader, _: str) -> Iterator[Found]:
+    import pyarrow  # see above
+    from pyarrow.parquet import ParquetFile
+
     try:
-        values = json.loads(content, parse_int=_whole_number)
-    except (ValueError, RecursionError):
-        values = None
-    if isinstance(values, list):
-        yield from _usable(values)
-    else:
-        for line in content.splitlines():
-            yield from _objects(line)
+        batches = ParquetFile(io.BytesIO(opened.read())).iter_batches()
+    except pyarrow.ArrowException as error:
+        yield "", BouquetError("a file is not Parquet", got=str(error))
+        return
+    rows = (batch.slice(row, 1) for batch in batches for row in range(len(batch)))
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield f", record {number}", row.to_pylist()[0]
+        except Exception as error:  # a value that Python has no form for
+            yield f", record {number}", BouquetError("a record cannot be decoded", got=str(error))
 
 
-def _objects(line: bytes) -> Iterator[Record]:
+def _object(line: str) -> Record | BouquetError:
     try:
         value = json.loads(line, parse_int=_whole_number)
     except (ValueError, RecursionError):
-        return
-    yield from _usable([value])
+        cure = "A file in UTF-16 has to be saved as UTF-8." if "\0" in line else ""
+        return BouquetError("a line is not JSON", expected="one JSON object a line", got=line.strip()[:80], cure=cure)
+    return _usable(value)
 
 
 def _whole_number(digits: str) -> int | str:
@@ -119,33 +242,31 @@ def _whole_number(digits: str) -> int | str:
     return int(digits) if len(digits) <= 1000 else digits
 
 
-def _usable(values: list[Any]) -> Iterator[Record]:
-    """The objects among values, but for what is nested so deeply that whatever reads it again may fail."""
-    return (value for value in values if isinstance(value, dict) and _shallow(value))
+def _usable(value: Any) -> Record | BouquetError:
+    """An object; not one that is nested so deeply that whatever reads it again may fail."""
+    if not isinstance(value, dict):
+        return BouquetError("a record is not an object", expected="one JSON object a record", got=repr(value)[:80])
+    if not _shallow(value):
+        return BouquetError("a record is nested too deeply", expected=f"at most {DEEPEST} levels", got="more")
+    return value
 
 
-def _shallow(value: Any, levels: int = 50) -> bool:
+DEEPEST = 50
+
+
+def _shallow(value: Any, levels: int = DEEPEST) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels > 0 and all(_shallow(each, levels - 1) for each in inner)
 
 
-def _dealt(found: Iterable[Record], data: DataConfig, node: NodeConfig, seed: int) -> Iterator[Record]:
-    """The node's part: each record goes where its own content, or its own value of the partition field, says.
-
-    Which values that field has is taken as public, as it is in a simulation, where one user has all of them.
-    """
-    if data.partition == "iid":
-        nodes, own = node.num_partitions, node.partition_id
-        return (record for record in found if int(chance(record, f"deal {seed}") * nodes) == own)
-    named = [record for record in found if record.get(data.partition_field) is not None]
-    values = sorted({str(record[data.partition_field]) for record in named})
-    if node.partition_id >= len(values):
-        raise BouquetError(
-            "more nodes than partitions",
-            where=f"{node.label}, data.partition = '{data.partition}'",
-            expected=f"at most {len(values)} nodes",
-            got=f"partition-id {node.partition_id}",
-            cure=f"Use fewer nodes, or data.partition = 'iid' for records without '{data.partition_field}' "
-            "(data.partition-field).",
-        )
-    return (record for record in named if str(record[data.partition_field]) == values[node.partition_id])
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+PACKED = (".gz", ".zst")
+Form = Callable[[io.BufferedReader, str], Iterator[Found]]
+FORMS: Mapping[str, Form] = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _table,
+    ".tsv": _table,
+    ".txt": _texts,
+    ".parquet": _parquet,
+}

@@ -1,13 +1,16 @@
 """A base model and its tokenizer, made to agree: what pads, what ends, and how long a text may be."""
 
+import sys
 from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-ASKED = [{"role": "user", "content": "1"}]
-MARK = "zq"
-"""The answer of a made-up turn: a text that no template has of its own."""
+from common.error import BouquetError
+from common.fields import LeftOut
+from common.tasks.turns import conversation
+
+TURNS = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
@@ -31,13 +34,15 @@ def ends(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, generatio
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The first special token after an answer in the chat template; None where there is no template, or no such."""
+    """The special token that a turn of the assistant ends with, as it is learned; None where there is no such."""
     if tokenizer.chat_template is None:
         return None
-    rendered = str(tokenizer.apply_chat_template([*ASKED, {"role": "assistant", "content": MARK}], tokenize=False))
-    after: list[int] = tokenizer(rendered.rpartition(MARK)[2], add_special_tokens=False)["input_ids"]
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return next((token for token in after if token in special), None)
+    try:
+        (example,) = conversation(TURNS, tokenizer, sys.maxsize)
+    except (BouquetError, LeftOut):
+        return None
+    last = example.labels[-1]
+    return last if last in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} else None
 
 
 def positions(network: nn.Module) -> int | None:

@@ -2,6 +2,7 @@
 
 bouquet run                                           the main job: four simulated nodes on this machine
 bouquet run --nodes 2 num-server-rounds=1 rule.name=fedex-lora
+bouquet check data.source=tickets.csv task.name=classify    what it would read and learn, before it starts
 bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2
 bouquet bundle                                        the digest of this release, which nodes allow
 bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
@@ -30,6 +31,7 @@ from deploy.settings import Commands
 # Where each subcommand is. Only the one that is asked for is imported: most know models, which takes seconds.
 HOMES = {
     "run": "deploy.simulation",
+    "check": "deploy.check",
     "rules": "deploy.command",
     "site": "deploy.site.commands",
     "bundle": "deploy.bundles.command",

@@ -19,6 +19,7 @@ from common.record import SAID, Run, make_folder, name_of_now
 from deploy import settings
 from deploy.flower import APP, app_alone, environment, program
 from deploy.settings import Commands
+from deploy.settle import settled
 from strategies import read_config
 
 SIMULATION = {
@@ -54,7 +55,9 @@ def _run(options: argparse.Namespace) -> int:
             raise BouquetError(
                 "an option that cannot be used", where=f"--{name}", expected=f"{least} or more", got=f"{got:g}"
             )
-    flat = settings.located(settings.read(options.settings))
+    flat, said = settled(settings.located(settings.read(options.settings)), options.nodes)
+    for line in said:
+        print(line)
     read_config(flat)
     return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), flat)
 

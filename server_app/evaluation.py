@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from common import base, models, sources, tasks
+from common import base, lengths, models, sources, tasks
 from common.adapter import State
 from common.config import RunConfig
 from common.error import BouquetError
+from common.records import fields
 from common.tasks import Score
 from strategies import RULES, build
 
@@ -21,12 +22,12 @@ def central(config: RunConfig) -> Callable[[State], Score]:
             where=f"evaluation.source, rule.name = '{config.rule.name}', task.head = '{config.task.head}'",
             cure="Leave evaluation.source empty: every node scores its own model.",
         )
-    task, blocks = tasks.build(config.task), build(config).blocks
-    tokenizer = base.load_tokenizer(config.model)
-    dataset = sources.read(config.evaluation.source)
-    task.check(dataset.column_names, where=config.evaluation.source)
-    examples = [example for record in dataset for example in task.encode(record, tokenizer)]
-    examples = examples[: config.evaluation.limit or None]
+    blocks, tokenizer = build(config).blocks, base.load_tokenizer(config.model)
+    found = sources.read(config.evaluation.source)
+    tasks.build(config.task).check(fields(found), where=config.evaluation.source)
+    task = lengths.fitted(config.task, config.model, found, tokenizer)
+    encoded, _ = tasks.encoded(task, found, tokenizer)
+    examples = [example for record in encoded for example in record][: config.evaluation.limit or None]
 
     def score(state: State) -> Score:
         model = models.load(config.model, config.lora, config.task, "auto", blocks)

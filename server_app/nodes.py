@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from common import wire
 from common.config import RunConfig
+from common.counts import Counts
 from common.error import BouquetError, QuorumError, RefusalError, brief
 from common.ranges import is_node_name
 from common.roster import Roster
@@ -221,8 +222,10 @@ class Nodes:
             try:
                 if message is not None:
                     raise_failure(message)
-                    name, rank, self._bases[node] = _introduction(message)
+                    name, rank, self._bases[node], counts = _introduction(message)
                     self._admit(node, name, rank, connected)
+                    if counts is not None and self._config.privacy.mode == "none":
+                        self._record.note("data", 0, self._names[node], f"has {counts}", **counts.numbers())
                 elif node in pending:
                     continue
                 else:
@@ -309,8 +312,11 @@ def state_bytes(message: Message) -> int:
     return wire.payload_bytes(message.content.array_records["state"])
 
 
-def _introduction(message: Message) -> tuple[str, int, str]:
-    """The name, the rank and the digest of the base in an answer to the roll call. Raises :class:`BouquetError`."""
+def _introduction(message: Message) -> tuple[str, int, str, Counts | None]:
+    """The name, the rank, the digest of the base and the counts of the data in an answer to the roll call.
+
+    Raises :class:`BouquetError`.
+    """
     facts = message.content.config_records.get("node", ConfigRecord())
     name, rank = facts.get("name"), facts.get("rank")
     if not (isinstance(name, str) and is_node_name(name) and isinstance(rank, int) and 0 < rank <= 2**31):
@@ -327,4 +333,5 @@ def _introduction(message: Message) -> tuple[str, int, str]:
             got=brief(facts.get("code")),
             cure="Stop SuperLinks and SuperNodes of older checkouts; uninstall other copies of Bouquet.",
         )
-    return name, rank, brief(facts.get("base"))
+    told = message.content.metric_records.get("data")
+    return name, rank, brief(facts.get("base")), Counts.read(told) if told else None

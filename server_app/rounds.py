@@ -9,7 +9,8 @@ from flwr.app import ConfigRecord, Message, MessageType
 from common import checkpoint
 from common.adapter import State
 from common.config import RunConfig
-from common.error import QuorumError, brief
+from common.error import BouquetError, QuorumError, brief
+from common.record import Run, number
 from common.tasks import Score, Task
 from common.units import size
 from server_app.intake import Intake, known
@@ -85,6 +86,7 @@ class Rounds:
 
     def _run(self, outcome: Outcome) -> None:
         best, stale = (outcome.state, outcome.after), 0
+        chosen = self._remembered(outcome.state.round)
         every, patience = self._config.evaluation.every, self._config.round.patience
         while outcome.state.round < self._config.num_server_rounds:
             self._finish_round(outcome)
@@ -93,12 +95,45 @@ class Rounds:
                 outcome.after = self._evaluate(outcome)
                 better = best[1] is None or (outcome.after is not None and outcome.after.judged < best[1].judged)
                 best, stale = ((outcome.state, outcome.after), 0) if better else (best, stale + 1)
-            kept = self._config.checkpoint
-            checkpoint.prune(self._record.checkpoints, kept.newest, kept.every, also=(best[0].round,))
+                if outcome.after is not None and (chosen is None or outcome.after.judged <= chosen[1].judged):
+                    chosen = outcome.state.round, outcome.after
+            kept, also = self._config.checkpoint, {best[0].round, chosen[0] if chosen else 0}
+            checkpoint.prune(self._record.checkpoints, kept.newest, kept.every, also=also)
             if patience and stale >= patience:
                 self._record.say(f"no better for {stale} evaluations: stopped, round {best[0].round} is kept")
                 outcome.state, outcome.after = best
-                break
+                return
+        if chosen is not None and self._config.evaluation.export == "best":
+            self._choose(outcome, *chosen)
+
+    def _remembered(self, done: int) -> tuple[int, Evaluation] | None:
+        """Of the rounds of earlier sessions, the best one by its scores whose state is still there."""
+        if not done:
+            return None
+        run, there = Run.read(self._record.folder), checkpoint.rounds(self._record.checkpoints)
+        losses = {turn: loss for turn, loss in run.history("judged", "by").items() if turn in there and turn <= done}
+        if not losses:
+            return None
+        turn, metric = min(losses, key=lambda turn: (losses[turn], -turn)), self._task.metric
+        nodes = {node: number(events.get(turn, {}), metric) for node, events in run.by_node("evaluate").items()}
+        told = {node: figure for node, figure in sorted(nodes.items()) if figure is not None}
+        return turn, Evaluation(run.history("heldout", metric)[turn], losses[turn], told, "")
+
+    def _choose(self, outcome: Outcome, turn: int, evaluation: Evaluation) -> None:
+        """Let the run end with the state of an earlier round, where that is better and one model is all nodes'."""
+        rule, last = self._strategy.rule, outcome.state.round
+        if turn == last or rule.personal or self._config.task.head == "local":
+            return
+        try:
+            outcome.state = checkpoint.load(checkpoint.file_of(self._record.checkpoints, turn), rule.name)
+        except BouquetError as error:  # what was trained is worth more than which round of it
+            self._record.say(f"round {turn} of {last} was the best, and the last is exported: {error}")
+            return
+        outcome.after = evaluation
+        self._record.event("chosen", turn, last=last)
+        self._record.say(
+            f"round {turn} of {last} is exported: the least held-out loss (evaluation.export=last takes the last)"
+        )
 
     def _finish_round(self, outcome: Outcome) -> None:
         """One round, tried until it counts. Raises :class:`QuorumError` when it keeps failing."""
@@ -233,7 +268,8 @@ class Rounds:
             self._record.note("implausible", state.round, name, said, count=scores[name].count)
         evaluation = Evaluation(self._task.figure(total), judged(scores), dict(sorted(figures.items())), sample)
         together = self._task.figures(total)
-        self._record.event("heldout", state.round, loss=total.loss / total.count, **together)
+        classes = {"classes": by_class} if (by_class := self._task.by_class(total)) else {}
+        self._record.event("heldout", state.round, loss=total.loss / total.count, **together, **classes)
         self._record.event("judged", state.round, by=evaluation.judged)
         self._record.say(f"    held-out {_figures(together)} over {len(figures)} nodes{', noised' if private else ''}")
         if prompted and not sample and not state.round:

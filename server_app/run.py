@@ -32,11 +32,12 @@ def conduct(grid: Grid, context: Context) -> None:
         nodes.summon()
 
         # The nodes read their data meanwhile; what knows models takes seconds to import on both sides.
-        from common import base, models
+        from common import base, lengths, models
         from common.coverage import coverage
         from common.export import export
 
         spec = models.describe(config.model, config.lora, config.task, rule.blocks)
+        lengths.bounded(config.task, config.model, private=config.privacy.mode != "none")
         nodes.admit()
         state = rule.initial(spec, config.seed)
         if config.resume and (saved := checkpoint.latest(record.checkpoints, rule.name)):

@@ -1,10 +1,9 @@
 """A start that is taken from the base model and public data, for the rules that want one."""
 
-from itertools import islice
-
-from common import base, models, sources, tasks
+from common import base, lengths, models, sources, tasks
 from common.adapter import State
 from common.config import RunConfig
+from common.records import fields
 from strategies import FedSB
 
 
@@ -14,12 +13,14 @@ def from_public_data(rule: FedSB, state: State, config: RunConfig) -> State:
     Here alone, and in central evaluation, the coordinator loads the base model; it needs as much memory again for the
     gradients of the adapted layers, in float32.
     """
-    task = tasks.build(config.task)
     tokenizer = base.load_tokenizer(config.model)
-    dataset = sources.read(rule.source)
-    task.check(dataset.column_names, where=rule.source)
-    encoded = (example for record in dataset for example in task.encode(record, tokenizer))
+    # Each record is an example or more, unless it is left out.
+    found = sources.read(rule.source)[: 4 * rule.examples]
+    task = lengths.fitted(config.task, config.model, found, tokenizer)
+    task.check(fields(found), where=rule.source)
+    encoded, _ = tasks.encoded(task, found, tokenizer)
+    examples = [example for record in encoded for example in record][: rule.examples]
     model = models.load(config.model, config.lora, config.task, "auto", rule.blocks)
     model.install(state.adapter, state.scale, state.offset)
-    gradients = model.gradients(task, list(islice(encoded, rule.examples)), int(tokenizer.pad_token_id))
+    gradients = model.gradients(task, examples, int(tokenizer.pad_token_id))
     return rule.from_gradient(state, gradients.__getitem__)

@@ -3,7 +3,6 @@
 import json
 import random
 import re
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from scipy.stats import beta, binom
 from client_app import units
 from client_app.per_example import Engine
 from client_app.session import Session
-from common import gaussian, node_config, sources
+from common import gaussian, node_config, stdlib
 from deploy.audit import bounds, invariants, trials
 from deploy.audit.canaries import Maker, usable
 from deploy.audit.node import Bench
@@ -41,7 +40,7 @@ KINDS = ["random", "mislabelled", "longest", "repeated", "shortest"]
 
 @pytest.fixture(scope="module")
 def own():
-    return [{"text": record["text"][:300]} for record in islice(sources.stdlib_records(), 8)]
+    return [{"text": record["text"][:300]} for record in stdlib.records()[:8]]
 
 
 @pytest.fixture
@@ -129,7 +128,7 @@ def test_an_error_that_one_record_makes_of_all_is_found(bench, own, monkeypatch)
     assert invariants.stability(audited, own, others).held
 
     def strict(record, task, tokenizer, most):
-        return list(islice(task.encode(record, tokenizer), most))
+        return task.encode(record, tokenizer)[:most]
 
     monkeypatch.setattr(units, "_examples", strict)
     assert not invariants.stability(audited, own, others).held
@@ -201,6 +200,7 @@ def test_a_whole_change_is_audited_in_pairs(source, capsys):
         ("text", {"text": "a b c d"}, KINDS),
         ("instruct", {"instruction": "Add", "input": "", "output": "1"}, ["longest"]),
         ("classify", {"text": "well", "label": 1}, KINDS),
+        ("chat", {"messages": [{"role": "user", "content": "Add"}]}, ["longest"]),
     ],
 )
 def test_every_task_has_canaries_that_the_node_uses(bench, task, record, kinds, unit):

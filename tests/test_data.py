@@ -8,9 +8,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from common import base, sources, tasks
+from client_app.examples import node_examples
+from common import base, sources, stdlib, tasks
 from common.config import DataConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
+from common.fields import LeftOut
 from common.node_config import NodeConfig
 from common.tasks.task import IGNORED, Example, next_token_loss
 
@@ -38,11 +40,17 @@ def write(path: Path, records: list[dict]) -> Path:
     return path
 
 
+def said(found, field: str = "text") -> list:
+    return [placed.found[field] for placed in found]
+
+
 RECORDS = [{"text": f"example {i}", "label": i % 2, "ward": "abc"[i % 3]} for i in range(30)]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "csv", "parquet", "folder"])
 def test_a_source_is_a_file_or_a_folder_of_files(form, tmp_path):
+    # What a table holds is text.
+    expected = [{**record, "label": str(record["label"])} for record in RECORDS] if form == "csv" else RECORDS
     if form == "folder":
         write(tmp_path / "a.jsonl", RECORDS[:20])
         write(tmp_path / "b.jsonl", RECORDS[20:])
@@ -52,14 +60,15 @@ def test_a_source_is_a_file_or_a_folder_of_files(form, tmp_path):
     else:
         source = tmp_path / f"x.{form}"
         getattr(Dataset.from_list(RECORDS), f"to_{form}")(str(source))
-    assert list(sources.read(str(source))) == RECORDS
+    assert [placed.found for placed in sources.read(str(source))] == expected
 
 
 def test_a_line_that_is_not_json_is_named(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "a"}\nnot json\n')
     with pytest.raises(
-        BouquetError, match=rf"a line is not JSON \({bad}:2\): expected one JSON object a line, got not json"
+        BouquetError,
+        match=rf"cannot be used \({bad}\): got 1 of 2: {bad}:2: a line is not JSON: expected one JSON .*, got not json",
     ):
         sources.read(str(bad))
 
@@ -84,9 +93,9 @@ def test_a_missing_source_is_named(source, message):
 
 
 def test_a_file_of_unknown_form_is_refused(tmp_path):
-    (tmp_path / "x.txt").write_text("hello")
-    with pytest.raises(BouquetError, match=r"no file of a known form .*expected .jsonl, .json, .csv, .parquet"):
-        sources.read(str(tmp_path / "x.txt"))
+    (tmp_path / "x.doc").write_text("hello")
+    with pytest.raises(BouquetError, match=r"no file of a known form .*expected .jsonl, .json, .csv, .tsv, .txt"):
+        sources.read(str(tmp_path / "x.doc"))
 
 
 def test_partitions_share_nothing_and_lose_nothing(tmp_path):
@@ -96,17 +105,16 @@ def test_partitions_share_nothing_and_lose_nothing(tmp_path):
         ({"partition": "natural", "partition_field": "ward"}, 3),
         ({"partition": "dirichlet", "partition_field": "label", "dirichlet_alpha": 5.0}, 3),
     ):
-        parts = [
-            sources.node_dataset(data(source=source, **settings), node(i, nodes), seed=0)["text"] for i in range(nodes)
-        ]
+        config = data(source=source, **settings)
+        parts = [said(sources.node_records(config, node(i, nodes), seed=0)) for i in range(nodes)]
         assert sorted(text for part in parts for text in part) == sorted(record["text"] for record in RECORDS)
-    natural = sources.node_dataset(data(source=source, partition_field="ward"), node(1, 3), seed=0)
-    assert len(set(natural["ward"])) == 1
+    natural = sources.node_records(data(source=source, partition_field="ward"), node(1, 3), seed=0)
+    assert set(said(natural, "ward")) == {"b"}
 
 
 def test_a_node_reads_its_own_file_whole(tmp_path):
     own = write(tmp_path / "own.jsonl", RECORDS[:7])
-    assert len(sources.node_dataset(data(source="stdlib"), node(3, 9, data=str(own)), seed=0)) == 7
+    assert len(sources.node_records(data(source="stdlib"), node(3, 9, data=str(own)), seed=0)) == 7
 
 
 def test_more_nodes_than_partitions_is_refused(tmp_path):
@@ -114,7 +122,7 @@ def test_more_nodes_than_partitions_is_refused(tmp_path):
     with pytest.raises(
         BouquetError, match=r"more nodes than partitions .*expected at most 3 nodes, got partition-id 3"
     ):
-        sources.node_dataset(data(source=source, partition_field="ward"), node(3, 4), seed=0)
+        sources.node_records(data(source=source, partition_field="ward"), node(3, 4), seed=0)
 
 
 def test_a_partition_field_that_is_not_there_is_refused(tmp_path):
@@ -122,19 +130,19 @@ def test_a_partition_field_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(
         BouquetError, match=r"no such field \(data.partition-field\): expected one of .*Did you mean 'ward'"
     ):
-        sources.node_dataset(data(source=source, partition_field="wards"), node(), seed=0)
+        sources.node_records(data(source=source, partition_field="wards"), node(), seed=0)
 
 
 def test_an_empty_partition_is_refused(tmp_path):
     source = write(tmp_path / "x.jsonl", RECORDS[:1])
-    with pytest.raises(BouquetError, match=r"a node has too few examples .*expected at least 2.*got 1"):
-        sources.node_dataset(data(partition="none", source=str(source)), node(), seed=0)
+    with pytest.raises(BouquetError, match=r"a node has too few examples .*expected at least 2.*got 1 record"):
+        owned(data(partition="none", source=str(source)), node())
 
 
 def test_the_embedded_data_is_code_without_docstrings_in_families():
-    records = list(sources.stdlib_records())
+    records = stdlib.records()
     families = {record["family"] for record in records}
-    assert families == set(sources.FAMILIES)
+    assert families == set(stdlib.FAMILIES)
     for family in families:
         assert sum(record["family"] == family for record in records) >= 50
     shown = next(
@@ -149,7 +157,9 @@ def test_text_is_cut_into_windows_and_every_token_is_learnt(tokenizer):
     assert all(len(example.tokens) <= 16 and example.labels == example.tokens for example in examples)
     joined = [token for example in examples for token in example.tokens[1:]]
     assert tokenizer.decode(joined) == text
-    assert not list(task().encode({"text": None}, tokenizer))
+    for nothing in (None, "", " \n"):
+        with pytest.raises(LeftOut, match="without text"):
+            task().encode({"text": nothing}, tokenizer)
 
 
 def test_only_the_answer_is_learnt(tokenizer):
@@ -170,15 +180,16 @@ def test_a_chat_template_is_used_where_there_is_one(tokenizer, monkeypatch):
 
 
 def test_a_prompt_that_leaves_no_room_is_left_out(tokenizer):
-    assert not list(task(name="instruct", max_length=8).encode({"instruction": "x " * 50, "output": "y"}, tokenizer))
+    with pytest.raises(LeftOut, match="without room for an answer"):
+        task(name="instruct", max_length=8).encode({"instruction": "x " * 50, "output": "y"}, tokenizer)
 
 
-@pytest.mark.parametrize("label", [2, -1, "positive", None])
+@pytest.mark.parametrize("label", [2, -1, "positive", 0.5, "1.5", "NA"])
 def test_a_label_out_of_range_is_refused(label, tokenizer):
     with pytest.raises(
         BouquetError, match=r"a label is out of range \(field 'label'\): expected a whole number from 0 to 1"
     ):
-        list(task(name="classify").encode({"text": "x", "label": label}, tokenizer))
+        task(name="classify").encode({"text": "x", "label": label}, tokenizer)
 
 
 def test_a_field_that_the_data_lacks_is_named():
@@ -200,16 +211,23 @@ def test_padding_is_not_learnt_and_not_counted():
     assert score.loss == pytest.approx(alone.item(), rel=1e-6)
 
 
+def owned(config: DataConfig, owner: NodeConfig):
+    return node_examples(config, owner, TaskConfig.model_validate({"max-length": 64}), ModelConfig(), 0, ())
+
+
 def test_pooled_training_has_all_nodes_examples_and_nothing_held_out(tmp_path):
-    config = data(source=str(write(tmp_path / "x.jsonl", RECORDS)), partition="iid", holdout=0.2, limit=8)
+    source = str(write(tmp_path / "x.jsonl", RECORDS))
     nodes = [node(number, of=3) for number in range(3)]
-    parts = [sources.split(sources.node_dataset(config, each, 0), 0.2, 0) for each in nodes]
-    pooled = sources.pool(config, nodes[1], 0)["text"]
-    assert sorted(pooled) == sorted(text for train, _ in parts for text in train["text"])
-    assert not set(pooled) & {text for _, heldout in parts for text in heldout["text"]}
+    alone = [owned(data(source=source, partition="iid", holdout=0.2, limit=8), each) for each in nodes]
+    pooled = owned(data(source=source, partition="iid", holdout=0.2, limit=8, pooled=True), nodes[1])
+    assert pooled.train == [example for part in alone for example in part.train]
+    assert pooled.heldout == alone[1].heldout
+    assert not {str(example.tokens) for example in pooled.train} & {
+        str(example.tokens) for part in alone for example in part.heldout
+    }
 
 
 def test_a_node_with_its_own_data_cannot_pool(tmp_path):
     file = str(write(tmp_path / "x.jsonl", RECORDS))
     with pytest.raises(BouquetError, match=r"cannot train on the others' \(node-000, data.pooled = true\)"):
-        sources.pool(data(source=file), node(data=file), 0)
+        owned(data(source=file, pooled=True), node(data=file))

@@ -26,7 +26,7 @@ DOCUMENTS = (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md"))
 @pytest.mark.slow
 def test_the_commands_of_your_data_work_one_after_the_other(tmp_path):
     blocks = re.findall(r"<!-- run -->\n```sh\n(.*?)```", (DOCS / "your-data.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = "set -e\n" + "".join(blocks)
     finished = subprocess.run(
@@ -40,6 +40,8 @@ def test_the_commands_of_your_data_work_one_after_the_other(tmp_path):
     said = finished.stdout
     assert finished.returncode == 0, said
     assert said.count("\nround ") == 2
+    assert "2 classes found in 'kind': card, transfer" in said
+    assert "«Yes, since noon.</s>»" in said or "«No.</s>»" in said
     assert "held-out accuracy" in said
     assert (tmp_path / "runs/tickets/adapter/adapter_model.safetensors").is_file()
     assert "epsilon" in said

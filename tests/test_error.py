@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[1]
 NEAR_RECORDS = [
     "common/records.py",
     "common/sources.py",
+    "common/files.py",
+    "common/stable.py",
+    "common/fields.py",
     "common/dataset.py",
     "client_app/units.py",
     "client_app/scoring.py",

@@ -260,7 +260,7 @@ def test_a_node_with_bad_data_is_left_out_at_the_roll_call(settings, tmp_path):
     bad.write_text('{"text": "fine"}\n{"text": \n')
     run_in_process(settings(**{"num-server-rounds": 1, "min-nodes": 1}), nodes=2, node_config={1: {"data": str(bad)}})
     (reason,) = failures(tmp_path / "run")
-    assert f"a line is not JSON ({bad}:2): expected one JSON object a line" in reason
+    assert f"got 1 of 2: {bad}:2: a line is not JSON: expected one JSON object a line" in reason
 
 
 def test_mixed_ranks_are_refused_at_the_roll_call(settings, tmp_path):
@@ -292,6 +292,26 @@ def test_two_nodes_of_one_name_do_not_both_take_part(settings, tmp_path):
 def test_nobody_left_ends_the_run(settings):
     with pytest.raises(BouquetError, match="no node can take part"):
         run_in_process(settings(**{"data.source": "/no/such.jsonl"}), nodes=2)
+
+
+@pytest.mark.parametrize("export", ["best", "last"])
+def test_the_best_round_is_exported_or_the_last(export, settings, tmp_path):
+    """Two rounds that learn, and after them, in another session, two that unlearn all of it."""
+    run = settings(**{"train.clip-norm": 0.0, "evaluation.export": export, "checkpoint.newest": 1})
+    run_in_process(run, nodes=2)
+    run_in_process(run | {"num-server-rounds": 4, "resume": True, "train.learning-rate": 0.5}, nodes=2)
+    heldout = {line["round"]: line for line in lines(tmp_path / "run") if line["phase"] == "heldout"}
+    best = min((number for number in heldout if number), key=lambda number: heldout[number]["loss"])
+    assert best < 3
+    exported = best if export == "best" else 4
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["rounds"], summary["after"]["all"]) == (exported, heldout[exported]["perplexity"])
+    assert set(summary["after"]) == {"node-000", "node-001", "all"}
+    state = checkpoint.load(tmp_path / f"run/checkpoints/round-{exported:04d}.safetensors", "fedit")
+    assert summary["adapter_digest"] == digest(state.adapter | state.offset)
+    assert json.loads((tmp_path / "run/adapter/bouquet.json").read_text())["round"] == exported
+    said = f"round {best} of 4 is exported: the least held-out loss (evaluation.export=last takes the last)"
+    assert (said in (tmp_path / "run/run.log").read_text()) == (export == "best")
 
 
 def test_early_stop_keeps_the_best_round(settings, tmp_path):

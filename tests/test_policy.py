@@ -132,7 +132,7 @@ def test_a_coordinator_that_asks_for_more_is_refused_with_everything_it_may_not_
         "  wire.up: expected bf16, got 'fp32'",
         "  privacy.mode: expected example, got 'none'",
         "  task.name: expected 'classify', got 'text'",
-        "  task.max-length: expected 128, got 32",
+        "  task.max-length: expected 0, got 32",
         "  data.source: expected stdlib (data.sources), got '/etc/passwd'",
         "  privacy.mode: expected a private run (min-noise-multiplier), got 'none'",
     ]

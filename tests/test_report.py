@@ -102,6 +102,21 @@ def test_what_a_node_wrote_is_text_and_nothing_else(plain):
     assert not re.search(r"""(src|href)=|url\(|@import""", html)
 
 
+def test_each_class_has_a_line_and_the_round_that_was_exported_its_figures(copy):
+    events = lines(copy)
+    for event in events:
+        if event["phase"] == "heldout":
+            event["classes"] = {"ham": {"share": 0.75, "recall": 0.5 + event["round"] / 10}, "rare": {"share": 0.0}}
+    rewrite(copy, events)
+    summary = json.loads((copy / "summary.json").read_text())
+    (copy / "summary.json").write_text(json.dumps(summary | {"rounds": 2}))
+    report.write(copy)
+    said = text(copy)
+    assert "on the held-out examples of all nodes, after round 2." in said.lower()
+    assert "ham 75.0% 50.0% 70.0% rare 0.0%" in said
+    assert "held out, after round 2, the best;" in said
+
+
 def test_figures_that_nobody_asked_for_do_not_take_the_place_of_facts(plain):
     odd = [event for event in lines(plain) if event.get("node") == "ward-3" and event["phase"] == "train"]
     assert [event["round"] for event in odd] == [1, 2, 3]

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client_app.units import Units, Wanted, node_units
-from common import records, sources
+from common import files, stable
 from common.config import DataConfig, ModelConfig, TaskConfig
 from common.node_config import NodeConfig
 from common.privacy_config import PrivacyConfig
@@ -107,11 +107,11 @@ def test_a_number_too_long_for_python_does_not_end_the_reading_of_an_array(tmp_p
 
 def test_a_file_that_was_replaced_is_read_again(tmp_path):
     node = written(tmp_path, [{"text": "old", "label": 0}], "jsonl")
-    before = sources.stamp(node.data)
-    assert sources.stamp(node.data) == before
+    before = files.stamp(node.data)
+    assert files.stamp(node.data) == before
     written(tmp_path, [{"text": "new", "label": 0}], "jsonl")
-    assert sources.stamp(node.data) != before
-    assert sources.stamp("stdlib") == ()
+    assert files.stamp(node.data) != before
+    assert files.stamp("stdlib") == ()
 
 
 def test_a_line_that_cannot_be_read_is_one_absent_record(tmp_path):
@@ -140,8 +140,8 @@ def test_a_record_that_cannot_be_decoded_does_not_end_the_reading_of_a_data_set(
             return super().__getitem__(number)
 
     rows = [{"text": f"note {n}", "label": 0} for n in range(4)]
-    monkeypatch.setattr("common.sources.read", lambda source: Torn(rows))
-    assert [record["text"] for record in records.read("owner/data")] == ["note 0", "note 2", "note 3"]
+    monkeypatch.setattr("common.sources.load_dataset", lambda source: Torn(rows))
+    assert [record["text"] for record in stable.read("owner/data")] == ["note 0", "note 2", "note 3"]
 
 
 def test_a_long_field_does_not_end_the_reading_of_a_table(tmp_path):
@@ -170,7 +170,7 @@ def test_dealing_out_gives_each_record_to_one_node_by_its_own_content(tmp_path):
 
     def dealt() -> list[list[str]]:
         parts = (NodeConfig.from_flower({"partition-id": number, "num-partitions": 3}) for number in range(3))
-        return [[record["text"] for record in records.node_records(config, part, 0)] for part in parts]
+        return [[record["text"] for record in stable.node_records(config, part, 0)] for part in parts]
 
     before = dealt()
     assert sorted(chain.from_iterable(before)) == sorted(row["text"] for row in rows)
@@ -192,3 +192,10 @@ def test_a_file_that_breaks_off_is_read_up_to_there(tmp_path):
     whole = gzip.compress(b"".join(json.dumps({"text": f"note {n}", "label": 0}).encode() + b"\n" for n in range(5000)))
     file.write_bytes(whole[: len(whole) // 2])
     assert 0 < len(units(NodeConfig(data=str(file), name="ward")).train) < 5000
+
+
+def test_what_is_left_out_and_why_is_in_the_nodes_own_log(tmp_path, capsys):
+    rows = [{"text": "a note", "label": 0}] * 3 + [{"text": None, "label": 1}, {"text": "b"}, {"text": "c", "label": 9}]
+    units(written(tmp_path, [*rows, {"text": "long " * 600, "label": 1}], "jsonl"))
+    said = "4 of 7 records are used, 1 broken, 1 cut at 512 tokens, 1 without a label, 1 without text"
+    assert f"ward: {said}; the coordinator is not told" in capsys.readouterr().err

@@ -48,6 +48,7 @@ def render(run: Run) -> str:
         learning.headline(run),
         learning.curves(run),
         learning.nodes(run),
+        learning.classes(run),
         operation.failures(run),
         operation.size(run),
         operation.time(run),

@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 
 from common import units
 from common.chart import chart, spark
+from common.counts import Counts
+from common.error import BouquetError
 from common.page import NOTHING, Html, element, section, table
-from common.record import Event, Run, number, numbers
+from common.record import Event, Run, mapping, number, numbers
 from common.report import spending
 
 WORST_LAYERS = 5
+NOT_COUNTED = {"phase", "round", "elapsed", "node"}
 Figures = Mapping[int, float]
 
 
@@ -29,8 +32,9 @@ def headline(run: Run) -> Html:
     """The figures that a reader wants first."""
     tiles = [_tile("Rounds", f"{run.done} of {run.rounds}", f"in {units.duration(run.seconds)}")]
     if run.scores:
-        first, last = _ends(run.scores)
-        tiles.append(_tile(run.metric.capitalize(), last, f"held out; {first} before"))
+        first, last = _ends({turn: score for turn, score in run.scores.items() if turn <= run.exported} or run.scores)
+        best = f", after round {run.exported}, the best" if run.exported < run.done else ""
+        tiles.append(_tile(run.metric.capitalize(), last, f"held out{best}; {first} before"))
     if losses := run.history("merge", "loss"):
         first, last = _ends(losses)
         tiles.append(_tile("Training loss", last, f"{first} at first" if len(losses) > 1 else "in one round"))
@@ -72,9 +76,10 @@ def curves(run: Run) -> Html:
 def nodes(run: Run) -> Html:
     """A line a node."""
     head = ["node", "by round", "before", "after", "loss", "rounds", "tokens", "training"]
-    head += ["up", "down", "peak memory", "epsilon", "failures"]
+    head += ["up", "down", "peak memory", "epsilon", "failures", "records", "left out", "cut"]
     trained, evaluated = run.by_node("train"), run.by_node("evaluate")
     bounds, failed = spending.epsilon_bounds(run), run.tally.failures
+    read = run.by_node("data")
     rows = []
     for node in run.nodes:
         own, scores = trained.get(node, {}), _figures(evaluated.get(node, {}), run.metric)
@@ -82,10 +87,26 @@ def nodes(run: Run) -> Html:
         row += [str(len(own)), _total(own, "tokens", "{:,.0f}".format), _total(own, "seconds", units.duration)]
         row += [_total(own, "bytes_up", units.size), _total(own, "bytes_down", units.size)]
         row += [_total(own, "peak-memory", units.size, max), spending.told(bounds, node) if bounds else NOTHING]
-        rows.append([*row, str(failed[node])])
+        rows.append([*row, str(failed[node]), *_data(read.get(node, {}))])
     if not rows:
         return section("Nodes", element("p", "No node has been asked yet."))
     return section("Nodes", element("p", _about_nodes(run)), table(*_telling(head, rows)))
+
+
+def classes(run: Run) -> Html:
+    """A line a class, where the task has classes and what each came to is told."""
+    told = {turn: mapping(event.get("classes")) for turn, event in run.by_round("heldout").items()}
+    turn = run.exported if run.exported in told else max(told, default=0)
+    if not (last := told.get(turn, {})):
+        return Html("")
+    head = ["class", "share of the examples", "right before", "right after"]
+    rows = []
+    for name, facts in last.items():
+        figures = [number(mapping(facts), "share"), number(mapping(told.get(0, {}).get(name)), "recall")]
+        figures.append(number(mapping(facts), "recall"))
+        rows.append([name, *(NOTHING if figure is None else f"{figure:.1%}" for figure in figures)])
+    about = element("p", f"On the held-out examples of all nodes, after round {turn}.")
+    return section("Classes", about, table(head, rows))
 
 
 def rounds(run: Run) -> Html:
@@ -129,6 +150,18 @@ def _why_no_error(run: Run) -> str:
     if run.rule.get("exact"):
         return "None: the rule is exact, so the merged model is the weighted mean of the nodes' models."
     return "Not measured: only the private mean is known." if run.private else "Not measured yet."
+
+
+def _data(events: Mapping[int, Event]) -> tuple[str, str, str]:
+    """How many records a node has, how many are left out and why, and how many are cut."""
+    try:
+        counts = Counts.read({key: value for key, value in events[0].items() if key not in NOT_COUNTED})
+    except (KeyError, BouquetError):  # a private run, an older one, or a torn record
+        return NOTHING, NOTHING, NOTHING
+    out = sum(counts.left_out.values())
+    why = f" ({counts.reasons})" if out else ""
+    cut = f"{counts.cut:,} at {counts.length:,} tokens" if counts.cut else "0"
+    return f"{counts.records:,}", f"{out:,}{why}", cut
 
 
 def _about_nodes(run: Run) -> str:

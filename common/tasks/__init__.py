@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 
 from common.config import TaskConfig
+from common.tasks.chat import Chat
 from common.tasks.classify import Classify
+from common.tasks.encoding import encoded
 from common.tasks.instruct import Instruct
 from common.tasks.task import Batch, Example, Score, Task
 from common.tasks.text import Text
 
-TASKS: Mapping[str, type[Task]] = {"text": Text, "instruct": Instruct, "classify": Classify}
+TASKS: Mapping[str, type[Task]] = {"text": Text, "instruct": Instruct, "chat": Chat, "classify": Classify}
 
 
 def build(config: TaskConfig) -> Task:
@@ -16,4 +18,4 @@ def build(config: TaskConfig) -> Task:
     return TASKS[config.name](config)
 
 
-__all__ = ["TASKS", "Batch", "Example", "Score", "Task", "build"]
+__all__ = ["TASKS", "Batch", "Example", "Score", "Task", "build", "encoded"]

@@ -1,44 +1,73 @@
 """Sequence classification: one class for a text, or for a pair of texts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from common.config import TaskConfig
 from common.error import BouquetError
-from common.tasks.task import Example, Score, Task, encoding
+from common.fields import LeftOut, text, words
+from common.tasks.task import Example, Score, Task, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LARGEST = 10**18
+"""A label beyond is a word, whatever it is."""
 # A confusion matrix of more would be larger than an adapter.
 MOST_CLASSES = 512
 
 
 class Classify(Task):
-    """Classes are the whole numbers from 0 to ``task.labels`` - 1."""
+    """Classes are those of ``task.classes``, or the whole numbers from 0 to ``task.labels`` - 1, true and false."""
 
     sequence_classification = True
     metric = "accuracy"
     further = "macro-f1"
 
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config)
+        numbers = {str(number): number for number in range(config.labels)} | {"false": 0, "true": 1}
+        self._classes = {label(name): number for number, name in enumerate(config.names)} or numbers
+        self.weights = torch.tensor(config.weights) if config.weights else None
+
     def fields(self) -> list[str]:
         return [field for field in (self.config.text, self.config.text_pair, self.config.label) if field]
 
-    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
-        label = _class(record[self.config.label])
-        if label is None or not 0 <= label < self.config.labels:
+    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
+        said = words(record.get(self.config.label), self.config.label)
+        if not said:
+            raise LeftOut("label")
+        if (number := self._classes.get(label(said), -1)) < 0:
             raise BouquetError(
                 "a label is out of range",
                 where=f"field '{self.config.label}'",
-                expected=f"a whole number from 0 to {self.config.labels - 1}",
-                got=repr(record[self.config.label]),
-                cure="Set task.labels to the number of classes.",
+                expected=self._expected(),
+                got=repr(record[self.config.label])[:80],
+                cure="Set task.classes to the labels in their order, with commas, or task.labels to their number.",
             )
-        pair = record[self.config.text_pair] if self.config.text_pair else None
-        yield self._asked(record[self.config.text], pair, tokenizer)._replace(labels=[label])
+        first = text(record, self.config.text)
+        pair = text(record, self.config.text_pair) if self.config.text_pair else None
+        return [self._asked(first, pair, tokenizer)._replace(labels=[number])]
+
+    def _expected(self) -> str:
+        names = self.config.names
+        return f"one of {', '.join(names)}" if names else f"a whole number from 0 to {self.config.labels - 1}"
+
+    def weighed(self, examples: Sequence[Example]) -> "Classify":
+        """The task with the weights that balance the classes of ``examples``, where the run wants that."""
+        if self.config.class_weights != "balanced":
+            return self
+        counts = torch.tensor([label for example in examples for label in example.labels]).bincount(
+            minlength=self.config.labels
+        )
+        balanced = type(self)(self.config)
+        balanced.weights = len(examples) / (counts.clamp(min=1) * (counts > 0).sum())
+        return balanced
 
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """The text; where the task is about pairs, two texts with a tab between them."""
@@ -50,11 +79,14 @@ class Classify(Task):
         return self._asked(first, second, tokenizer)
 
     def _asked(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> Example:
-        encoded = encoding(tokenizer, text, pair, truncation=True, max_length=self.config.max_length)
-        return Example(encoded["input_ids"], [], encoded.get("token_type_ids", ()))
+        encoded = tokenized(tokenizer, text, pair, verbose=False)
+        if cut := len(encoded["input_ids"]) > self.length:
+            encoded = tokenized(tokenizer, text, pair, truncation=True, max_length=self.length)
+        return Example(encoded["input_ids"], [], encoded.get("token_type_ids", ()), cut)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits.float(), labels)
+        weights = None if self.weights is None else self.weights.to(logits.device)
+        return cross_entropy(logits.float(), labels, weights)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits.float(), labels, reduction="none")
@@ -104,9 +136,26 @@ class Classify(Task):
             found[self.further] = f1[occurring > 0].mean().item()
         return found
 
+    def by_class(self, score: Score) -> dict[str, dict[str, float]]:
+        if "confusion" not in score.tallies:
+            return {}
+        rows = torch.tensor(score.tallies["confusion"], dtype=torch.float64).view(self.config.labels, -1)
+        names = self.config.names or [str(number) for number in range(self.config.labels)]
+        found = {}
+        for name, row, right in zip(names, rows, rows.diagonal(), strict=True):
+            recall = {"recall": float(right / row.sum())} if row.sum() else {}
+            found[name] = {"share": float(row.sum() / max(1, score.count)), **recall}
+        return found
 
-def _class(value: Any) -> int | None:
-    """A class by its number; CSV has it as text. None for anything else."""
-    if isinstance(value, str) and value.isdecimal():
-        return int(value)
-    return value if isinstance(value, int) else None
+
+def label(said: str) -> str:
+    """One text for all forms of a label that a file format gives it: 0, 0.0 and "0" are one, True and "true"."""
+    said = said.strip()
+    if said.casefold() in ("true", "false"):
+        return said.casefold()
+    try:
+        number = Decimal(said)
+        whole = abs(number) < LARGEST and number == int(number)
+    except (ArithmeticError, ValueError):
+        return said
+    return str(int(number)) if whole else said

@@ -1,26 +1,27 @@
 """Instruction tuning: the answer is predicted from the prompt, and only the answer is scored."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from common.tasks.task import IGNORED, Example, Score, token_ids
+from common.fields import text, words
+from common.tasks.task import IGNORED, Example, Score
 from common.tasks.text import Text
+from common.tasks.turns import asked, conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-PLAIN = "### Instruction:\n{prompt}\n\n### Response:\n"
 
 
 class Instruct(Text):
     """Prompt and answer, in the tokenizer's chat template where it has one, else in a plain one.
 
-    The loss covers the answer and the token that ends it. A pair longer than ``max_length`` loses the end of its
-    answer; one whose prompt leaves no room for an answer is left out.
+    The loss covers the answer and what ends it. A pair longer than ``max_length`` loses the end of its answer; one
+    whose prompt leaves no room for an answer is left out.
     """
 
+    windows = False
     further = "exact-match"
 
     def tally_sizes(self) -> Mapping[str, int]:
@@ -61,28 +62,13 @@ class Instruct(Text):
     def fields(self) -> list[str]:
         return [self.config.prompt, self.config.answer]
 
-    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
-        context = record.get(self.config.context) or ""
-        question = str(record[self.config.prompt]) + (f"\n\n{context}" if context else "")
-        answer = str(record[self.config.answer] or "")
-        head = self.ask(question, tokenizer).tokens
-        tail = token_ids(tokenizer, answer, add_special_tokens=False)
-        if tokenizer.eos_token_id is not None:
-            tail = [*tail, tokenizer.eos_token_id]
-        tokens = (head + tail)[: self.config.max_length]
-        if answer and len(tokens) > len(head):
-            yield Example(tokens, [IGNORED] * len(head) + tokens[len(head) :])
+    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
+        question, answer = text(record, self.config.prompt), text(record, self.config.answer, "answer")
+        if context := words(record.get(self.config.context), self.config.context):
+            question += f"\n\n{context}"
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return conversation(turns, tokenizer, self.length)
 
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """An instruction, up to where the answer begins."""
-        prompt = self.prompt(text, tokenizer)
-        tokens = token_ids(tokenizer, prompt, add_special_tokens=tokenizer.chat_template is None)
-        return Example(tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens, [])
-
-    @staticmethod
-    def prompt(question: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """The text that stands before the answer."""
-        if tokenizer.chat_template is None:
-            return PLAIN.format(prompt=question)
-        turns = [{"role": "user", "content": question}]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return Example(asked(text, tokenizer), [])

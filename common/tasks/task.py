@@ -1,7 +1,7 @@
 """The contract of a task: from a record to token ids, from a model's output to a loss and a score."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+USUAL = 128
+"""The most tokens of an example where the run leaves it open and nobody has looked (``common/lengths.py``)."""
+
+CONVERSATIONS = frozenset({"messages", "conversations"})
+"""The fields of records that are conversations."""
 
 Batch = dict[str, Tensor]
 
@@ -24,27 +29,27 @@ class Example(NamedTuple):
     """One training example: token ids, and a label a token (``IGNORED`` where none) or one class.
 
     ``segments`` tell the two texts of a pair apart, a number a token, for models that are told; empty where none is.
+    ``cut`` says that the record holds more than fits.
     """
 
     tokens: list[int]
     labels: list[int]
     segments: Sequence[int] = ()
+    cut: bool = False
 
 
 def token_ids(tokenizer: "PreTrainedTokenizerBase", text: Any, **options: Any) -> list[int]:
-    """The tokens of a text. Raises :class:`BouquetError` as :func:`encoding` does."""
-    return list(encoding(tokenizer, text, **options)["input_ids"])
+    """The tokens of a text. Raises :class:`BouquetError` as :func:`tokenized` does."""
+    return list(tokenized(tokenizer, text, **options)["input_ids"])
 
 
-def encoding(
-    tokenizer: "PreTrainedTokenizerBase", text: Any, pair: Any = None, **options: Any
-) -> Mapping[str, list[int]]:
+def tokenized(tokenizer: "PreTrainedTokenizerBase", text: Any, pair: Any = None, **options: Any) -> Mapping[str, Any]:
     """What a tokenizer makes of a text, or of a pair. Raises :class:`BouquetError` where it breaks down over them.
 
     Tokenizers are written in Rust, whose panics are no ``Exception``: unturned, one text would end the process.
     """
     try:
-        encoded: Mapping[str, list[int]] = tokenizer(text, pair, **options)
+        encoded: Mapping[str, Any] = tokenizer(text, pair, **options)
         return encoded
     except BaseException as error:
         if type(error).__name__ != "PanicException":
@@ -76,6 +81,8 @@ class Task(ABC):
     """What a model is taught."""
 
     sequence_classification: ClassVar[bool] = False
+    windows: ClassVar[bool] = False
+    """Whether a long text is several examples, so that none is cut."""
     metric: ClassVar[str]
     rises: ClassVar[bool] = True
     """Whether a higher figure of the metric is a better one."""
@@ -89,9 +96,18 @@ class Task(ABC):
     def fields(self) -> list[str]:
         """The fields that every record must have."""
 
+    @property
+    def length(self) -> int:
+        """The most tokens of an example."""
+        return self.config.max_length or USUAL
+
     @abstractmethod
-    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
-        """The examples in one record; none where it holds nothing to learn."""
+    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
+        """The examples in one record.
+
+        Raises :class:`~common.fields.LeftOut` where it holds nothing to learn, :class:`BouquetError` where it is not
+        what the task reads.
+        """
 
     @abstractmethod
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
@@ -100,6 +116,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The training loss of a batch: a scalar."""
+
+    def weighed(self, examples: Sequence[Example]) -> "Task":
+        """The task with a loss that goes by what ``examples`` there are, where the run wants that."""
+        return self
 
     @abstractmethod
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -133,6 +153,10 @@ class Task(ABC):
         """The metric, and after it whatever else the tallies of ``score`` say."""
         return {self.metric: self.figure(score)}
 
+    def by_class(self, score: Score) -> dict[str, dict[str, float]]:
+        """What the tallies say of each class, by its name: ``share`` of the examples, ``recall`` where it has any."""
+        return {}
+
     def collate(self, examples: Sequence[Example], pad: int) -> Batch:
         """Pad on the right to the longest of ``examples``; shapes ``N x T``, labels ``N x T`` or ``N``."""
         longest = max(len(example.tokens) for example in examples)
@@ -154,12 +178,14 @@ class Task(ABC):
         """Raise :class:`BouquetError` if a field that the task reads is not among ``columns``."""
         for name in self.fields():
             if name not in columns:
+                close = "Set task.name=chat for conversations." if CONVERSATIONS & set(columns) else ""
+                close = close or did_you_mean(name, columns)
                 raise BouquetError(
                     "the task needs a field that the data lacks",
                     where=f"task '{self.config.name}', {where}",
                     expected=f"a field '{name}'",
-                    got=f"the fields {', '.join(columns)}",
-                    cure=f"{did_you_mean(name, columns)} The task.* keys of the run config name the fields.".strip(),
+                    got=f"the fields {', '.join(columns)}" if columns else "no record",
+                    cure=f"{close} The task.* keys of the run config name the fields.".strip(),
                 )
 
 

@@ -1,11 +1,12 @@
 """Plain text: every token predicted from those before it."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from common.fields import LeftOut, text
 from common.tasks.task import IGNORED, Example, Score, Task, next_token_loss, next_token_losses, token_ids
 
 if TYPE_CHECKING:
@@ -19,21 +20,22 @@ WORST = 10.0
 class Text(Task):
     """Causal language modelling; a long text becomes several examples of at most ``max_length`` tokens."""
 
+    windows = True
     metric = "perplexity"
     rises = False
 
     def fields(self) -> list[str]:
         return [self.config.text]
 
-    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Iterable[Example]:
-        text = record[self.config.text] or ""
-        tokens = token_ids(tokenizer, text, add_special_tokens=False, verbose=False)
+    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
+        said = text(record, self.config.text)
+        tokens = token_ids(tokenizer, said, add_special_tokens=False, verbose=False)
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        room = self.config.max_length - len(start)
-        for first in range(0, len(tokens), room):
-            window = start + tokens[first : first + room]
-            if len(window) > 1:
-                yield Example(window, window)
+        room = self.length - len(start)
+        windows = [start + tokens[first : first + room] for first in range(0, len(tokens), room)]
+        if not (examples := [Example(window, window) for window in windows if len(window) > 1]):
+            raise LeftOut("short")
+        return examples
 
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """The beginning of a text, to be continued."""

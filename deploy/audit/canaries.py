@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from client_app.units import Unit
-from common import base
+from common import base, lengths
 from common.config import RunConfig
 from common.tasks import TASKS
 from deploy.audit.node import Bench
@@ -39,11 +39,12 @@ class Maker:
         self._tokenizer = base.load_tokenizer(config.model)
         self._random = random.Random()
         self._made = 0
+        length = lengths.bounded(config.task, config.model, private=True).max_length
         self._kinds: dict[str, Callable[[], Record]] = {
-            "random": lambda: self._filled(self._words(config.task.max_length // 2)),
+            "random": lambda: self._filled(self._words(length // 2)),
             "mislabelled": self._mislabelled,
-            "longest": lambda: self._filled(self._words(8 * config.task.max_length)),
-            "repeated": lambda: self._filled(self._words(1) * config.task.max_length),
+            "longest": lambda: self._filled(self._words(8 * length)),
+            "repeated": lambda: self._filled(self._words(1) * length),
             "shortest": lambda: self._filled(self._words(1)),
         }
 
@@ -67,7 +68,8 @@ class Maker:
         fields: dict[str, dict[str, Any]] = {
             "text": {task.text: text},
             "instruct": {task.prompt: self._words(4), task.context: "", task.answer: text},
-            "classify": {task.text: text, task.label: self._random.randrange(task.labels)},
+            "classify": {task.text: text, task.label: self._random.choice(task.names or range(task.labels))},
+            "chat": {"messages": [_said("user", self._words(4)), _said("assistant", text)]},
         }
         pair: dict[str, Any] = {task.text_pair: self._words(4)} if task.text_pair else {}
         return {**self._random.choice(self._own), **fields[task.name], **pair}
@@ -76,17 +78,27 @@ class Maker:
         """One of the own records, with what it teaches exchanged for something wrong."""
         task, record = self._config.task, dict(self._own[self._made % len(self._own)])
         if TASKS[task.name].sequence_classification:
-            own = str(record.get(task.label))
-            wrong = int(own) + self._random.randrange(1, task.labels) if own.isdecimal() else 0
-            return {**record, task.label: wrong % task.labels}
+            classes = [str(each) for each in task.names or range(task.labels)]
+            others = [each for each in classes if each != str(record.get(task.label))]
+            return {**record, task.label: self._random.choice(others)}
+        if task.name == "chat":
+            wrong = list(self._random.choice(self._own).get("messages") or ())[-1:]
+            return {**record, "messages": [*list(record.get("messages") or ())[:-1], *wrong]}
         if task.name == "instruct":
             return {**record, task.answer: self._random.choice(self._own).get(task.answer)}
         words = str(record.get(task.text)).split()
         return {**record, task.text: " ".join(self._random.sample(words, len(words)))}
 
     def _words(self, count: int) -> str:
-        tokens = self._random.choices(range(len(self._tokenizer)), k=count)
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        # Blanks are no text, and a record without one is left out.
+        while True:
+            tokens = self._random.choices(range(len(self._tokenizer)), k=count)
+            if (words := str(self._tokenizer.decode(tokens, skip_special_tokens=True))).strip():
+                return words
+
+
+def _said(role: str, content: str) -> Mapping[str, str]:
+    return {"role": role, "content": content}
 
 
 def usable(bench: Bench, maker: Maker, kind: str, wanted: int) -> list[Canary]:

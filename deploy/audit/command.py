@@ -77,13 +77,13 @@ def audit(config: RunConfig, wanted: Wanted, say: Callable[[str], None]) -> Iter
     where the run is not one that a node can be audited for, where the node refuses it, and where it fails.
     """
     _check(config, wanted)
-    from common import records  # what reads data and knows models takes seconds to import
+    from common import stable  # what reads data and knows models takes seconds to import
     from deploy.audit import trials
     from deploy.audit.canaries import Maker, usable
     from deploy.audit.node import Bench, checked
 
     with tempfile.TemporaryDirectory(prefix="bouquet-audit-") as folder:
-        own = list(records.read(config.data.source))
+        own = list(stable.read(config.data.source))
         bench = Bench(config, Path(folder), wanted.policy, wanted.nodes)
         checked(node := bench.node(own))
         session, units = node.session, len(node.units.train)
@@ -95,7 +95,7 @@ def audit(config: RunConfig, wanted: Wanted, say: Callable[[str], None]) -> Iter
         # As planned for the whole run, whatever part of it is tried.
         privacy = config.privacy.model_copy(update={"noise_multiplier": release.noise_multiplier})
         bench.config = config.model_copy(update={"privacy": privacy})
-        maker = Maker(config, records.node_records(session.config.data, session.node, config.seed))
+        maker = Maker(config, stable.node_records(session.config.data, session.node, config.seed))
         each = math.ceil(wanted.canaries / len(maker.kinds)) if wanted.method == "one-run" else 1
         canaries = [canary for kind in maker.kinds for canary in usable(bench, maker, kind, each)]
         if not canaries:

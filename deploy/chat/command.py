@@ -73,8 +73,10 @@ def _texts(console: Console) -> Iterator[str]:
 def _answer(model: "Model", text: str, options: argparse.Namespace, console: Console) -> None:
     """Print what the model says to one text."""
     if model.classifies:
-        for label, share in enumerate(model.probabilities(text)):
-            console.print(f"class {label}  {share:6.1%}  {'█' * round(40 * share)}", markup=False)
+        names = model.names
+        for name, share in zip(names, model.probabilities(text), strict=True):
+            shown = f"{printable(name):{max(map(len, names))}}  {share:6.1%}  {'█' * round(40 * share)}"
+            console.print(shown, markup=False)
         return
     for with_adapter in (True, False) if options.base else (True,):
         if options.base:

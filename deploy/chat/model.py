@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from common import base, tasks, vocabulary
+from common import base, lengths, tasks, vocabulary
 from common.config import RunConfig
 from common.error import BouquetError
 from deploy import adapters
@@ -19,7 +19,8 @@ class Model:
     """The base with the adapter in ``folder``, the tokenizer, and the form in which the task puts its texts."""
 
     def __init__(self, folder: Path, config: RunConfig, device: str) -> None:
-        self._task = tasks.build(config.task)
+        private = config.privacy.mode != "none"
+        self._task = tasks.build(lengths.bounded(config.task, config.model, private=private))
         self._tokenizer = base.load_tokenizer(config.model)
         self._network: Any = adapters.load(folder, config, device)
         self._device = next(self._network.parameters()).device
@@ -28,6 +29,12 @@ class Model:
     def classifies(self) -> bool:
         """Whether it answers with a class."""
         return self._task.sequence_classification
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes, or their numbers."""
+        config = self._task.config
+        return config.names or [f"class {number}" for number in range(config.labels)]
 
     def demand_base(self) -> None:
         """Raise :class:`BouquetError` where the base model by itself has nothing to say."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from client_app.policy import Policy
 from client_app.spending import Spending
-from common import accounting, ledger, records
+from common import accounting, ledger, stable
 from common.accounting import Release
 from common.config import RunConfig
 from common.error import BouquetError
@@ -83,4 +83,4 @@ def _releases(config: RunConfig, planned: Release, done: int) -> list[Release]:
 def _dataset(config: RunConfig, node: NodeConfig) -> DataSet | None:
     """The data set that has a budget of its own; None where the node has one for all, as without a policy."""
     fields = Policy.of(node).budget.fields
-    return DataSet.of(records.node_records(config.data, node, config.seed), fields) if fields else None
+    return DataSet.of(stable.node_records(config.data, node, config.seed), fields) if fields else None

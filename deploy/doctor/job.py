@@ -1,9 +1,7 @@
 """What a run needs of a machine: its model, its data, its memory, and the bytes of a round."""
 
-import gzip
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +10,20 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from client_app.policy import Policy
-from common import base, models, sources, tasks, units
+from common import base, lengths, models, sources, tasks, units
 from common.adapter import Spec
 from common.config import RunConfig
 from common.dataset import canonical
 from common.error import BouquetError
 from common.node_config import NodeConfig
-from common.tasks import TASKS, Task
+from common.records import content, fields
+from common.tasks import TASKS
 from strategies import build
 from strategies.cost import planned_bytes
 from strategies.strategy import share_of
 
-SHOWN = 3
 # Weights in four bits with double quantisation: 4.127 bits (Dettmers et al., arXiv:2305.14314, section 3).
 BYTES_A_WEIGHT = {"nf4": 4.127 / 8, "int8": 1.0}
 # A weight of the adapter, its gradient and AdamW's two moments, in float32.
@@ -56,27 +53,17 @@ def model(config: RunConfig) -> str:
 
 
 def data(config: RunConfig, node: NodeConfig) -> str:
-    """Every record of the node against the task's schema. Raises :class:`BouquetError` with the lines that fail."""
+    """Every record of the node against the task's schema. Raises :class:`BouquetError` with the first that fail."""
     source = node.data or config.data.source
-    task, tokenizer = tasks.build(config.task), base.load_tokenizer(config.model)
+    found = list(sources.each(source))
+    good = [placed for placed in found if not isinstance(placed.found, BouquetError)]
+    tokenizer = base.load_tokenizer(config.model)
+    task = tasks.build(lengths.bounded(config.task, config.model, private=config.privacy.mode != "none"))
+    task.check(fields(good), where=source)
+    counts = tasks.encoded(task, found, tokenizer)[1]
     unit = config.privacy.unit if config.privacy.mode == "example" else "record"
-    wrong, records, examples, nobody = [], 0, 0, 0
-    for where, record in _records(source):
-        records += 1
-        nobody += unit != "record" and not (isinstance(record, dict) and canonical(record.get(unit)))
-        try:
-            examples += _examples(task, record, tokenizer, source)
-        except BouquetError as error:
-            wrong.append(f"{where}: {error}")
-    if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise BouquetError(
-            f"{len(wrong)} of {records} records cannot be used",
-            where=source,
-            got="; ".join(wrong[:SHOWN]) + more,
-            cure="Correct them, or name other fields with the task.* keys of the run.",
-        )
-    if nobody == records and unit != "record":
+    nobody = sum(not canonical(content(placed).get(unit)) for placed in good) if unit != "record" else 0
+    if nobody == len(good) and unit != "record":
         raise BouquetError(
             "no record says whose it is",
             where=f"{source}, privacy.unit",
@@ -84,9 +71,9 @@ def data(config: RunConfig, node: NodeConfig) -> str:
             got="none that has it",
             cure="Name the field that holds the person, or 'record', in the run and in the policy.",
         )
-    own = len(sources.node_dataset(config.data, node, config.seed))
+    own = len(sources.node_records(config.data, node, config.seed))
     unnamed = f"; {nobody:,} have no '{unit}' and are left out" if nobody else ""
-    return f"{source}: {records:,} records, {examples:,} examples; this node trains on {own:,} records{unnamed}"
+    return f"{source}: {counts}, {counts.examples:,} examples; this node trains on {own:,} records{unnamed}"
 
 
 def policy(config: RunConfig, node: NodeConfig) -> str:
@@ -99,19 +86,30 @@ def policy(config: RunConfig, node: NodeConfig) -> str:
 
 def memory(config: RunConfig, node: NodeConfig) -> str:
     """An estimate of what training takes, against what is free."""
-    device = base.find_device(node.device)
+    device, length = base.find_device(node.device), _length(config, node)
+    config = config.model_copy(update={"task": config.task.model_copy(update={"max_length": length})})
     need = estimate(config, node.lora_rank or config.lora.rank, device.type == "cuda")
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if need > free:
         raise BouquetError(
             "too little memory for this run",
-            where=f"{device}, batch {config.train.batch_size}, sequence {config.task.max_length}",
+            where=f"{device}, batch {config.train.batch_size}, sequence {length}",
             expected=f"about {need / 1e9:.1f} GB",
             got=f"{free / 1e9:.1f} GB free",
             cure="Lower train.batch-size (and raise train.accumulation) or task.max-length, "
             "or set model.gradient-checkpointing=true.",
         )
     return f"about {need / 1e9:.1f} GB of {free / 1e9:.1f} GB free on {device}"
+
+
+def _length(config: RunConfig, node: NodeConfig) -> int:
+    """The most tokens of an example on this node."""
+    private = config.privacy.mode != "none"
+    widest = lengths.bounded(config.task, config.model, private=private)
+    if private or config.task.max_length:
+        return widest.max_length
+    found = sources.node_records(config.data, node, config.seed)
+    return lengths.fitted(config.task, config.model, found, base.load_tokenizer(config.model)).length
 
 
 def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
@@ -127,9 +125,10 @@ def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
     whole = sum(parameter.numel() for parameter in skeleton.parameters())
     weights = linear * BYTES_A_WEIGHT.get(config.model.quantization, wide) + (whole - linear) * wide
     shape: Any = skeleton.config
-    tokens = config.train.batch_size * config.task.max_length
+    length = lengths.bounded(config.task, config.model, private=config.privacy.mode != "none").max_length
+    tokens = config.train.batch_size * length
     heads, layers = shape.num_attention_heads, shape.num_hidden_layers
-    one = tokens * (34 * shape.hidden_size + 5 * heads * config.task.max_length) * wide / 2
+    one = tokens * (34 * shape.hidden_size + 5 * heads * length) * wide / 2
     inputs = tokens * shape.hidden_size * wide * layers
     activations = inputs + one if config.model.gradient_checkpointing else one * layers
     logits = 0.0 if classes else 3 * 4.0 * tokens * shape.vocab_size
@@ -143,36 +142,6 @@ def traffic(config: RunConfig) -> str:
     planned = planned_bytes(rule, models.describe(config.model, config.lora, config.task), config, nodes)
     up, down = units.size(planned.up), units.size(planned.down)
     return f"{up} up, {down} down, a node and round at most ({rule.name}, {config.wire.up}, {nodes} nodes)"
-
-
-def _records(source: str) -> Iterator[tuple[str, Any]]:
-    """Every record and where it stands: by line in a file of JSON lines, which is read as it is, else by number."""
-    file = Path(source).expanduser()
-    if not file.is_file() or ".jsonl" not in file.suffixes:
-        for number, record in enumerate(sources.read(source), start=1):
-            yield f"record {number}", record
-        return
-    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError:
-                yield f"line {number}", None
-
-
-def _examples(task: Task, record: Any, tokenizer: PreTrainedTokenizerBase, source: str) -> int:
-    """How many examples a record holds. Raises :class:`BouquetError` if it is not what the task reads."""
-    if not isinstance(record, dict):
-        raise BouquetError("not a JSON object")
-    task.check(list(record), where=source)
-    for field in task.fields():
-        if record[field] is None:
-            raise BouquetError(f"the field '{field}' is empty")
-    try:
-        return sum(1 for _ in task.encode(record, tokenizer))
-    except (TypeError, ValueError) as error:
-        kinds = ", ".join(f"{field}: {type(record[field]).__name__}" for field in task.fields())
-        raise BouquetError("a field of the wrong type", expected="text", got=kinds) from error
 
 
 def _numel(spec: Spec) -> int:

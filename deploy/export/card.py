@@ -100,6 +100,8 @@ def _facts(export: Export) -> Iterator[tuple[str, str]]:
     yield "base while training", config.model.quantization if config.model.quantization != "none" else "not quantised"
     yield "rank", export.made
     yield "task", config.task.name
+    if config.task.names and TASKS[config.task.name].sequence_classification:
+        yield "classes", ", ".join(f"{number}: {name}" for number, name in enumerate(config.task.names))
     yield "aggregation rule", f"`{config.rule.name}` ({RULES[config.rule.name].paper})"
     yield "rounds", str(source.state.round)
     sizes = _sizes(source.run) if source.run else {}

@@ -2,14 +2,14 @@
 
 import json
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
-from common import base, checkpoint, tasks
+from common import base, checkpoint, lengths, tasks
 from common.adapter import State, digest
 from common.config import RunConfig
 from common.error import BouquetError
 from common.export import ABOUT, read
+from common.records import fields
 from deploy import adapters
 from deploy.adapters import RunDirectory
 from strategies import build
@@ -31,19 +31,20 @@ class Source:
 
         Raises :class:`BouquetError` where there are neither.
         """
-        task, tokenizer = tasks.build(self.config.task), base.load_tokenizer(self.config.model)
+        config, tokenizer = self.config, base.load_tokenizer(self.config.model)
+        task = tasks.build(lengths.bounded(config.task, config.model, private=config.privacy.mode != "none"))
         if prompts:
-            return [task.ask(prompt, tokenizer).tokens[: self.config.task.max_length] for prompt in prompts]
+            return [task.ask(prompt, tokenizer).tokens[: task.length] for prompt in prompts]
         if self.run is None:
             raise BouquetError("there are no texts to compare on", cure="Give some: --prompt '...' --prompt '...'.")
         from common import sources  # what reads data takes seconds to import
 
-        place = self.config.evaluation.source or self.config.data.source
+        place = config.evaluation.source or config.data.source
         try:
-            dataset = sources.read(place)
-            task.check(dataset.column_names, where=place)
-            examples = (example for record in dataset for example in task.encode(record, tokenizer))
-            return [example.tokens for example in islice(examples, TEXTS)]
+            found = sources.read(place)
+            task.check(fields(found), where=place)
+            encoded, _ = tasks.encoded(task, found[: 4 * TEXTS], tokenizer)
+            return [example.tokens for record in encoded for example in record][:TEXTS]
         except BouquetError as error:
             raise BouquetError(
                 "there are no texts to compare on",

@@ -1,0 +1,155 @@
+"""Conversations as a model reads them: its chat template's text, of which the assistant's turns are learned.
+
+What is learned of a turn is what the model has to write there: all that follows the generation prompt, through the mark
+that ends the turn. A template that marks it itself (``{% generation %}``) is taken at its word; else the text before a
+turn is compared with the text after it. Where a template changes earlier turns once another follows, as those do that
+drop a model's thoughts, every turn of the assistant is an example of its own, with what comes before it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from common.error import BouquetError
+from common.fields import LeftOut
+from common.tasks.task import IGNORED, Example, tokenized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Turn = Mapping[str, Any]
+Span = tuple[int, int]
+"""Where something begins and ends in a text, in characters."""
+
+# For tokenizers that have no template of their own.
+PLAIN = (
+    "{% for turn in messages %}{{ '' if loop.first else '\n\n' }}"
+    "{% if turn.role == 'assistant' %}{{ '### Response:\n' + turn.content + (eos_token or '') }}"
+    "{% elif turn.role == 'user' %}{{ '### Instruction:\n' + turn.content }}"
+    "{% else %}{{ turn.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\n### Response:\n' }}{% endif %}"
+)
+
+
+def conversation(
+    turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", length: int, tools: Sequence[Any] | None = None
+) -> list[Example]:
+    """The examples in a conversation, of at most ``length`` tokens: whole turns as far as they fit.
+
+    Raises :class:`~common.fields.LeftOut` where nothing that is learned fits, :class:`BouquetError` where the model's
+    template does not take these turns.
+    """
+    if "{% generation" in re.sub(r"\{%-?\s*", "{% ", tokenizer.chat_template or ""):
+        marked = _rendered(turns, tokenizer, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        read = [(list(marked["input_ids"]), list(map(bool, marked["assistant_masks"])))]
+    else:
+        read = [_read(text, spans, tokenizer) for text, spans in _texts(turns, tokenizer, tools)]
+    fitted = [example for tokens, learned in read if (example := _fitted(tokens, learned, length))]
+    if not fitted:
+        raise LeftOut("room")
+    return fitted
+
+
+def asked(question: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens of a question, up to where the answer begins."""
+    turns = [{"role": "user", "content": question}]
+    return _read(_rendered(turns, tokenizer, None, add_generation_prompt=True), (), tokenizer)[0]
+
+
+def _rendered(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any, **options: Any) -> Any:
+    template = tokenizer.chat_template or PLAIN
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], tools=tools, chat_template=template, **{"tokenize": False, **options}
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        raise BouquetError(
+            "the model's chat template does not take a conversation",
+            expected="turns in the order and of the roles that its template knows",
+            got=f"{', '.join(str(turn['role']) for turn in turns)} ({error})",
+        ) from error
+
+
+def _texts(
+    turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any
+) -> Iterator[tuple[str, Sequence[Span]]]:
+    """The texts of a conversation, each with where it is learned: one, or one a turn of the assistant's."""
+    learned = []
+    # What nobody has asked for, a first turn of the assistant's, is read and not learned.
+    for place in [place for place, turn in enumerate(turns) if place and turn["role"] == "assistant"]:
+        before, after = _around(turns[: place + 1], tokenizer, tools)
+        end = _end(after, len(before), _content(turns[place]), tokenizer)
+        text = after[:end] if end else after + (tokenizer.eos_token or "")
+        learned.append((text, (len(before), len(text))))
+    if not learned:
+        raise LeftOut("answer")
+    whole = learned[-1][0]
+    if all(whole.startswith(text) for text, _ in learned):
+        yield whole, [span for _, span in learned]
+    else:
+        yield from ((text, [span]) for text, span in learned)
+
+
+def _around(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any) -> tuple[str, str]:
+    """The text that the last turn is written after, and the same with what is written."""
+    *earlier, last = turns
+    before = _rendered(earlier, tokenizer, tools, add_generation_prompt=True)
+    after = _rendered(turns, tokenizer, tools)
+    if after.startswith(before):
+        return before, after
+    # The prompt opens what a finished turn has no trace of, such as a thought: the model is taught what it is asked.
+    place = after.rfind(_content(last)) if _content(last) else -1
+    if place < 0:
+        raise BouquetError(
+            "the model's chat template changes what was said before a turn",
+            expected="the same text before the assistant's turn, with the turn and without it",
+            cure="Choose a model with another template, or give its tokenizer one.",
+        )
+    return before, before + after[place:]
+
+
+def _content(turn: Turn) -> str:
+    return str(turn.get("content") or "").strip()
+
+
+def _end(text: str, start: int, content: str, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Where the mark ends that ends a turn: the first special token after its content; 0 where there is none."""
+    place = text.find(content, start)
+    found = _special(tokenizer).search(text, place + len(content) if place >= 0 else start)
+    return found.end() if found else 0
+
+
+@lru_cache(maxsize=4)
+def _special(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+    """What the tokenizer's special tokens look like in a text."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    names = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+
+
+def _read(text: str, spans: Sequence[Span], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[bool]]:
+    """The tokens of a text, and which of them lie in the spans."""
+    # A template writes the token that begins a text itself.
+    plain = tokenizer.chat_template is None
+    encoded = tokenized(tokenizer, text, add_special_tokens=plain, return_offsets_mapping=True, verbose=False)
+    tokens, places = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    while plain and tokens and places[-1][0] == places[-1][1]:  # what an encoder's tokenizer puts at the end
+        del tokens[-1], places[-1]
+    learned = [any(start <= place < end for start, end in spans) and place < after for place, after in places]
+    return tokens, learned
+
+
+def _fitted(tokens: list[int], learned: list[bool], length: int) -> Example | None:
+    """An example of at most ``length`` tokens: whole turns, or of the first that does not fit its beginning."""
+    cut = len(tokens) > length
+    if cut:
+        ends = [at for at, (one, other) in enumerate(pairwise([*learned, False]), start=1) if one and not other]
+        most = max((end for end in ends if end <= length), default=length)
+        tokens, learned = tokens[:most], learned[:most]
+    if not any(learned):
+        return None
+    return Example(tokens, [token if own else IGNORED for token, own in zip(tokens, learned, strict=True)], cut=cut)

@@ -1,0 +1,134 @@
+"""`bouquet check`: what a run would read, node by node, and what the model would learn of it, before Flower starts."""
+
+import argparse
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from common.config import RunConfig
+from common.node_config import NodeConfig
+from common.record import printable
+from deploy import settings
+from deploy.settings import Commands, add_command
+from deploy.settle import settled
+from strategies import read_config
+
+if TYPE_CHECKING:
+    from common.records import Placed
+    from common.tasks import Example, Task
+
+EXAMPLE = """Example: bouquet check --nodes 2 data.source=tickets.csv task.name=classify
+Says of each node how many records it has, which are left out and why, how long they are and how often each label comes,
+and shows an example as the model sees it: what is learned is in colour, or stands between « and »."""
+BARS, STEP, WIDTH = 6, 8, 30
+"""Of the picture of lengths: at most so many bars, of so many tokens or a multiple of it; the longest in characters."""
+HEAD, TAIL = 120, 80
+"""Of an example, how many tokens are shown of its beginning and of its end."""
+LEARNED = "bold green"
+
+
+def add_to(commands: Commands) -> None:
+    """Add the subcommand."""
+    check = add_command(commands, "check", help="look at the data of a run before it starts", example=EXAMPLE)
+    check.add_argument("--nodes", type=int, default=4, help="simulated nodes (default 4)")
+    check.add_argument("settings", nargs="*", metavar="key=value", help="the run config, as for bouquet run")
+    check.set_defaults(work=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    flat, said = settled(settings.located(settings.read(options.settings)), options.nodes)
+    config, console = read_config(flat), Console(highlight=False, soft_wrap=True)
+    for line in said:
+        console.print(line, markup=False)
+    for number in range(options.nodes):
+        node = NodeConfig.from_flower({"partition-id": number, "num-partitions": options.nodes})
+        for text in _node(config, node, coloured=console.is_terminal and not console.no_color):
+            console.print(text, markup=False)
+    typed = " ".join(map(shlex.quote, options.settings))
+    console.print(f"next: bouquet run --nodes {options.nodes} {typed}".rstrip(), markup=False)
+    return 0
+
+
+def _node(config: RunConfig, node: NodeConfig, *, coloured: bool) -> Iterator[str | Text]:
+    """What is said of one node. Raises :class:`BouquetError` with the first of its records that are broken."""
+    from common import base, lengths, tasks  # what knows models takes seconds to import
+    from common.records import fields
+
+    tokenizer, private = base.load_tokenizer(config.model), config.privacy.mode != "none"
+    found = _records(config, node, private)
+    task = tasks.build(lengths.bounded(config.task, config.model, private=private))
+    task.check(fields(found), where=config.data.source)
+    if not private:
+        task = lengths.fitted(config.task, config.model, found, tokenizer)
+    encoded, counts = tasks.encoded(task, found, tokenizer)
+    examples = [example for record in encoded for example in record]
+    yield f"\n{node.label}: {counts}, {counts.examples:,} examples of at most {counts.length:,} tokens"
+    if not examples:
+        return
+    yield from _histogram([len(example.tokens) for example in examples])
+    if task.sequence_classification:
+        yield from _labels(examples, config)
+    yield _shown(examples[0], task, tokenizer, coloured)
+
+
+def _records(config: RunConfig, node: NodeConfig, private: bool) -> "Sequence[Placed]":
+    from common import sources, stable
+    from common.records import Placed
+
+    if not private:
+        return sources.node_records(config.data, node, config.seed)
+    found = stable.node_records(config.data, node, config.seed)
+    return [Placed(f"record {number}", record) for number, record in enumerate(found, start=1)]
+
+
+def _histogram(lengths: Sequence[int]) -> Iterator[str]:
+    """How many examples have how many tokens, in a few bars."""
+    step = STEP * -(-max(lengths) // (BARS * STEP))
+    bars = Counter((length - 1) // step for length in lengths)
+    for bar in range(max(bars) + 1):
+        yield _bar(f"{bar * step + 1} to {(bar + 1) * step} tokens", bars[bar], len(lengths))
+
+
+def _labels(examples: "Sequence[Example]", config: RunConfig) -> Iterator[str]:
+    """How many examples each class has."""
+    counts = Counter(example.labels[0] for example in examples)
+    for number, name in enumerate(config.task.names or map(str, range(config.task.labels))):
+        yield _bar(printable(name), counts[number], len(examples))
+
+
+def _bar(name: str, count: int, whole: int) -> str:
+    return f"    {name:20} {count:8,}  {'█' * round(WIDTH * count / whole)}".rstrip()
+
+
+def _shown(example: "Example", task: "Task", tokenizer: Any, coloured: bool) -> Text:
+    """An example as the model sees it; what is learned in colour, or between marks."""
+    shown = Text("    ")
+    if task.sequence_classification:
+        names = task.config.names
+        shown.append(printable(_decoded(example.tokens, tokenizer)))
+        answer = printable(names[example.labels[0]] if names else str(example.labels[0]))
+        shown.append(" ")
+        return shown.append(*_marked(answer, coloured))
+    learned = [label >= 0 for label in example.labels]
+    place = 0
+    for own, run in groupby(learned):
+        size = len(list(run))
+        text = printable(_decoded(example.tokens[place : place + size], tokenizer)).replace("\n", "\n    ")
+        place += size
+        shown.append(*(_marked(text, coloured) if own else (text, None)))
+    return shown
+
+
+def _marked(text: str, coloured: bool) -> tuple[str, str | None]:
+    return (text, LEARNED) if coloured else (f"«{text}»", None)
+
+
+def _decoded(tokens: Sequence[int], tokenizer: Any) -> str:
+    if len(tokens) <= HEAD + TAIL:
+        return str(tokenizer.decode(tokens))
+    return f"{tokenizer.decode(tokens[:HEAD])} … {tokenizer.decode(tokens[-TAIL:])}"
