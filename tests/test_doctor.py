@@ -448,8 +448,8 @@ def test_a_folder_without_weights_is_named(tmp_path):
 
 
 def test_too_little_memory_is_named():
-    config = read_config({"train.batch-size": 4096, "task.max-length": 4096})
-    with pytest.raises(BouquetError, match=r"too little memory .*batch 4096, sequence 4096.*Lower train.batch-size"):
+    config = read_config({"train.batch-size": 65536, "task.max-length": 512})
+    with pytest.raises(BouquetError, match=r"too little memory .*batch 65536, sequence 512.*Lower train.batch-size"):
         job.memory(config, NodeConfig())
 
 

@@ -86,7 +86,7 @@ def test_a_run_that_takes_more_of_the_machine_than_it_may_is_refused(tmp_path):
         ('[task]\nlabels = [2, "12"]', "task.labels: expected a whole number, got '12'"),
         (
             '[task]\nname = "clasify"',
-            "task.name: expected one of text, instruct, classify, got 'clasify'. Did you mean 'classify'?",
+            "task.name: expected one of text, instruct, chat, classify, got 'clasify'. Did you mean 'classify'?",
         ),
         (
             'models = ["./llama"]',

@@ -38,9 +38,9 @@ def breaking(model, where):
     """The model fails on every batch that has token 1999 in it: in the forward pass, or in the backward pass."""
     logits = model.logits
 
-    def compute(tokens, mask):
-        output = logits(tokens, mask)
-        if (tokens == 1999).any():
+    def compute(batch):
+        output = logits(batch)
+        if (batch["input_ids"] == 1999).any():
             if where == "forward":
                 out_of_memory()
             output.register_hook(out_of_memory)
@@ -80,7 +80,7 @@ def test_without_a_unit_that_can_be_used_there_is_noise_alone(units):
 def test_a_model_that_couples_examples_is_refused_before_they_are_looked_at():
     model = fresh()
     logits = model.logits
-    model.logits = lambda tokens, mask: (output := logits(tokens, mask)) * output.std()
+    model.logits = lambda batch: (output := logits(batch)) * output.std()
     with gradients() as seen, pytest.raises(BouquetError, match="does not keep the examples of a batch apart"):
         train_here(model, [], Release(1.0, 1.0, 1))
     assert not seen

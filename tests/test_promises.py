@@ -31,6 +31,11 @@ TESTED = {
     ],
     "Two things are kept apart": ["test_the_coordinators_door_for_flwr_opens_to_its_own_machine_only"],
     "A tracker that breaks down is dropped": ["test_a_tracker_that_breaks_down_does_not_end_the_run"],
+    "is refused without `--replace`, and so is one for a user who logs in": [
+        "test_a_kit_of_another_site_node_or_root_takes_no_place_unless_told",
+        "test_a_kit_for_somebody_who_logs_in_is_refused",
+    ],
+    "a node claims a weight of more than `round.max-weight`": ["test_the_run_ends_as_without_the_hostile_node"],
     "a node fails, hangs or goes away": ["test_a_node_that_keeps_failing_sits_out_and_comes_back"],
     "a reply is late": ["test_a_late_reply_is_counted_and_not_used"],
     "the round does not count and is tried again": [

@@ -95,7 +95,7 @@ def test_a_torn_line_of_the_record_does_not_spoil_the_next(settings, tmp_path):
     run_in_process(settings(resume=True), nodes=2)
     broken = [line for line in record.read_text().splitlines() if not line.endswith("}")]
     assert broken == ['{"phase": "me']
-    assert json.loads(record.read_text().splitlines()[-1])["phase"] == "heldout"
+    assert json.loads(record.read_text().splitlines()[-1])["phase"] == "judged"
 
 
 def test_a_full_disk_is_named_and_the_checkpoint_before_it_stays(tmp_path, monkeypatch):
