@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -200,6 +201,18 @@ def test_a_shared_head_comes_along(form, tmp_path, capsys):
         saved = load_file(tmp_path / "out/adapter_model.safetensors")["base_model.model.classifier.weight"]
         assert torch.equal(saved, state.adapter[Key("classifier", "W")])
         assert "num_labels=3" in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_the_classes_keep_their_names(form, tmp_path):
+    """The card's own lines, run as they stand, give a model that says its classes' names."""
+    named = {"model.name": tiny_bert(tmp_path), "task.classes": "late, early, on time"}
+    run_directory(tmp_path / "run", **PAIRS, **named)
+    assert make(tmp_path, *TEXT, "--form", form) == 0
+    scope: dict[str, Any] = {}
+    card = (tmp_path / "out/README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(card.replace('"out', f'"{tmp_path}/out'), scope)
+    assert scope["model"].config.id2label == {0: "late", 1: "early", 2: "on time"}
 
 
 def test_a_head_over_mean_pooling_is_an_adapter_and_a_file_and_no_model(tmp_path, capsys):

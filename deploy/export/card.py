@@ -23,7 +23,7 @@ tokenizer = AutoTokenizer.from_pretrained("{base}")""",
     "classes": """from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={labels})
+base = AutoModelForSequenceClassification.from_pretrained("{base}", {labels}, ignore_mismatched_sizes=True)
 model = PeftModel.from_pretrained(base, "{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{base}")""",
     "pooled": """from peft import PeftModel
@@ -162,12 +162,12 @@ def _events(run: Path) -> Sequence[record.Event]:
 
 def _loading(export: Export, name: str) -> str:
     config = export.source.config
-    classes = TASKS[config.task.name].sequence_classification
+    classes, names = TASKS[config.task.name].sequence_classification, config.task.names
     kind = "pooled" if config.model.pooling == "mean" else "classes" if classes else "language"
     kind = "merged" if export.merged else kind
     return LOADING[kind].format(
         folder=name,
         base=base.location(config.model.name),
-        labels=config.task.labels,
+        labels=f"id2label={dict(enumerate(names))}" if names else f"num_labels={config.task.labels}",
         auto="AutoModelForSequenceClassification" if classes else "AutoModelForCausalLM",
     )

@@ -69,6 +69,9 @@ def write_merged(state: State, config: RunConfig, folder: Path, dtype: str, devi
         write_peft(state, config, Path(temporary))
         network: Any = adapters.load(Path(temporary), plain, device)
     merged = network.merge_and_unload(safe_merge=True)
+    if names := config.task.names:
+        merged.config.id2label = dict(enumerate(names))
+        merged.config.label2id = {name: number for number, name in enumerate(names)}
     merged.save_pretrained(folder)
     base.load_tokenizer(config.model).save_pretrained(folder)
 
