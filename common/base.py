@@ -125,7 +125,9 @@ def positions(model: ModelConfig) -> int | None:
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, which pads with a token that the model knows."""
     tokenizer: PreTrainedTokenizerBase = _from_hub(AutoTokenizer, model)
-    padding = vocabulary.pad_token(tokenizer, _from_hub(AutoConfig, model))
+    config = _from_hub(AutoConfig, model)
+    vocabulary.check(tokenizer, config, model.name)
+    padding = vocabulary.pad_token(tokenizer, config)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
     return tokenizer
 

@@ -8,9 +8,27 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.error import BouquetError
 from common.fields import LeftOut
+from common.tasks.task import IGNORED, Example
 from common.tasks.turns import conversation
 
 TURNS = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+
+
+def check(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, where: str) -> None:
+    """Raise :class:`BouquetError` where the tokenizer, or the chat template, writes words that the model does not have.
+
+    A further token that only pads, or that no text of this task has, may lie beyond.
+    """
+    size = config.get_text_config().vocab_size
+    written = {*range(size, tokenizer.vocab_size), *_conversation(tokenizer).tokens}
+    if beyond := sorted(token for token in written if token >= size):
+        raise BouquetError(
+            "the tokenizer has words that the model does not have",
+            where=where,
+            expected=f"token ids below {size:,}",
+            got=f"{len(beyond):,} beyond, such as {tokenizer.convert_ids_to_tokens(beyond[-1])!r} ({beyond[-1]:,})",
+            cure="Use the tokenizer that the model was saved with, or resize the model's embeddings and save it.",
+        )
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
@@ -37,12 +55,18 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The special token that a turn of the assistant ends with, as it is learned; None where there is no such."""
     if tokenizer.chat_template is None:
         return None
+    learned = [label for label in _conversation(tokenizer).labels if label != IGNORED]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return learned[-1] if learned and learned[-1] in special else None
+
+
+def _conversation(tokenizer: PreTrainedTokenizerBase) -> Example:
+    """A short conversation as the model reads it; nothing where the template takes none."""
     try:
         (example,) = conversation(TURNS, tokenizer, sys.maxsize)
     except (BouquetError, LeftOut):
-        return None
-    last = example.labels[-1]
-    return last if last in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} else None
+        return Example([], [])
+    return example
 
 
 def positions(network: nn.Module) -> int | None:

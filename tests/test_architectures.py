@@ -253,7 +253,7 @@ def test_one_other_weight_or_word_makes_another_base(tmp_path: Path) -> None:
 
 
 def test_an_answer_ends_where_any_of_template_tokenizer_and_model_says(tmp_path: Path) -> None:
-    folder = save("llama", tmp_path / "llama")
+    folder = save("llama", tmp_path / "llama", vocab_size=VOCABULARY + 64)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
     tokenizer.chat_template = TEMPLATE.replace("{{ eos_token }}", "<|end|>\n")
@@ -262,6 +262,22 @@ def test_an_answer_ends_where_any_of_template_tokenizer_and_model_says(tmp_path:
     base.load_tokenizer.cache_clear()
     network: Any = base.load(settings(folder, "text").model, 0, torch.device("cpu"))
     assert network.generation_config.eos_token_id == [2, 5, len(tokenizer) - 1]
+
+
+def test_a_tokenizer_with_words_that_the_model_has_not_is_refused_unless_they_pad(tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    base.load_tokenizer.cache_clear()
+    assert base.load_tokenizer(settings(folder, "text").model).pad_token_id == 0
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    tokenizer.chat_template = TEMPLATE.replace("<|assistant|>", "<|turn|>")
+    tokenizer.save_pretrained(folder)
+    base.load_tokenizer.cache_clear()
+    said = r"words that the model does not have.*below 2,048, got 1 beyond, such as '<\|turn\|>' \(2,049\)"
+    with pytest.raises(BouquetError, match=said):
+        base.load_tokenizer(settings(folder, "text").model)
 
 
 @pytest.mark.parametrize(("saved", "wanted", "said"), [("nf4", "none", "weights in nf4"), ("int8", "nf4", "in int8")])
