@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 import zlib
@@ -102,6 +103,8 @@ def simulate(
                 subprocess.run(stop, env=own, capture_output=True, check=False)
             raise
     if _status(_run_id(log), own) == "finished:completed":
+        if follow and (folder / "adapter").is_dir():
+            print(f"next: bouquet chat {shlex.quote(str(folder))}")
         return 0
     run = Run.read(folder) if said.exists() and said.stat().st_size > before else None
     reason = (run.reason if run else "") or _last_words(log)

@@ -43,6 +43,7 @@ def test_the_commands_of_your_data_work_one_after_the_other(tmp_path):
     assert "2 classes found in 'kind': card, transfer" in said
     assert "«Yes, since noon.</s>»" in said or "«No.</s>»" in said
     assert "held-out accuracy" in said
+    assert f"\nnext: bouquet chat {tmp_path}/runs/tickets\n" in said
     assert (tmp_path / "runs/tickets/adapter/adapter_model.safetensors").is_file()
     assert "epsilon" in said
 
