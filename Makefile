@@ -14,21 +14,21 @@ run: .venv/ready
 	$(BIN)/bouquet run
 
 test: lint type
-	$(BIN)/pytest -n logical --dist loadfile
+	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
 
 test-all: lint type
-	$(BIN)/pytest -n logical --dist loadfile -m "exhaustive or not exhaustive"
+	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder -m "exhaustive or not exhaustive"
 	$(BIN)/python -m tests.fuzz
 	$(BIN)/python -m tests.mutants
 
 attack: .venv/ready
-	$(BIN)/pytest -n logical --dist loadfile -m "exhaustive or not exhaustive" tests/attacks
+	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder -m "exhaustive or not exhaustive" tests/attacks
 
 fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz
 
 unit: .venv/ready
-	$(BIN)/pytest -n logical --dist loadfile -m "not slow and not exhaustive"
+	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder -m "not slow and not exhaustive"
 
 mutants: .venv/ready
 	$(BIN)/python -m tests.mutants

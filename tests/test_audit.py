@@ -172,8 +172,8 @@ def test_a_tenth_of_the_noise_is_found(bench, own, monkeypatch):
     assert "1.386 is claimed" in guessed.said
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("share", "held"), [pytest.param(1.0, True, marks=pytest.mark.exhaustive), (0.03, False)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("share", "held"), [(1.0, True), (0.03, False)])
 def test_pairs_of_runs_find_missing_noise(bench, own, monkeypatch, share, held):
     whole = gaussian.rounded_normal
     monkeypatch.setattr(gaussian, "rounded_normal", lambda n, scale, device: whole(n, scale * share, device))

@@ -293,7 +293,8 @@ def test_differences_are_noised_as_they_are_sent():
     state = started(FedIT())
     update = trained(rule, state, 0, 1.0)
     noised = privatise(None, update.tensors, 0.5, 1.0)
-    assert all(tensor.count_nonzero() == tensor.numel() for tensor in noised.values())
+    # Noise on a grid is now and then 0.
+    assert all(tensor.count_nonzero() > 0.99 * tensor.numel() for tensor in noised.values())
     clipped = privatise(None, update.tensors, 0.5, 0.0)
     assert sum(float(tensor.square().sum()) for tensor in clipped.values()) ** 0.5 == pytest.approx(0.5, rel=0.01)
     mean = PrivateMean(0.5, 0.0, relative=True)(state, [update, update], asked=2)

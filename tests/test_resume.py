@@ -41,7 +41,7 @@ def rounds(folder: Path) -> list[int]:
     return sorted(int(file.stem.split("-")[1]) for file in folder.glob("checkpoints/round-*.safetensors"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(settings, tmp_path):
     """The coordinator and its nodes in one process, killed again and again, each time with more of the run done."""
     whole = settings(**{"num-server-rounds": 8, "rule.name": "fedsa-lora", "run-name": "whole", "evaluation.every": 0})
