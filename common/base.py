@@ -173,7 +173,8 @@ def _config(model: ModelConfig, classes: int) -> Any:
         config.num_labels = classes
     support.check_quantization(config, model.quantization, model.name)
     text = config.get_text_config()
-    if isinstance(text.pad_token_id, int) and not 0 <= text.pad_token_id < text.vocab_size:
+    padding = getattr(text, "pad_token_id", None)
+    if isinstance(padding, int) and not 0 <= padding < text.vocab_size:
         text.pad_token_id = None
     return config
 

@@ -24,7 +24,11 @@ def find(network: nn.Module) -> list[str]:
         return ["classifier"]
     if not type(network).__name__.endswith("ForSequenceClassification"):
         return []
-    output = [name for name, child in network.named_children() if any(True for _ in child.parameters())][-1]
+    encoder = network.base_model_prefix
+    children = [
+        name for name, child in network.named_children() if name != encoder and any(True for _ in child.parameters())
+    ]
+    output = children[-1]
     fresh = {_module(name) for name in _lacking(network)}  # type: ignore[arg-type]
     weighted = [name for name, module in network.named_modules() if any(True for _ in module.parameters(False))]
     # PEFT takes a layer for the head's if its name only ends like one: pre_classifier for a classifier.

@@ -93,7 +93,7 @@ def values(found: Sequence[Placed], name: str) -> list[str]:
 
 def form(file: Path) -> str:
     """The ending that says how a file is read, but for that of its compression; empty where nothing here reads it."""
-    ending = Path(file.stem).suffix if file.suffix in PACKED else file.suffix
+    ending = (Path(file.stem).suffix if file.suffix in PACKED else file.suffix).lower()
     return ending if ending in FORMS else ""
 
 
@@ -174,8 +174,16 @@ def _table(opened: io.BufferedReader, delimiter: str) -> Iterator[Found]:
     wide = opened.peek(2)[:2] in UTF_16
     lines = iter(io.StringIO(_whole(opened), newline="")) if wide else _lines(opened)
     first = next(lines, "")
-    rows = csv.reader(chain([first], lines), delimiter=delimiter or _delimiter(first))
-    header = next(rows, [])
+    # Strict, so that a quotation mark that nothing closes is an error, and does not swallow what follows.
+    rows = csv.reader(chain([first], lines), delimiter=delimiter or _delimiter(first), strict=True)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+    except csv.Error as error:
+        yield "", BouquetError("the header of a table cannot be read", got=str(error), cure="Save it as CSV in UTF-8.")
+        return
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        yield "", BouquetError("two columns of one name", got=", ".join(twice), cure="Give each a name of its own.")
+        return
     while True:
         try:
             row = next(rows)
@@ -207,7 +215,17 @@ def _cells(header: list[str], row: list[str]) -> Record | BouquetError:
 
 def _texts(opened: io.BufferedReader, _: str) -> Iterator[Found]:
     for number, line in enumerate(_lines(opened), start=1):
-        if line.strip():
+        if "\0" in line:
+            yield (
+                f":{number}",
+                BouquetError(
+                    "a line is no text",
+                    expected="UTF-8",
+                    got="zero bytes, as UTF-16 has",
+                    cure="Save the file in UTF-8.",
+                ),
+            )
+        elif line.strip():
             yield f":{number}", {"text": line.rstrip("\r\n")}
 
 

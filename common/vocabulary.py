@@ -37,7 +37,7 @@ def pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> i
     A classifier on a decoder reads the last token that is not the model's padding id, so that both must have one.
     """
     text = config.get_text_config()
-    for token in (text.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
+    for token in (getattr(text, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token, int) and 0 <= token < text.vocab_size and tokenizer.convert_ids_to_tokens(token):
             return token
     return 0

@@ -93,7 +93,15 @@ def _classes(read: Sequence[Placed], config: RunConfig) -> list[str]:
     if found <= {*map(str, range(config.task.labels)), "true", "false"}:
         return []
     odd = sorted(each for each in found if "," in each) or sorted(found)
-    if len(found) > max(2, len(read) // 2) or "," in odd[0]:
+    if len(found) == 1:
+        raise BouquetError(
+            "a field that holds one label alone",
+            where=f"task.label = '{name}', {config.data.source}",
+            expected="two labels or more",
+            got=f"{odd[0][:80]!r} in all of {len(read)} records",
+            cure="Name the field of the labels with task.label, or all classes with task.classes.",
+        )
+    if len(found) > max(FEW, len(read) // 2) or "," in odd[0]:
         raise BouquetError(
             "a field that holds no labels",
             where=f"task.label = '{name}', {config.data.source}",
