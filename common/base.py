@@ -107,12 +107,15 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
             # On CPUs with bfloat16 units, the first evaluation would repack the weights for inference, for good and
             # with loss, and no gradient would pass the layer again.
             module.support_avx512bf16_for_cpu = False
-    if not classes:
-        support.check_causal(network, model.name)
-        network.generation_config.eos_token_id = vocabulary.ends(tokenizer, config, network.generation_config)
     if model.gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
-    return MeanPooled(network, classes) if auto is AutoModel else network
+    if auto is AutoModel:
+        network = MeanPooled(network, classes)
+    support.check_output(network, classes, model.name)
+    if not classes:
+        network.generation_config.eos_token_id = vocabulary.ends(tokenizer, config, network.generation_config)
+    loaded: nn.Module = network
+    return loaded
 
 
 def positions(model: ModelConfig) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
@@ -276,6 +277,7 @@ def _targets(network: nn.Module, wanted: str, heads: Sequence[str]) -> list[str]
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not output and not head.inside(name, heads)
     ]
+    linear = _taken_as_they_are(network, linear)
     if wanted == "all-linear":
         return linear
     suffixes = [suffix.strip() for suffix in wanted.split(",")]
@@ -289,6 +291,16 @@ def _targets(network: nn.Module, wanted: str, heads: Sequence[str]) -> list[str]
             got=", ".join(missing) + (", weights of all experts in one tensor" if held else ""),
         )
     return [name for name in linear if any(f".{name}".endswith(f".{suffix}") for suffix in suffixes)]
+
+
+def _taken_as_they_are(network: nn.Module, names: list[str]) -> list[str]:
+    """The layers that PEFT adapts as they are: of a model whose experts share one tensor it takes some for the experts.
+
+    It does so by their last names alone, and whoever loads an adapter would get the same.
+    """
+    config = peft.LoraConfig(target_modules=names)
+    convert_peft_config_for_transformers(config, network, None)
+    return [name for name in names if name in (config.target_modules or ())]
 
 
 def _head_parameters(network: nn.Module, heads: Sequence[str]) -> Iterator[tuple[Key, Any]]:

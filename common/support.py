@@ -78,13 +78,27 @@ def check_architecture(network: Any, where: str) -> None:
 
 
 @torch.no_grad()
-def check_causal(network: Any, where: str) -> None:
-    """Raise :class:`BouquetError` if what the model says of a token depends on the tokens after it."""
+def check_output(network: Any, classes: int, where: str) -> None:
+    """Raise :class:`BouquetError` if the model cannot compute a made-up text.
+
+    A language model, for which ``classes`` is 0, may not let what it says of a token depend on the tokens after it.
+    """
     device = next(network.parameters()).device
     tokens = torch.arange(TOKENS, device=device).unsqueeze(0) % network.config.get_text_config().vocab_size
     other = tokens.clone()
     other[0, -1] = (tokens[0, -1] + 1) % network.config.get_text_config().vocab_size
-    first, second = (network(input_ids=each, use_cache=False).logits[0, :-1].float() for each in (tokens, other))
+    try:
+        logits = [network(input_ids=each, attention_mask=torch.ones_like(each)).logits for each in (tokens, other)]
+    except Exception as error:  # a boundary: whatever the model raises, it cannot be trained
+        raise BouquetError(
+            "the model cannot compute a text as it has been loaded",
+            where=where,
+            got=f"{type(error).__name__}: {error}".splitlines()[0],
+            cure="Try another model.quantization or model.dtype, or choose another model.",
+        ) from error
+    if classes:
+        return
+    first, second = (each[0, :-1].float() for each in logits)
     if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
         raise BouquetError(
             "the model sees the tokens that it is to predict",

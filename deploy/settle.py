@@ -101,7 +101,7 @@ def _classes(read: Sequence[Placed], config: RunConfig) -> list[str]:
             got=f"{odd[0][:80]!r} in all of {len(read)} records",
             cure="Name the field of the labels with task.label, or all classes with task.classes.",
         )
-    if len(found) > max(FEW, len(read) // 2) or "," in odd[0]:
+    if 3 * len(found) > max(6, 2 * len(read)) or "," in odd[0]:
         raise BouquetError(
             "a field that holds no labels",
             where=f"task.label = '{name}', {config.data.source}",

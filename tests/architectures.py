@@ -23,6 +23,19 @@ SIZES = {
 GROUPED = SIZES | {"num_key_value_heads": 2}
 EXPERTS = {"num_experts_per_tok": 2, "head_dim": 16}
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
+DEEPSEEK = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
 # The keys that a family calls otherwise.
 OPT = {"ffn_dim": 128, "word_embed_proj_dim": 64}
 DISTIL = {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 256}
@@ -61,6 +74,7 @@ DECODERS: Mapping[str, tuple[type, type, Mapping[str, object]]] = {
         hf.GptOssConfig,
         GROUPED | EXPERTS | {"num_local_experts": 4, "intermediate_size": 64},
     ),
+    "deepseek": (hf.DeepseekV3ForCausalLM, hf.DeepseekV3Config, SIZES | DEEPSEEK),
 }
 ENCODERS: Mapping[str, tuple[type, type, Mapping[str, object]]] = {
     "bert": (hf.BertForMaskedLM, hf.BertConfig, SIZES),
@@ -68,6 +82,7 @@ ENCODERS: Mapping[str, tuple[type, type, Mapping[str, object]]] = {
     "roberta": (hf.RobertaForMaskedLM, hf.RobertaConfig, SIZES | {"pad_token_id": 1}),
     "distilbert": (hf.DistilBertForMaskedLM, hf.DistilBertConfig, {"vocab_size": VOCABULARY, **DISTIL}),
     "modernbert": (hf.ModernBertForMaskedLM, hf.ModernBertConfig, SIZES | {"cls_token_id": 1, "sep_token_id": 2}),
+    "xlm-roberta": (hf.XLMRobertaForMaskedLM, hf.XLMRobertaConfig, SIZES | {"pad_token_id": 1}),
     "electra": (hf.ElectraForPreTraining, hf.ElectraConfig, SIZES | {"embedding_size": 64}),
 }
 OTHERS: Mapping[str, tuple[type, type, Mapping[str, object]]] = {

@@ -118,6 +118,11 @@ def check_cell(family: str, task_name: str, quantisation: str, folder: Path) -> 
 def test_a_model_trains_and_plain_peft_loads_what_it_leaves(
     family: str, task: str, quantisation: str, tmp_path: Path
 ) -> None:
+    if (family, quantisation) == ("deepseek", "int8"):
+        # bitsandbytes' own int8 product fails on the shape of its attention.
+        with pytest.raises(BouquetError, match="the model cannot compute a text as it has been loaded"):
+            loaded(settings(checkpoint(family), task, quantisation))
+        return
     if family in DECODERS or (family in ENCODERS and task == "classify"):
         check_cell(family, task, quantisation, tmp_path)
         return

@@ -30,6 +30,7 @@ def found(file: Path) -> list:
     [
         ("x.csv", "text,label\ncafé,1\n"),
         ("x.csv", "text;label\r\ncafé;1\r\n"),
+        ("X.CSV", "text , label\ncafé,1\n"),
         ("x.csv", "text|label\ncafé|1\n"),
         ("x.csv", "\ufefftext\tlabel\ncafé\t1\n"),
         ("x.csv", "text,label\ncafé,1\n".encode("cp1252")),
@@ -90,6 +91,10 @@ WRONG = [
         "text,label\nHello, you,1\n",
         r":2: a row has more cells than the header: expected 2 .*, got 3",
     ),
+    ("x.csv", 'text,label\n"open,1\n' + "more,1\n" * 9, r":\d+: a row is not CSV: got unexpected end of data"),
+    ("x.csv", "text,label,text\na,1,b\n", r"x.csv: two columns of one name: got text. Give each a name of its own"),
+    ("x.csv", "text,label\ra,1\rb,0\r", r"x.csv: the header of a table cannot be read"),
+    ("x.txt", "a\na\0b\n", r":2: a line is no text: expected UTF-8, got zero bytes, as UTF-16 has"),
     ("x.parquet", "nothing", r"x.parquet: a file is not Parquet"),
     ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], "x.jsonl.gz: a data file cannot be read to its end"),
     ("x.jsonl.zst", b"nothing", "x.jsonl.zst: a data file cannot be read to its end"),

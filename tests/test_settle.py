@@ -84,6 +84,12 @@ def test_a_field_that_holds_no_labels_is_refused(source):
         settled(source(["no", "yes, it is"] * 3) | CLASSIFY, 2)
 
 
+def test_one_label_alone_is_no_task(source):
+    said = r"a field that holds one label alone .*: expected two labels or more, got 'spam' in all of 4 records"
+    with pytest.raises(BouquetError, match=said):
+        settled(source(["spam"] * 4) | CLASSIFY, 2)
+
+
 def test_labels_that_are_not_as_many_as_the_run_has_are_a_contradiction(source):
     chosen, _ = settled(source(["a", "b", "c"] * 3) | CLASSIFY | {"task.labels": 4}, 2)
     with pytest.raises(ConfigError, match=r"task.labels: expected 3, as many as task.classes has, got 4"):
