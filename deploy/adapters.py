@@ -137,6 +137,7 @@ def moved(config: RunConfig, model: str) -> RunConfig:
 def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "default") -> Any:
     """The base model with the adapter in ``folder``, to be evaluated: token ids and a mask in, logits out."""
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # which weights are missing, and may be, is checked
     network: Any = base.load(config.model, classes(config.task), base.find_device(device))
     if config.model.pooling == "mean":
         network.encoder = PeftModel.from_pretrained(network.encoder, str(folder), name)
