@@ -23,6 +23,7 @@ def export(options: argparse.Namespace) -> int:
     target: Path = options.to
     _check(options)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     source = find(options.source, options.node, options.state_directory, options.model)
     texts = source.tokens(options.prompt)
     target.parent.mkdir(parents=True, exist_ok=True)
