@@ -208,7 +208,8 @@ def _compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
 def _from_hub(auto: Any, model: ModelConfig, **options: Any) -> Any:
     where = location(model.name)
     try:
-        return auto.from_pretrained(where, revision=model.revision, **options)
+        # Said outright, so that nobody is asked on a terminal whether a checkpoint's own code may run.
+        return auto.from_pretrained(where, revision=model.revision, trust_remote_code=False, **options)
     except Exception as error:  # a boundary: whatever Transformers raises, the model is what cannot be loaded
         weights.check_files(where)
         raise _unusable(model, error) from error

@@ -302,6 +302,16 @@ def test_an_adapter_is_no_base(tmp_path: Path) -> None:
         base.location(str(tmp_path))
 
 
+def test_a_checkpoints_own_code_never_runs_and_nobody_is_asked(tmp_path: Path) -> None:
+    file = save("llama", tmp_path / "llama") / "config.json"
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    (file.parent / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(BouquetError, match="the model cannot be loaded.*contains custom code"):
+        base.skeleton(settings(file.parent, "text").model, 0)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_experts_are_left_out_and_named_where_they_are_asked_for() -> None:
     config = settings(checkpoint("mixtral"), "text", **{"lora.targets": "q_proj,gate_up_proj"})
     with pytest.raises(BouquetError, match=r"the model's experts cannot be adapted.*got gate_up_proj, weights of all"):
