@@ -307,7 +307,7 @@ def test_a_checkpoints_own_code_never_runs_and_nobody_is_asked(tmp_path: Path) -
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     file.write_text(json.dumps(json.loads(file.read_text()) | own))
     (file.parent / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(BouquetError, match="the model cannot be loaded.*contains custom code"):
+    with pytest.raises(BouquetError, match=r"the model cannot be loaded.*contains custom code"):
         base.skeleton(settings(file.parent, "text").model, 0)
     assert not (tmp_path / "ran").exists()
 
