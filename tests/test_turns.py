@@ -156,3 +156,20 @@ def test_what_is_no_conversation_is_refused(record, said, tokenizer):
 def test_a_conversation_without_an_answer_is_left_out(record, reason, tokenizer):
     with pytest.raises(LeftOut, match=reason):
         examples(tokenizer, record)
+
+
+def test_an_answer_that_says_nothing_is_not_learned(tokenizer):
+    """Its end alone would teach a model to say nothing."""
+    tokenizer.chat_template = CHATML
+    silent = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": " "}]
+    with pytest.raises(LeftOut, match="without an answer"):
+        examples(tokenizer, {"messages": silent})
+    ((_, learned),) = examples(tokenizer, {"messages": [*silent, *TURNS[1:3]]})
+    assert learned == "First.<|im_end|>"
+
+
+@pytest.mark.parametrize("template", ["{% for i in range(10**9) %}{% endfor %}", "{{ 1 // 0 }}", "{% if %}"])
+def test_a_template_that_breaks_down_is_told(template, tokenizer):
+    tokenizer.chat_template = template
+    with pytest.raises(BouquetError, match="the model's chat template does not take a conversation"):
+        examples(tokenizer, {"messages": TURNS})

@@ -12,8 +12,6 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from common.error import BouquetError
 from common.fields import LeftOut
 from common.tasks.task import IGNORED, Example, tokenized
@@ -66,7 +64,7 @@ def _rendered(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools
         return tokenizer.apply_chat_template(
             [dict(turn) for turn in turns], tools=tools, chat_template=template, **{"tokenize": False, **options}
         )
-    except (TemplateError, TypeError, KeyError) as error:
+    except Exception as error:  # a boundary: a template is a program of somebody else's
         raise BouquetError(
             "the model's chat template does not take a conversation",
             expected="turns in the order and of the roles that its template knows",
@@ -79,8 +77,9 @@ def _texts(
 ) -> Iterator[tuple[str, Sequence[Span]]]:
     """The texts of a conversation, each with where it is learned: one, or one a turn of the assistant's."""
     learned = []
-    # What nobody has asked for, a first turn of the assistant's, is read and not learned.
-    for place in [place for place, turn in enumerate(turns) if place and turn["role"] == "assistant"]:
+    # What nobody has asked for, a first turn of the assistant's, is read and not learned; nor is one that says nothing.
+    said = [turn["role"] == "assistant" and (_content(turn) or turn.get("tool_calls")) for turn in turns]
+    for place in [place for place, own in enumerate(said) if place and own]:
         before, after = _around(turns[: place + 1], tokenizer, tools)
         end = _end(after, len(before), _content(turns[place]), tokenizer)
         text = after[:end] if end else after + (tokenizer.eos_token or "")
