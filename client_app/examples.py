@@ -35,6 +35,7 @@ def node_examples(
     tasks.build(task).check(fields(found), where=node.data or data.source)
     kind = lengths.fitted(task, model, found, tokenizer)
     encoded, counts = tasks.encoded(kind, found, tokenizer)
+    base.check_words(model, (token for record in encoded for example in record for token in example.tokens))
     if len(usable := list(filter(None, encoded))) < 2:
         raise BouquetError(
             "a node has too few examples",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,15 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, which pads with a token that the model knows."""
     tokenizer: PreTrainedTokenizerBase = _from_hub(AutoTokenizer, model)
     config = _from_hub(AutoConfig, model)
-    vocabulary.check(tokenizer, config, model.name)
+    vocabulary.check_template(tokenizer, config, model.name)
     padding = vocabulary.pad_token(tokenizer, config)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
     return tokenizer
+
+
+def check_words(model: ModelConfig, tokens: Iterable[int]) -> None:
+    """Raise :class:`BouquetError` where the tokenizer has made a token of a text that the model does not have."""
+    vocabulary.check(tokens, load_tokenizer(model), _from_hub(AutoConfig, model), model.name)
 
 
 @lru_cache(maxsize=1)

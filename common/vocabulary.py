@@ -1,6 +1,7 @@
 """A base model and its tokenizer, made to agree: what pads, what ends, and how long a text may be."""
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -14,14 +15,15 @@ from common.tasks.turns import conversation
 TURNS = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
 
 
-def check(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, where: str) -> None:
-    """Raise :class:`BouquetError` where the tokenizer, or the chat template, writes words that the model does not have.
+def check_template(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, where: str) -> None:
+    """Raise :class:`BouquetError` where the chat template writes words that the model does not have."""
+    check(_conversation(tokenizer).tokens, tokenizer, config, where)
 
-    A further token that only pads, or that no text of this task has, may lie beyond.
-    """
+
+def check(tokens: Iterable[int], tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, where: str) -> None:
+    """Raise :class:`BouquetError` where a token is none of the model's: tokenizers may have more, if no text does."""
     size = config.get_text_config().vocab_size
-    written = {*range(size, tokenizer.vocab_size), *_conversation(tokenizer).tokens}
-    if beyond := sorted(token for token in written if token >= size):
+    if beyond := sorted({token for token in tokens if token >= size}):
         raise BouquetError(
             "the tokenizer has words that the model does not have",
             where=where,

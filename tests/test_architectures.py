@@ -22,6 +22,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from client_app.examples import node_examples
 from client_app.training import outputs, train
 from common import base, head, models, tasks
 from common.adapter import State
@@ -29,6 +30,7 @@ from common.config import RunConfig, TaskConfig
 from common.coverage import coverage
 from common.error import BouquetError
 from common.export import export
+from common.node_config import NodeConfig
 from common.tasks import Example
 from strategies import build, read_config
 from tests.architectures import DECODERS, ENCODERS, FAMILIES, SIZES, TEMPLATE, VOCABULARY, save
@@ -283,6 +285,15 @@ def test_a_tokenizer_with_words_that_the_model_has_not_is_refused_unless_they_pa
     said = r"words that the model does not have.*below 2,048, got 1 beyond, such as '<\|turn\|>' \(2,049\)"
     with pytest.raises(BouquetError, match=said):
         base.load_tokenizer(settings(folder, "text").model)
+
+
+def test_a_text_with_a_word_that_the_model_has_not_is_told(tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "llama", vocab_size=512)
+    (tmp_path / "x.jsonl").write_text('{"text": "def returning self"}\n' * 4)
+    base.load_tokenizer.cache_clear()
+    config = settings(folder, "text", **{"data.source": str(tmp_path / "x.jsonl"), "data.partition": "none"})
+    with pytest.raises(BouquetError, match=r"words that the model does not have.*token ids below 512, got \d+ beyond"):
+        node_examples(config.data, NodeConfig(), config.task, config.model, 0, ())
 
 
 @pytest.mark.parametrize(("saved", "wanted", "said"), [("nf4", "none", "weights in nf4"), ("int8", "nf4", "in int8")])
