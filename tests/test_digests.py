@@ -1,0 +1,96 @@
+"""The adapter that every rule, and every other axis once, leaves after a tiny run: to the bit what it was before.
+
+``python -m tests.test_digests`` writes the table anew, for the CPU that it runs on; a change of it belongs in the
+changelog.
+"""
+
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.config import RunConfig
+from strategies import RULES
+from tests.grid import run_in_process
+
+TABLE = Path(__file__).with_name("digests.json")
+RECORDS = [{"text": f"def f{n}(self, x{n % 7}): return self.y + {n * n}", "label": n % 2} for n in range(48)]
+
+RUNS: dict[str, dict[str, Any]] = {rule: {"rule.name": rule} for rule in RULES} | {
+    "fed-sb, frames found by the nodes": {"rule.name": "fed-sb", "rule.fed-sb.start": "nodes", "num-server-rounds": 3},
+    "ravan, without scales": {"rule.name": "ravan", "rule.ravan.scales": 0},
+    "hetlora, cutting slots": {"rule.name": "hetlora", "rule.hetlora.keep": 0.5, "rule.hetlora.decay": 100.0},
+    "lora-fair, by cosine": {"rule.name": "lora-fair", "rule.lora-fair.solver": "cosine"},
+    "fedex-lora, cut": {"rule.name": "fedex-lora", "rule.fedex-lora.residual-rank": 2},
+    "flora, energy 0.9": {"rule.name": "flora", "merge.offset-energy": 0.9, "num-server-rounds": 4},
+    "trimmed": {"merge.mean": "trimmed", "merge.trim": 0.4},
+    "median": {"merge.mean": "median"},
+    "krum": {"merge.mean": "krum"},
+    "momentum": {"merge.optimizer": "momentum"},
+    "adam": {"merge.optimizer": "adam"},
+    "proximal": {"train.proximal": 0.1},
+    "weight decay, linear schedule": {"train.weight-decay": 0.1, "train.schedule": "linear"},
+    "fp16": {"wire.up": "fp16", "wire.down": "fp16"},
+    "bf16": {"wire.up": "bf16", "wire.down": "bf16"},
+    "int8": {"wire.up": "int8"},
+    "nf4": {"wire.up": "nf4"},
+    "classify": {"task.name": "classify"},
+    "classify, local head": {"task.name": "classify", "task.head": "local"},
+    "classify, frozen head": {"task.name": "classify", "task.head": "frozen"},
+    "int8 base": {"model.quantization": "int8"},
+}
+
+
+def machine() -> str:
+    """What decides about the last bits of a float."""
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__.split('+')[0]}"
+
+
+def digest_of(name: str, folder: Path) -> str:
+    """The digest of the adapter that a tiny run of this name leaves."""
+    data = folder / "records.jsonl"
+    data.write_text("\n".join(map(json.dumps, RECORDS)))
+    small = {
+        "run-directory": str(folder),
+        "run-name": "run",
+        "num-server-rounds": 2,
+        "data.source": str(data),
+        "data.partition": "iid",
+        "task.max-length": 32,
+        "train.steps": 3,
+        "train.batch-size": 4,
+        "evaluation.every": 0,
+        "evaluation.prompt": "",
+    }
+    nodes = {number: {"state-directory": str(folder / "state")} for number in range(3)}
+    run_in_process(RunConfig().to_flower() | small | RUNS[name], nodes=3, node_config=nodes)
+    return str(json.loads((folder / "run/summary.json").read_text())["adapter_digest"])[:16]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_tiny_run_ends_where_it_did(name: str, tmp_path: Path) -> None:
+    table = json.loads(TABLE.read_text())
+    if table["machine"] != machine():
+        pytest.skip(f"the digests are those of {table['machine']}, and this is {machine()}")
+    assert digest_of(name, tmp_path) == table["digests"][name]
+
+
+def write(make: Callable[[str, Path], str] = digest_of) -> None:
+    """Write the table anew."""
+    digests = {}
+    for name in RUNS:
+        with tempfile.TemporaryDirectory() as folder:
+            digests[name] = make(name, Path(folder))
+        print(name, digests[name], file=sys.stderr)
+    TABLE.write_text(json.dumps({"machine": machine(), "digests": digests}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    write()
