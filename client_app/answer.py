@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
+from common.config.node import NodeConfig
+from common.config.section import ConfigError
 from common.error import BouquetError, RefusalError, on_one_line
-from common.node_config import NodeConfig
-from common.section import ConfigError
 
 if TYPE_CHECKING:
     from client_app.session import Session

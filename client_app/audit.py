@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 
 from common import disk, owned, wire
-from common.node_config import NodeConfig
+from common.config.node import NodeConfig
 
 
 def path(directory: Path) -> Path:

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import accounting, disk, ledger
-from common.accounting import Release
+from common import disk
+from common.config.privacy import PrivacyConfig
 from common.error import RefusalError
-from common.ledger import DataSet, Entry
-from common.privacy_config import PrivacyConfig
+from common.privacy import accounting, ledger
+from common.privacy.accounting import Release
+from common.privacy.ledger import DataSet, Entry
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import math
 
 import torch
 
+from common.config.privacy import PrivacyConfig
+from common.config.ranges import LEAST_CLIP, MOST_CLIP
 from common.error import BouquetError
-from common.gaussian import Gaussian
-from common.privacy_config import PrivacyConfig
-from common.ranges import LEAST_CLIP, MOST_CLIP
+from common.privacy.gaussian import Gaussian
 
 RATE = 0.2
 """Eta, the paper's."""

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from common import base, lengths, sources, tasks
-from common.config import DataConfig, ModelConfig, TaskConfig
-from common.counts import Counts
+from common import tasks
+from common.config.node import NodeConfig
+from common.config.run import DataConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
-from common.files import Stamp
-from common.node_config import NodeConfig
-from common.records import fields
+from common.models import base, lengths
+from common.sources import dealing
+from common.sources.counts import Counts
+from common.sources.files import Stamp
+from common.sources.records import fields
 from common.tasks import Example
 
 
@@ -30,7 +32,7 @@ def node_examples(
 
     Raises :class:`BouquetError` where a node has too few examples, or none of its own to hold out from the others.
     """
-    found = sources.node_records(data, node, seed)
+    found = dealing.node_records(data, node, seed)
     tokenizer = base.load_tokenizer(model)
     tasks.build(task).check(fields(found), where=node.data or data.source)
     kind = lengths.fitted(task, model, found, tokenizer)
@@ -44,7 +46,7 @@ def node_examples(
             got=str(counts),
             cure="Use fewer nodes, another data.partition, or more data.",
         )
-    train, heldout = sources.split(usable, data.holdout, seed)
+    train, heldout = dealing.split(usable, data.holdout, seed)
     own = [example for record in train for example in record]
     others = _pooled(data, node, task, model, seed, stamp) if data.pooled else own
     return Examples(others, [example for record in heldout for example in record], counts)

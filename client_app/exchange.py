@@ -6,13 +6,15 @@ from functools import partial
 from flwr.app import ArrayRecord, Message
 
 from client_app.memory import Memory
-from common import models, wire
-from common.adapter import Spec, State, Tensors, Update, check_form, check_range, digest, leading
-from common.codec import CODECS
-from common.config import RunConfig
+from common import wire
+from common.adapter.algebra import digest, leading
+from common.adapter.values import Spec, State, Tensors, Update, check_form, check_range
+from common.config.node import NodeConfig
+from common.config.run import RunConfig
 from common.error import BouquetError
-from common.models import LoraModel
-from common.node_config import NodeConfig
+from common.models import adapted
+from common.models.adapted import LoraModel
+from common.wire.codec import CODECS
 from strategies import Rule
 
 
@@ -35,7 +37,7 @@ class Exchange:
         """The state in a message: checked, completed with what this side has of it, and installed in the model."""
         config, rule = self.config, self.rule
         mode = config.privacy.mode
-        model = models.load(config.model, config.lora, config.task, self.node.device, rule.blocks, mode)
+        model = adapted.load(config.model, config.lora, config.task, self.node.device, rule.blocks, mode)
         spec, record = self._whole(model), message.content.array_records["state"]
         most, fits = spec.most_tensors, partial(check_form, spec=spec)
         header, state = wire.unpack_state(record, rule=rule.name, most=most, fits=fits)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from common.base import find_device
 from common.error import BouquetError
+from common.models.base import find_device
 
 
 def identity(device: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from common import disk, owned
-from common.adapter import Key, Tensors
+from common.adapter.values import Key, Tensors
 
 # As many rounds as a resumed run can go back: the newest checkpoint, the one before it if that is torn, and one more.
 KEPT = 3

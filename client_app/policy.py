@@ -46,15 +46,16 @@ from typing import Any, Self
 
 from flwr.app import RecordDict
 
-from common import models, wire
-from common.accounting import Release
-from common.adapter import HEAD
-from common.config import ModelConfig, RunConfig, TaskConfig
+from common import wire
+from common.adapter.values import HEAD
+from common.config.node import NodeConfig
+from common.config.privacy import Mode
+from common.config.ranges import CodecName, CountOrOff, NonNegative
+from common.config.run import ModelConfig, RunConfig, TaskConfig
+from common.config.section import ConfigError, Section, unknown_choice, validate
 from common.error import RefusalError
-from common.node_config import NodeConfig
-from common.privacy_config import Mode
-from common.ranges import CodecName, CountOrOff, NonNegative
-from common.section import ConfigError, Section, unknown_choice, validate
+from common.models import adapted
+from common.privacy.accounting import Release
 from common.tasks import TASKS
 from strategies import RULES, Rule
 from strategies.cost import planned_bytes
@@ -237,7 +238,7 @@ class Policy(Section):
         if not self.max_bytes:
             return
         lora = config.lora.model_copy(update={"rank": rank})
-        size = planned_bytes(rule, models.describe(config.model, lora, config.task), config, nodes=1).up
+        size = planned_bytes(rule, adapted.describe(config.model, lora, config.task), config, nodes=1).up
         if size > self.max_bytes:
             _refuse([f"bytes of an update: expected at most {self.max_bytes:,} (max-bytes), got about {size:,.0f}"])
 

@@ -34,14 +34,14 @@ from client_app.per_example import Engine, attach
 from client_app.probe import probe, vocabulary
 from client_app.training import Penalty, Training, descend, outputs
 from client_app.units import Unit
-from common.accounting import Release
-from common.adapter import Key, Tensors
-from common.config import TrainConfig
+from common.adapter.values import Key, Tensors
+from common.config.privacy import PrivacyConfig
+from common.config.run import TrainConfig
 from common.error import BouquetError
-from common.gaussian import Gaussian
-from common.gaussian import clip as clipped
-from common.models import LoraModel
-from common.privacy_config import PrivacyConfig
+from common.models.adapted import LoraModel
+from common.privacy.accounting import Release
+from common.privacy.gaussian import Gaussian
+from common.privacy.gaussian import clip as clipped
 from common.tasks import Task
 
 

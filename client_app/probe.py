@@ -26,7 +26,7 @@ from torch.nn import functional
 from client_app.per_example import Engine
 from client_app.training import outputs
 from common.error import BouquetError
-from common.models import LoraModel
+from common.models.adapted import LoraModel
 from common.tasks import Example, Task
 from common.tasks.task import IGNORED
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from common.gaussian import Gaussian
-from common.models import LoraModel
+from common.models.adapted import LoraModel
+from common.privacy.gaussian import Gaussian
 from common.tasks import Example, Task
 
 

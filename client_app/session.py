@@ -27,14 +27,17 @@ from client_app.scoring import noised_score
 from client_app.spending import Spending
 from client_app.training import Training, train
 from client_app.units import Units, Wanted, node_units
-from common import base, disk, files, lengths, tasks
-from common.accounting import Release
-from common.adapter import Key, State, Tensors, Update, chosen_blocks
-from common.config import RunConfig
+from common import disk, tasks
+from common.adapter.algebra import chosen_blocks
+from common.adapter.values import Key, State, Tensors, Update
+from common.config.node import NodeConfig
+from common.config.run import RunConfig
 from common.error import BouquetError
-from common.export import export
-from common.models import LoraModel
-from common.node_config import NodeConfig
+from common.models import base, lengths
+from common.models.adapted import LoraModel
+from common.privacy.accounting import Release
+from common.record.export import export
+from common.sources import files
 from common.tasks import Example, Task
 from common.version import ROOT, fingerprint
 from strategies import Rule, build, read_config

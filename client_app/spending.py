@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from client_app.budget import Budget, Limits
 from client_app.clipping import Clip
 from client_app.policy import Policy
-from common import accounting, owned, stable, webhook
-from common.accounting import Release
-from common.config import RunConfig
+from common import owned, webhook
+from common.config.node import NodeConfig
+from common.config.run import RunConfig
 from common.error import RefusalError
-from common.ledger import DataSet
-from common.node_config import NodeConfig
+from common.privacy import accounting
+from common.privacy.accounting import Release
+from common.privacy.ledger import DataSet
+from common.sources import stable
 
 NEARLY = 0.8
 """The share of a budget from which on whoever watches over the node is told."""

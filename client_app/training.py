@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from common.adapter import HEAD, Key, Tensors
-from common.config import TrainConfig
+from common.adapter.values import HEAD, Key, Tensors
+from common.config.run import TrainConfig
 from common.error import BouquetError
-from common.models import LoraModel
+from common.models.adapted import LoraModel
 from common.tasks import Batch, Example, Task
 
 Penalty = Callable[[Tensors], torch.Tensor | None]

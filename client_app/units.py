@@ -13,14 +13,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from common import base, lengths, stable, tasks
-from common.config import DataConfig, ModelConfig, TaskConfig
-from common.dataset import canonical
-from common.fields import LeftOut
-from common.files import Stamp
-from common.node_config import NodeConfig
-from common.privacy_config import PrivacyConfig
-from common.records import Record
+from common import tasks
+from common.config.node import NodeConfig
+from common.config.privacy import PrivacyConfig
+from common.config.run import DataConfig, ModelConfig, TaskConfig
+from common.models import base, lengths
+from common.privacy.dataset import canonical
+from common.sources import stable
+from common.sources.fields import LeftOut
+from common.sources.files import Stamp
+from common.sources.records import Record
 from common.tasks import Example, Task
 
 Unit = Sequence[Example]

@@ -8,12 +8,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
-from common import base
-from common.config import RunConfig
+from common.config.node import NodeConfig
+from common.config.run import RunConfig
 from common.error import BouquetError
-from common.export import ABOUT, read
-from common.models import classes
-from common.node_config import NodeConfig
+from common.models import base
+from common.models.adapted import classes
+from common.record.export import ABOUT, read
 from common.tasks import TASKS
 from strategies import RULES, read_config
 

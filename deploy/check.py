@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from common.config import RunConfig
-from common.node_config import NodeConfig
-from common.record import printable
+from common.config.node import NodeConfig
+from common.config.run import RunConfig
+from common.record.run import printable
 from deploy import settings
 from deploy.settings import Commands, add_command
 from deploy.settle import settled
 from strategies import read_config
 
 if TYPE_CHECKING:
-    from common.records import Placed
+    from common.sources.records import Placed
     from common.tasks import Example, Task
 
 EXAMPLE = """Example: bouquet check --nodes 2 data.source=tickets.csv task.name=classify
@@ -56,8 +56,9 @@ def _check(options: argparse.Namespace) -> int:
 
 def _node(config: RunConfig, node: NodeConfig, *, coloured: bool) -> Iterator[str | Text]:
     """What is said of one node. Raises :class:`BouquetError` with the first of its records that are broken."""
-    from common import base, lengths, tasks  # what knows models takes seconds to import
-    from common.records import fields
+    from common import tasks
+    from common.models import base, lengths  # what knows models takes seconds to import
+    from common.sources.records import fields
 
     tokenizer, private = base.load_tokenizer(config.model), config.privacy.mode != "none"
     found = _records(config, node, private)
@@ -77,11 +78,11 @@ def _node(config: RunConfig, node: NodeConfig, *, coloured: bool) -> Iterator[st
 
 
 def _records(config: RunConfig, node: NodeConfig, private: bool) -> "Sequence[Placed]":
-    from common import sources, stable
-    from common.records import Placed
+    from common.sources import dealing, stable
+    from common.sources.records import Placed
 
     if not private:
-        return sources.node_records(config.data, node, config.seed)
+        return dealing.node_records(config.data, node, config.seed)
     found = stable.node_records(config.data, node, config.seed)
     return [Placed(f"record {number}", record) for number, record in enumerate(found, start=1)]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from common import accounting, ledger
-from common.ledger import Book
-from common.node_config import STATE_DIRECTORY, NodeConfig
+from common.config.node import STATE_DIRECTORY, NodeConfig
+from common.privacy import accounting, ledger
+from common.privacy.ledger import Book
 from deploy.settings import Commands
 
 SHORT = 12

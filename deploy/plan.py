@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
-from common import accounting, units
-from common.accounting import Release
-from common.adapter import Spec
-from common.config import RunConfig
+from common import readable
+from common.adapter.values import Spec
+from common.config.run import RunConfig
 from common.error import BouquetError
+from common.privacy import accounting
+from common.privacy.accounting import Release
 from deploy import settings
 from deploy.settings import Commands
 from strategies import RULES, Rule, build, read_config
@@ -146,9 +147,9 @@ def show(config: RunConfig, records: Sequence[int]) -> int:
         f"{config.rule.name} at learning rate {config.train.learning_rate:g}; for a node that takes part in every round"
     )
     console.print(_costs(config, records, planned))
-    from common import models  # what knows models takes seconds to import
+    from common.models import adapted  # what knows models takes seconds to import
 
-    spec = models.describe(config.model, config.lora, config.task)
+    spec = adapted.describe(config.model, config.lora, config.task)
     plans = {plan.name: plan for plan in _plans(config, spec)}
     console.print(_rules(config, records, planned, plans))
     for warning in warnings(config, records, planned, plans[config.rule.name]):
@@ -189,7 +190,7 @@ def _rules(config: RunConfig, records: Sequence[int], planned: Sequence[Release]
             noise_over_signal(config, plan.noised, release, size, len(records))
             for size, release in zip(records, planned, strict=True)
         ]
-        facts = (f"{plan.trained:,}", units.size(plan.up), units.size(plan.down), *(f"{r:.3g}" for r in ratios))
+        facts = (f"{plan.trained:,}", readable.size(plan.up), readable.size(plan.down), *(f"{r:.3g}" for r in ratios))
         table.add_row(f"{name} *" if name == config.rule.name else name, *facts)
     return table
 

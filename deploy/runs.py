@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common import record, report, units
+from common import readable
 from common.error import BouquetError
-from common.page import NOTHING
-from common.record import METRICS, Run, number, printable
+from common.record import run as record
+from common.record.run import METRICS, Run, number, printable
 from deploy.settings import Commands
+from server_app import report
+from server_app.report.page import NOTHING
 
 LOCAL = Path("runs")
 COLOURS = {"running": "cyan", "finished": "green", "broken off": "yellow"}
@@ -119,12 +121,12 @@ def table(runs: Sequence[Run]) -> Table:
     lines.add_column("state")
     lines.add_column("last written", justify="right")
     for run in runs:
-        score = f"{run.metric} {units.figure(run.scores[max(run.scores)])}" if run.scores else NOTHING
+        score = f"{run.metric} {readable.figure(run.scores[max(run.scores)])}" if run.scores else NOTHING
         last = time.strftime("%Y-%m-%d %H:%M", time.localtime(written(run.folder)))
         crossed = run.tally.crossed
         lines.add_row(
             *(Text(printable(run.name)), Text(printable(str(run.config.get("rule.name", NOTHING))))),
-            *(f"{run.done}/{run.rounds}", Text(score), units.size(crossed["up"]), units.size(crossed["down"])),
+            *(f"{run.done}/{run.rounds}", Text(score), readable.size(crossed["up"]), readable.size(crossed["down"])),
             *(_planned(run), Text(run.state, style=COLOURS[run.state]), last),
         )
     return lines

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from common.config.section import flatten
 from common.error import BouquetError
-from common.section import flatten
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import records
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.error import BouquetError
-from common.fields import in_order, words
-from common.files import files
-from common.records import Placed, broken, content, fields
+from common.sources import records
+from common.sources.fields import in_order, words
+from common.sources.files import files
+from common.sources.records import Placed, broken, content, fields
 from common.tasks import TASKS
 from common.tasks.classify import label
 from deploy.settings import SHIPPED

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.error import BouquetError
-from common.record import SAID, Run, make_folder, name_of_now
+from common.record.run import SAID, Run, make_folder, name_of_now
 from deploy import settings
 from deploy.flower import APP, app_alone, environment, program
 from deploy.settings import Commands

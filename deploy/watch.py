@@ -11,13 +11,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from common import units
+from common import readable
 from common.error import BouquetError
-from common.page import NOTHING
-from common.record import METRICS, Event, Run, is_running, names, number, printable
+from common.record.run import METRICS, Event, Run, is_running, names, number, printable
 from deploy import runs
 from deploy.runs import COLOURS
 from deploy.settings import Commands
+from server_app.report.page import NOTHING
 
 PAUSE_SECONDS = 1.0
 MOST_NODES, MOST_FAILURES = 24, 3
@@ -107,7 +107,7 @@ def _progress(run: Run, now: float) -> Table:
 
 def _left(run: Run, now: float) -> str:
     if not run.running:
-        return f"{units.duration(run.seconds)} in all"
+        return f"{readable.duration(run.seconds)} in all"
     if not run.marks:
         return "waiting for nodes"
     if run.pace is None:
@@ -115,7 +115,7 @@ def _left(run: Run, now: float) -> str:
     idle = now - (run.folder / METRICS).stat().st_mtime
     since = (number(run.events[-1], "elapsed") or 0.0) - run.marks[-1] + max(0.0, idle)
     left = max(0.0, run.pace * (run.rounds - run.done) - since)
-    return f"{units.duration(run.pace)} a round, about {units.duration(left)} left"
+    return f"{readable.duration(run.pace)} a round, about {readable.duration(left)} left"
 
 
 def _figures(run: Run) -> Table:
@@ -124,10 +124,10 @@ def _figures(run: Run) -> Table:
     cells = []
     for name, history in (("loss", run.history("merge", "loss")), (run.metric, run.scores)):
         if history:
-            cells.append(f"{name} {units.figure(history[max(history)])} {spark(history)}")
+            cells.append(f"{name} {readable.figure(history[max(history)])} {spark(history)}")
     if run.private and not cells:
         cells.append("private: no figure leaves a node")
-    crossed = [f"{way} {units.size(run.tally.crossed[way])}" for way in ("up", "down")]
+    crossed = [f"{way} {readable.size(run.tally.crossed[way])}" for way in ("up", "down")]
     line.add_row(*cells, *crossed)
     return line
 
@@ -143,8 +143,8 @@ def _nodes(run: Run) -> Table:
         last, scored = _last(trained.get(node, {})), _last(evaluated.get(node, {}))
         table.add_row(
             *(Text(printable(node)), doing.get(node, NOTHING), str(last.get("round", NOTHING))),
-            *(_told(last, "loss", units.figure), _told(scored, run.metric, units.figure)),
-            *(_told(last, "seconds", units.duration), _told(last, "bytes_up", units.size)),
+            *(_told(last, "loss", readable.figure), _told(scored, run.metric, readable.figure)),
+            *(_told(last, "seconds", readable.duration), _told(last, "bytes_up", readable.size)),
             str(failed[node]),
         )
     if len(run.nodes) > MOST_NODES:

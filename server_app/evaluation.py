@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
-from common import base, lengths, models, sources, tasks
-from common.adapter import State
-from common.config import RunConfig
+from common import tasks
+from common.adapter.values import State
+from common.config.run import RunConfig
 from common.error import BouquetError
-from common.records import fields
+from common.models import adapted, base, lengths
+from common.sources import dealing
+from common.sources.records import fields
 from common.tasks import Score
 from strategies import RULES, build
 
@@ -23,14 +25,14 @@ def central(config: RunConfig) -> Callable[[State], Score]:
             cure="Leave evaluation.source empty: every node scores its own model.",
         )
     blocks, tokenizer = build(config).blocks, base.load_tokenizer(config.model)
-    found = sources.read(config.evaluation.source)
+    found = dealing.read(config.evaluation.source)
     tasks.build(config.task).check(fields(found), where=config.evaluation.source)
     task = lengths.fitted(config.task, config.model, found, tokenizer)
     encoded, _ = tasks.encoded(task, found, tokenizer)
     examples = [example for record in encoded for example in record][: config.evaluation.limit or None]
 
     def score(state: State) -> Score:
-        model = models.load(config.model, config.lora, config.task, "auto", blocks)
+        model = adapted.load(config.model, config.lora, config.task, "auto", blocks)
         model.install(state.adapter, state.scale, state.offset)
         return model.score(task, examples, int(tokenizer.pad_token_id), config.evaluation.batch_size)
 

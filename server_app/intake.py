@@ -2,8 +2,8 @@
 
 from flwr.app import Message
 
-from common.adapter import State, check_range
-from common.config import RunConfig
+from common.adapter.values import State, check_range
+from common.config.run import RunConfig
 from common.error import BouquetError, DiskError, RefusalError, brief
 from server_app.nodes import Nodes, state_bytes
 from server_app.record import Record

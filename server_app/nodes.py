@@ -9,11 +9,11 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from common import wire
-from common.config import RunConfig
-from common.counts import Counts
+from common.config.ranges import is_node_name
+from common.config.roster import Roster
+from common.config.run import RunConfig
 from common.error import BouquetError, QuorumError, RefusalError, brief
-from common.ranges import is_node_name
-from common.roster import Roster
+from common.sources.counts import Counts
 from common.version import ROOT, fingerprint
 from server_app.record import Record
 from server_app.transport import POLL_SECONDS, Transport, is_unsent
@@ -243,7 +243,7 @@ class Nodes:
 
     def _agree_on_base(self) -> None:
         """The run's base model is the coordinator's, or, where it has none, most nodes'; other nodes are left out."""
-        from common import base  # what knows models takes seconds to import
+        from common.models import base  # what knows models takes seconds to import
 
         by_name = sorted(self._names, key=self._names.__getitem__)
         most = Counter(self._bases[node] for node in by_name).most_common(1)

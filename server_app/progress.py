@@ -1,7 +1,8 @@
 """Whether a run has come anywhere, which is said at its end where it has not."""
 
-from common.adapter import Key, State, stacked
-from common.config import RunConfig
+from common.adapter.algebra import stacked
+from common.adapter.values import Key, State
+from common.config.run import RunConfig
 from common.tasks import Task
 from server_app.rounds import Outcome
 from strategies import Rule

@@ -1,6 +1,6 @@
 """The record of a run: its directory, a line of JSON for each event, and what a person reads while it runs.
 
-``common/record.py`` reads what is written here.
+``common/record/run.py`` reads what is written here.
 """
 
 import fcntl
@@ -20,10 +20,10 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 from rich.table import Table
 
-from common import disk, report, webhook
-from common.config import RunConfig
+from common import disk, webhook
+from common.config.run import RunConfig
 from common.error import BouquetError, DiskError, QuorumError
-from common.record import (
+from common.record.run import (
     BROKEN_OFF,
     CHECKPOINTS,
     CONFIG,
@@ -39,6 +39,7 @@ from common.record import (
     read_events,
 )
 from common.version import fingerprint
+from server_app import report
 from server_app.webhook import Webhook
 
 LOCK_ATTEMPTS, LOCK_PAUSE = 5, 0.1

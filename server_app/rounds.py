@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MessageType
 
-from common import checkpoint
-from common.adapter import State
-from common.config import RunConfig
+from common.adapter.values import State
+from common.config.run import RunConfig
 from common.error import BouquetError, QuorumError, brief
-from common.record import Run, number
+from common.readable import size
+from common.record import checkpoint
+from common.record.run import Run, number
 from common.tasks import Score, Task
-from common.units import size
 from server_app.intake import Intake, known
 from server_app.nodes import Nodes, state_bytes
 from server_app.record import Record, Stopwatch, peak_memory

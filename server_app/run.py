@@ -3,14 +3,16 @@
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from common import checkpoint, disk, roster, tasks
-from common.accounting import plan
-from common.adapter import digest
-from common.config import RunConfig
-from common.record import AS_ASKED, TOO_FEW
-from common.roster import Roster
+from common import disk, tasks
+from common.adapter.algebra import digest
+from common.config import roster
+from common.config.roster import Roster
+from common.config.run import RunConfig
+from common.privacy.accounting import plan
+from common.readable import size
+from common.record import checkpoint
+from common.record.run import AS_ASKED, TOO_FEW
 from common.tasks import Task
-from common.units import size
 from server_app.nodes import Nodes
 from server_app.progress import stalled
 from server_app.record import Record, peak_memory
@@ -32,11 +34,11 @@ def conduct(grid: Grid, context: Context) -> None:
         nodes.summon()
 
         # The nodes read their data meanwhile; what knows models takes seconds to import on both sides.
-        from common import base, lengths, models
-        from common.coverage import coverage
-        from common.export import export
+        from common.models import adapted, base, lengths
+        from common.models.coverage import coverage
+        from common.record.export import export
 
-        spec = models.describe(config.model, config.lora, config.task, rule.blocks)
+        spec = adapted.describe(config.model, config.lora, config.task, rule.blocks)
         lengths.bounded(config.task, config.model, private=config.privacy.mode != "none")
         nodes.admit()
         state = rule.initial(spec, config.seed)
@@ -53,7 +55,7 @@ def conduct(grid: Grid, context: Context) -> None:
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
         shares = coverage(
-            base.skeleton(config.model, models.classes(config.task)), spec.layers, config.model.quantization
+            base.skeleton(config.model, adapted.classes(config.task)), spec.layers, config.model.quantization
         )
         record.say(f"of the base's weights {shares.adapted:.0%} are adapted, {shares.quantised:.0%} are quantised")
         if config.privacy.mode != "none":

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.adapter import State, Update
+from common.adapter.values import State, Update
 from common.error import BouquetError
 from strategies import Rule
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from common import disk
-from common.adapter import Key, Update
+from common.adapter.values import Key, Update
 from common.error import DiskError
 
 FILE = "updates"

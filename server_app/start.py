@@ -1,9 +1,11 @@
 """A start that is taken from the base model and public data, for the rules that want one."""
 
-from common import base, lengths, models, sources, tasks
-from common.adapter import State
-from common.config import RunConfig
-from common.records import fields
+from common import tasks
+from common.adapter.values import State
+from common.config.run import RunConfig
+from common.models import adapted, base, lengths
+from common.sources import dealing
+from common.sources.records import fields
 from strategies import FedSB
 
 
@@ -15,12 +17,12 @@ def from_public_data(rule: FedSB, state: State, config: RunConfig) -> State:
     """
     tokenizer = base.load_tokenizer(config.model)
     # Each record is an example or more, unless it is left out.
-    found = sources.read(rule.source)[: 4 * rule.examples]
+    found = dealing.read(rule.source)[: 4 * rule.examples]
     task = lengths.fitted(config.task, config.model, found, tokenizer)
     task.check(fields(found), where=rule.source)
     encoded, _ = tasks.encoded(task, found, tokenizer)
     examples = [example for record in encoded for example in record][: rule.examples]
-    model = models.load(config.model, config.lora, config.task, "auto", rule.blocks)
+    model = adapted.load(config.model, config.lora, config.task, "auto", rule.blocks)
     model.install(state.adapter, state.scale, state.offset)
     gradients = model.gradients(task, examples, int(tokenizer.pad_token_id))
     return rule.from_gradient(state, gradients.__getitem__)

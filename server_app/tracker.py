@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.error import BouquetError
 
 PROJECT = "bouquet"

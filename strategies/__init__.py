@@ -5,32 +5,32 @@ from dataclasses import fields
 from inspect import get_annotations
 from typing import Any
 
-from common.config import MergeConfig, RuleOption, RunConfig
+from common.config.run import MergeConfig, RuleOption, RunConfig
 from common.error import BouquetError
 from common.tasks import TASKS
-from strategies.fed_plora import FedPLora
-from strategies.fed_sb import FedSB
-from strategies.fedex_lora import FedExLora
-from strategies.fedit import FedIT
-from strategies.fedmomentum import FedMomentum
-from strategies.fedrot_lora import FedRotLora
-from strategies.fedsa_lora import FedSALora
-from strategies.fedsvd import FedSVD
-from strategies.ffa_lora import FFALora
-from strategies.flasc import FLASC
-from strategies.flexlora import FlexLora
-from strategies.flora import FLora
-from strategies.florist import FLoRIST
-from strategies.hetlora import HetLora
-from strategies.local import Local
-from strategies.lora_fair import LoraFair
-from strategies.lora_lego import LoraLego
 from strategies.mean import Mean, MultiKrum, TrimmedMean, WeightedMean
 from strategies.optimizer import FedAdam, FedAvgM, ServerOptimizer
-from strategies.ravan import Ravan
-from strategies.rolora import RoLora
-from strategies.rule import MeanRule, Plan, Rule
-from strategies.stack import StackRule
+from strategies.rules.fed_plora import FedPLora
+from strategies.rules.fed_sb import FedSB
+from strategies.rules.fedex_lora import FedExLora
+from strategies.rules.fedit import FedIT
+from strategies.rules.fedmomentum import FedMomentum
+from strategies.rules.fedrot_lora import FedRotLora
+from strategies.rules.fedsa_lora import FedSALora
+from strategies.rules.fedsvd import FedSVD
+from strategies.rules.ffa_lora import FFALora
+from strategies.rules.flasc import FLASC
+from strategies.rules.flexlora import FlexLora
+from strategies.rules.flora import FLora
+from strategies.rules.florist import FLoRIST
+from strategies.rules.hetlora import HetLora
+from strategies.rules.local import Local
+from strategies.rules.lora_fair import LoraFair
+from strategies.rules.lora_lego import LoraLego
+from strategies.rules.ravan import Ravan
+from strategies.rules.rolora import RoLora
+from strategies.rules.rule import MeanRule, Plan, Rule
+from strategies.rules.stack import StackRule
 
 RULES: Mapping[str, type[Rule]] = {
     rule.name: rule

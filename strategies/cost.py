@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from common.adapter import HEAD, Key, LayerShape, Spec, State
-from common.codec import size_in_bytes
-from common.config import RunConfig, WireConfig
-from common.ranges import CodecName
-from strategies.rule import Rule
+from common.adapter.values import HEAD, Key, LayerShape, Spec, State
+from common.config.ranges import CodecName
+from common.config.run import RunConfig, WireConfig
+from common.wire.codec import size_in_bytes
+from strategies.rules.rule import Rule
 
 MANY = 1 << 16
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.adapter import Tensors, weighted_mean
+from common.adapter.algebra import weighted_mean
+from common.adapter.values import Tensors
 
 Updates = Iterable[tuple[float, Tensors]]
 

@@ -15,8 +15,9 @@ from collections.abc import Collection, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from common.adapter import Key, State, Update, cored, squared_norm
-from strategies.rule import Rule
+from common.adapter.algebra import cored, squared_norm
+from common.adapter.values import Key, State, Update
+from strategies.rules.rule import Rule
 
 HELD_TOGETHER = 16
 PROBES = 16

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from common.adapter import State, Tensors, towards
+from common.adapter.algebra import towards
+from common.adapter.values import State, Tensors
 
 MOMENTUM, VARIANCE = "momentum", "variance"
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from common.adapter import State, Tensors, Update
-from common.gaussian import Gaussian, clip
+from common.adapter.values import State, Tensors, Update
+from common.privacy.gaussian import Gaussian, clip
 
 
 @dataclass(frozen=True)

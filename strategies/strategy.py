@@ -21,11 +21,11 @@ from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore import log
 
 from common import wire
-from common.adapter import Spec, State, Tensors, Update, check_values
+from common.adapter.values import Spec, State, Tensors, Update, check_values
+from common.config.ranges import CodecName, StateCodecName
 from common.error import BouquetError, RefusalError, brief
-from common.ranges import CodecName, StateCodecName
 from strategies.private_mean import PrivateMean
-from strategies.rule import Rule
+from strategies.rules.rule import Rule
 
 # Characters of a node's own explanation; a traceback's last frames fit.
 MAX_REASON = 4000

@@ -2,7 +2,8 @@
 
 import torch
 
-from common.adapter import Key, LayerShape, Spec, State, Update, stacked
+from common.adapter.algebra import stacked
+from common.adapter.values import Key, LayerShape, Spec, State, Update
 from strategies import RULES, Ravan, Rule
 
 # Non-square both ways, square, and a layer whose dimension equals the rank.

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from common import base, tasks
-from common.config import ModelConfig, TaskConfig
+from common import tasks
+from common.config.run import ModelConfig, TaskConfig
+from common.models import base
 from deploy.check import LEARNED, _shown
 from deploy.command import main
 

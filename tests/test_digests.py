@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from strategies import RULES
 from tests.grid import run_in_process
 

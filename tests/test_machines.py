@@ -14,7 +14,8 @@ import pytest
 COMPUTED = """
 import json
 import torch
-from common.adapter import LayerShape, Spec, digest
+from common.adapter.values import LayerShape, Spec
+from common.adapter.algebra import digest
 from tests.factors import LAWFUL, after_a_round, trained
 
 starts, merges = {}, {}

@@ -7,12 +7,8 @@ import statistics
 import pytest
 import torch
 
-from common.adapter import (
-    Key,
-    LayerShape,
-    Spec,
-    weighted_mean,
-)
+from common.adapter.algebra import weighted_mean
+from common.adapter.values import Key, LayerShape, Spec
 from strategies import (
     FedAdam,
     FedAvgM,

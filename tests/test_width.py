@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.adapter import Key, LayerShape, Spec, State, recompress
+from common.adapter.algebra import recompress
+from common.adapter.values import Key, LayerShape, Spec, State
 from strategies import FedMomentum, FlexLora
 from strategies.meter import aggregation_error
-from strategies.stack import RestartRule, Stack
+from strategies.rules.stack import RestartRule, Stack
 from tests.factors import LAWFUL, after_a_round, product, trained
 
 A, B = Key("l", "A"), Key("l", "B")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from common.config import TaskConfig
+from common.config.run import TaskConfig
 from common.tasks.chat import Chat
 from common.tasks.classify import Classify
 from common.tasks.encoding import encoded

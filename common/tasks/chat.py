@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from common.error import BouquetError
-from common.fields import LeftOut, words
+from common.sources.fields import LeftOut, words
 from common.tasks.instruct import Instruct
 from common.tasks.task import Example
 from common.tasks.turns import Turn, conversation

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from common.config import TaskConfig
+from common.config.run import TaskConfig
 from common.error import BouquetError
-from common.fields import LeftOut, text, words
+from common.sources.fields import LeftOut, text, words
 from common.tasks.task import Example, Score, Task, tokenized
 
 if TYPE_CHECKING:

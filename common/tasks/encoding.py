@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from common.counts import Counts
 from common.error import BouquetError
-from common.fields import LeftOut
-from common.records import Placed, broken, content
+from common.sources.counts import Counts
+from common.sources.fields import LeftOut
+from common.sources.records import Placed, broken, content
 from common.tasks.task import Example, Task
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from common.fields import text, words
+from common.sources.fields import text, words
 from common.tasks.task import IGNORED, Example, Score
 from common.tasks.text import Text
 from common.tasks.turns import asked, conversation

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from common.config import TaskConfig
+from common.config.run import TaskConfig
 from common.error import BouquetError, did_you_mean
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 USUAL = 128
-"""The most tokens of an example where the run leaves it open and nobody has looked (``common/lengths.py``)."""
+"""The most tokens of an example where the run leaves it open and nobody has looked (``common/models/lengths.py``)."""
 
 CONVERSATIONS = frozenset({"messages", "conversations"})
 """The fields of records that are conversations."""
@@ -105,7 +105,7 @@ class Task(ABC):
     def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
         """The examples in one record.
 
-        Raises :class:`~common.fields.LeftOut` where it holds nothing to learn, :class:`BouquetError` where it is not
+        Raises :class:`LeftOut` where it holds nothing to learn, :class:`BouquetError` where it is not
         what the task reads.
         """
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from common.fields import LeftOut, text
+from common.sources.fields import LeftOut, text
 from common.tasks.task import IGNORED, Example, Score, Task, next_token_loss, next_token_losses, token_ids
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from common.error import BouquetError
-from common.fields import LeftOut
+from common.sources.fields import LeftOut
 from common.tasks.task import IGNORED, Example, tokenized
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def conversation(
 ) -> list[Example]:
     """The examples in a conversation, of at most ``length`` tokens: whole turns as far as they fit.
 
-    Raises :class:`~common.fields.LeftOut` where nothing that is learned fits, :class:`BouquetError` where the model's
+    Raises :class:`LeftOut` where nothing that is learned fits, :class:`BouquetError` where the model's
     template does not take these turns.
     """
     if "{% generation" in re.sub(r"\{%-?\s*", "{% ", tokenizer.chat_template or ""):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from client_app.units import Unit
-from common import base, lengths
-from common.config import RunConfig
+from common.config.run import RunConfig
+from common.models import base, lengths
 from common.tasks import TASKS
 from deploy.audit.node import Bench
 

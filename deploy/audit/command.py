@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.error import BouquetError
 from deploy import settings
 from deploy.audit.finding import Finding
@@ -77,7 +77,7 @@ def audit(config: RunConfig, wanted: Wanted, say: Callable[[str], None]) -> Iter
     where the run is not one that a node can be audited for, where the node refuses it, and where it fails.
     """
     _check(config, wanted)
-    from common import stable  # what reads data and knows models takes seconds to import
+    from common.sources import stable  # what reads data and knows models takes seconds to import
     from deploy.audit import trials
     from deploy.audit.canaries import Maker, usable
     from deploy.audit.node import Bench, checked

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from client_app.privacy import train_privately
 from client_app.units import Unit
-from common import accounting
-from common.accounting import Release
-from common.adapter import State
-from common.config import RunConfig
-from common.ranges import LEAST_NOISE
+from common.adapter.values import State
+from common.config.ranges import LEAST_NOISE
+from common.config.run import RunConfig
+from common.privacy import accounting
+from common.privacy.accounting import Release
 from deploy.audit.canaries import Canary, Record
 from deploy.audit.finding import Finding
 from deploy.audit.node import Bench, Lines, Node

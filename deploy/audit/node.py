@@ -20,10 +20,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from client_app.app import app
 from client_app.session import Session
 from client_app.units import Units
-from common import accounting, ledger, models
-from common.adapter import State, Update
-from common.config import RunConfig
+from common.adapter.values import State, Update
+from common.config.run import RunConfig
 from common.error import BouquetError
+from common.models import adapted
+from common.privacy import accounting, ledger
 from strategies import build
 from strategies.strategy import LoraStrategy
 
@@ -156,7 +157,7 @@ class Node:
 
     def _described(self) -> Any:
         config = self.config
-        return models.describe(config.model, config.lora, config.task, self.rule.blocks)
+        return adapted.describe(config.model, config.lora, config.task, self.rule.blocks)
 
 
 def checked(node: Node) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from client_app.training import outputs
-from common.adapter import Key, chosen_blocks
+from common.adapter.algebra import chosen_blocks
+from common.adapter.values import Key
 from common.error import BouquetError
 from deploy.audit import bounds
 from deploy.audit.canaries import Canary, Record

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from common import base, lengths, tasks, vocabulary
-from common.config import RunConfig
+from common import tasks
+from common.config.run import RunConfig
 from common.error import BouquetError
+from common.models import base, lengths, vocabulary
 from deploy import adapters
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from common.section import flatten
+from common.config.section import flatten
 from deploy.compare.profile import BASELINES, Profile, Settings
 from strategies import RULES, read_config
 

@@ -4,8 +4,8 @@ import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common import page
-from common.page import Html, element
+from server_app.report import page
+from server_app.report.page import Html, element
 
 
 def write(

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from common.config.ranges import Count, CountOrOff
+from common.config.section import ConfigError, Section, flatten, validate
 from common.error import BouquetError, did_you_mean
-from common.ranges import Count, CountOrOff
-from common.section import ConfigError, Section, flatten, validate
 from strategies import RULES, build, read_config
 
 FOLDER = Path(__file__).parents[2] / "profiles"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.units import duration
+from common.readable import duration
 from deploy.compare.cells import TRANSIENT, Cell
 from deploy.compare.results import Result, read
 from deploy.simulation import FLOWERS_LOG, simulate

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 from client_app.policy import Policy
 from client_app.spending import Spending
-from common import accounting, ledger, stable
-from common.accounting import Release
-from common.config import RunConfig
+from common.config.node import NodeConfig
+from common.config.run import RunConfig
 from common.error import BouquetError
-from common.ledger import DataSet
-from common.node_config import NodeConfig
+from common.privacy import accounting, ledger
+from common.privacy.accounting import Release
+from common.privacy.ledger import DataSet
+from common.sources import stable
 from deploy.doctor.check import WarningError
 
 

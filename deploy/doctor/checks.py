@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.config import RunConfig
-from common.node_config import NodeConfig
+from common.config.node import NodeConfig
+from common.config.run import RunConfig
 from deploy.doctor import job, machine, network
 from deploy.doctor.budget import budget
 from deploy.doctor.check import Check

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from common.node_config import NodeConfig
+from common.config.node import NodeConfig
 from deploy import settings
 from deploy.doctor.check import Check, examine
 from deploy.settings import Commands

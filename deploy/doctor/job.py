@@ -12,13 +12,15 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from client_app.policy import Policy
-from common import base, lengths, models, sources, tasks, units
-from common.adapter import Spec
-from common.config import RunConfig
-from common.dataset import canonical
+from common import readable, tasks
+from common.adapter.values import Spec
+from common.config.node import NodeConfig
+from common.config.run import RunConfig
 from common.error import BouquetError
-from common.node_config import NodeConfig
-from common.records import content, fields
+from common.models import adapted, base, lengths
+from common.privacy.dataset import canonical
+from common.sources import dealing
+from common.sources.records import content, fields
 from common.tasks import TASKS
 from strategies import build
 from strategies.cost import planned_bytes
@@ -55,7 +57,7 @@ def model(config: RunConfig) -> str:
 def data(config: RunConfig, node: NodeConfig) -> str:
     """Every record of the node against the task's schema. Raises :class:`BouquetError` with the first that fail."""
     source = node.data or config.data.source
-    found = list(sources.each(source))
+    found = list(dealing.each(source))
     good = [placed for placed in found if not isinstance(placed.found, BouquetError)]
     tokenizer = base.load_tokenizer(config.model)
     task = tasks.build(lengths.bounded(config.task, config.model, private=config.privacy.mode != "none"))
@@ -71,7 +73,7 @@ def data(config: RunConfig, node: NodeConfig) -> str:
             got="none that has it",
             cure="Name the field that holds the person, or 'record', in the run and in the policy.",
         )
-    own = len(sources.node_records(config.data, node, config.seed))
+    own = len(dealing.node_records(config.data, node, config.seed))
     unnamed = f"; {nobody:,} have no '{unit}' and are left out" if nobody else ""
     return f"{source}: {counts}, {counts.examples:,} examples; this node trains on {own:,} records{unnamed}"
 
@@ -108,7 +110,7 @@ def _length(config: RunConfig, node: NodeConfig) -> int:
     widest = lengths.bounded(config.task, config.model, private=private)
     if private or config.task.max_length:
         return widest.max_length
-    found = sources.node_records(config.data, node, config.seed)
+    found = dealing.node_records(config.data, node, config.seed)
     return lengths.fitted(config.task, config.model, found, base.load_tokenizer(config.model)).length
 
 
@@ -132,15 +134,15 @@ def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
     inputs = tokens * shape.hidden_size * wide * layers
     activations = inputs + one if config.model.gradient_checkpointing else one * layers
     logits = 0.0 if classes else 3 * 4.0 * tokens * shape.vocab_size
-    spec = models.describe(config.model, config.lora.model_copy(update={"rank": rank}), config.task)
+    spec = adapted.describe(config.model, config.lora.model_copy(update={"rank": rank}), config.task)
     return float(weights + BYTES_A_TRAINED_WEIGHT * _numel(spec) + activations + logits + PROCESS)
 
 
 def traffic(config: RunConfig) -> str:
     """The bytes that a node sends and receives in a round at most, by the rule's formula."""
     rule, nodes = build(config), share_of(config.min_nodes, config.fraction_train)
-    planned = planned_bytes(rule, models.describe(config.model, config.lora, config.task), config, nodes)
-    up, down = units.size(planned.up), units.size(planned.down)
+    planned = planned_bytes(rule, adapted.describe(config.model, config.lora, config.task), config, nodes)
+    up, down = readable.size(planned.up), readable.size(planned.down)
     return f"{up} up, {down} down, a node and round at most ({rule.name}, {config.wire.up}, {nodes} nodes)"
 
 

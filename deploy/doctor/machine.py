@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from torch import nn
 
-from common import base
 from common.error import BouquetError
+from common.models import base
 from deploy.doctor.check import WarningError
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"

@@ -8,8 +8,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from common import base, record
-from common.privacy_config import PrivacyConfig
+from common.config.privacy import PrivacyConfig
+from common.models import base
+from common.record import run as record
 from common.tasks import TASKS
 from deploy.export.source import Source
 from strategies import RULES

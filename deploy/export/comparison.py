@@ -14,11 +14,11 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from common import base
-from common.adapter import State
-from common.config import RunConfig
+from common.adapter.values import State
+from common.config.run import RunConfig
 from common.error import BouquetError
-from common.models import LoraModel, classes
+from common.models import base
+from common.models.adapted import LoraModel, classes
 from deploy import adapters
 
 P = ParamSpec("P")

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from common import adapter, base
-from common.adapter import HEAD, Key, State
-from common.config import RunConfig
+from common.adapter import algebra
+from common.adapter.values import HEAD, Key, State
+from common.config.run import RunConfig
 from common.error import BouquetError
-from common.export import export, one_lora
+from common.models import base
+from common.record.export import export, one_lora
 from deploy import adapters
 
 DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16"}
@@ -36,14 +37,14 @@ def cut(state: State, rank: int) -> tuple[State, float]:
     kept = total = 0.0
     for layer in whole.layers():
         left, right = _cut(whole.adapter[Key(layer, "B")], whole.adapter[Key(layer, "A")], rank)
-        energy = float(adapter.squared_norm(whole.adapter[Key(layer, "B")], whole.adapter[Key(layer, "A")]))
-        kept, total = kept + float(adapter.squared_norm(left, right)), total + energy
+        energy = float(algebra.squared_norm(whole.adapter[Key(layer, "B")], whole.adapter[Key(layer, "A")]))
+        kept, total = kept + float(algebra.squared_norm(left, right)), total + energy
         factors[Key(layer, "B")], factors[Key(layer, "A")] = left, right
     return replace(whole, adapter=factors), kept / total if total else 1.0
 
 
 def _cut(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    b, a = adapter.balanced(*adapter.low_rank_svd(left.double(), right.double()), rank)
+    b, a = algebra.balanced(*algebra.low_rank_svd(left.double(), right.double()), rank)
     return b.to(left.dtype), a.to(right.dtype)
 
 

@@ -4,12 +4,15 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common import base, checkpoint, lengths, tasks
-from common.adapter import State, digest
-from common.config import RunConfig
+from common import tasks
+from common.adapter.algebra import digest
+from common.adapter.values import State
+from common.config.run import RunConfig
 from common.error import BouquetError
-from common.export import ABOUT, read
-from common.records import fields
+from common.models import base, lengths
+from common.record import checkpoint
+from common.record.export import ABOUT, read
+from common.sources.records import fields
 from deploy import adapters
 from deploy.adapters import RunDirectory
 from strategies import build
@@ -37,11 +40,11 @@ class Source:
             return [task.ask(prompt, tokenizer).tokens[: task.length] for prompt in prompts]
         if self.run is None:
             raise BouquetError("there are no texts to compare on", cure="Give some: --prompt '...' --prompt '...'.")
-        from common import sources  # what reads data takes seconds to import
+        from common.sources import dealing  # what reads data takes seconds to import
 
         place = config.evaluation.source or config.data.source
         try:
-            found = sources.read(place)
+            found = dealing.read(place)
             task.check(fields(found), where=place)
             encoded, _ = tasks.encoded(task, found[: 4 * TEXTS], tokenizer)
             return [example.tokens for record in encoded for example in record][:TEXTS]

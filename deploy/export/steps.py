@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 from transformers.utils import logging as transformers_logging
 
-from common import base
 from common.error import BouquetError
-from common.export import one_lora
+from common.models import base
+from common.record.export import one_lora
 from common.tasks import TASKS
 from deploy.export import card, comparison, forms
 from deploy.export.comparison import TOLERANCES, Comparison

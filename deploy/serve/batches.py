@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from common import base, vocabulary
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.error import BouquetError
+from common.models import base, vocabulary
 from deploy import adapters
 
 BASE = "__base__"  # PEFT's name for no adapter

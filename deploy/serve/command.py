@@ -69,8 +69,8 @@ def named(arguments: list[str]) -> dict[str, Path]:
 
 def _vllm(folders: Mapping[str, Path], base_name: str, options: argparse.Namespace) -> int:
     """Become vLLM."""
-    from common import base
-    from common.export import read
+    from common.models import base
+    from common.record.export import read
     from deploy.serve import vllm
 
     rank = max(read(folder).state.rank for folder in folders.values())

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common import roster
+from common.config import roster
 from deploy import settings
 from deploy.settings import Commands
 from deploy.site import kit, superlink

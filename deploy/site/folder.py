@@ -14,11 +14,11 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common import roster
+from common.adapter.limits import HEAVIEST
+from common.config import roster
+from common.config.ranges import Weight, is_node_name
+from common.config.roster import Registered
 from common.error import BouquetError, did_you_mean
-from common.limits import HEAVIEST
-from common.ranges import Weight, is_node_name
-from common.roster import Registered
 from deploy.site import certificates
 from deploy.site.certificates import Signed, write_secret
 

@@ -13,9 +13,9 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from common.config.node import NodeConfig
 from common.error import BouquetError
-from common.ledger import witness_of
-from common.node_config import NodeConfig
+from common.privacy.ledger import witness_of
 from deploy.flower import QUIET
 from deploy.site.certificates import write_secret
 from deploy.site.folder import Site

@@ -1,0 +1,1 @@
+"""Adapters as values, and the algebra over them."""

@@ -1,0 +1,309 @@
+"""A base model with its adapter: injecting, reading and writing factors, scoring. All of PEFT is here.
+
+The base is never written to. The adapter is PEFT's ``default``; the frozen offset is a second PEFT adapter on top.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from common.adapter.core import CoredDown
+from common.adapter.values import CORE, HEAD, Key, LayerShape, Spec, Tensors, check_shapes
+from common.config.run import LoraConfig, ModelConfig, TaskConfig
+from common.error import BouquetError
+from common.models import base, head
+from common.tasks import TASKS, Batch, Example, Score, Task
+
+PREFIX = "base_model.model."
+PARTS = {"weight": "W", "bias": "b"}
+
+
+def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig, blocks: int = 0) -> Spec:
+    """The adapter's shapes, worked out on the meta device: no weight is loaded. ``blocks`` are those of a core."""
+    return LoraModel(base.skeleton(model, classes(task)), lora, blocks).spec
+
+
+@lru_cache(maxsize=1)
+def load(
+    model: ModelConfig, lora: LoraConfig, task: TaskConfig, device: str, blocks: int = 0, mode: str = "none"
+) -> "LoraModel":
+    """The base model in its quantised form, with a LoRA injected; kept for the life of the process.
+
+    Not from one privacy ``mode`` to another: some models keep in buffers what they have seen.
+    """
+    return LoraModel(base.load(model, classes(task), base.find_device(device)), lora, blocks)
+
+
+def classes(task: TaskConfig) -> int:
+    """The classes that the base model's head must tell apart; 0 for a language model."""
+    return task.labels if TASKS[task.name].sequence_classification else 0
+
+
+def is_transposed(network: nn.Module) -> bool:
+    """Whether the model keeps its weights as GPT-2 does, d_in x d_out."""
+    return any(isinstance(module, Conv1D) for module in network.modules())
+
+
+class LoraModel:
+    """A frozen base with one trained adapter, one frozen offset, and a head where the task has one.
+
+    ``blocks`` square blocks of a core stand between the adapter's factors; 0 for a plain LoRA.
+    """
+
+    def __init__(self, network: nn.Module, lora: LoraConfig, blocks: int = 0) -> None:
+        heads = head.find(network)
+        self._targets = _targets(network, lora.targets, heads)
+        self._transposed = is_transposed(network)
+        self.network: Any = peft.PeftModel(network, self._peft_config(lora.rank, lora.dropout))
+        self._layers: dict[str, Any] = {
+            name.removeprefix(PREFIX): module
+            for name, module in self.network.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        self._head: dict[Key, nn.Parameter] = dict(_head_parameters(network, heads))
+        self.spec = Spec(
+            layers={
+                layer: LayerShape(module.lora_B["default"].out_features, module.lora_A["default"].in_features)
+                for layer, module in self._layers.items()
+            },
+            head={key: tuple(parameter.shape) for key, parameter in self._head.items()},
+            rank=lora.rank,
+            scale=lora.scale,
+            blocks=blocks,
+        )
+        self._inject_core()
+        self._rescale(lora.scale)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        device: torch.device = next(self.network.parameters()).device
+        return device
+
+    def parameters(self, key: Key) -> list[nn.Parameter]:
+        """The parameters that hold one tensor of the adapter or the head, one below the other: a core's blocks."""
+        if key.part in HEAD:
+            return [self._head[key]]
+        module = self._layers[key.layer]
+        if key.part == "R":
+            return [block.weight for block in module.lora_A["default"].blocks]
+        if key.part == "s":
+            return list(module.lora_A["default"].scales)
+        return [(module.lora_A if key.part == "A" else module.lora_B)["default"].weight]
+
+    def live(self, keys: Sequence[Key]) -> Tensors:
+        """The tensors themselves, for a loss term over them."""
+        return {key: torch.cat(list(self.parameters(key))) for key in keys}
+
+    def resize(self, rank: int) -> None:
+        """Give the adapter another rank; what it held is gone."""
+        if rank == self.spec.rank:
+            return
+        for layer, module in self._layers.items():
+            d_out, d_in = self.spec.layers[layer]
+            module.lora_A["default"] = nn.Linear(d_in, rank, bias=False, device=self.device)
+            module.lora_B["default"] = nn.Linear(rank, d_out, bias=False, device=self.device)
+        self.spec = replace(self.spec, rank=rank)
+        self._inject_core()
+
+    @property
+    def keys(self) -> list[Key]:
+        """Every tensor of the adapter and the head, in the model's order."""
+        return [*self.spec.factor_shapes(), *self.spec.head]
+
+    @torch.no_grad()
+    def install(self, tensors: Tensors, scale: float, offset: Tensors) -> None:
+        """Start from ``tensors`` (all of :attr:`keys`) at ``scale``, over ``offset``. Idempotent.
+
+        Raises :class:`BouquetError` where names or shapes are not those of this model.
+        """
+        expected = self.spec.factor_shapes() | dict(self.spec.head)
+        check_shapes(tensors, expected, "the state does not fit this machine's model")
+        for key in expected:
+            parameters = self.parameters(key)
+            for parameter, part in zip(parameters, tensors[key].chunk(len(parameters)), strict=True):
+                parameter.copy_(part)
+        self._rescale(scale)
+        self._install_offset(offset)
+
+    def train_only(self, keys: Sequence[Key], blocks: Sequence[int] = ()) -> list[nn.Parameter]:
+        """Freeze everything but ``keys``, and of a core all but ``blocks`` if some are named; return what is left."""
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
+        chosen = []
+        for key in keys:
+            parameters = self.parameters(key)
+            chosen += [parameters[block] for block in blocks] if blocks and key.part in CORE else parameters
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        return chosen
+
+    def tensors(self) -> Tensors:
+        """A copy of every tensor of the adapter and the head: float32, on the CPU."""
+        return {
+            key: torch.cat([parameter.detach().float().cpu() for parameter in self.parameters(key)])
+            for key in self.keys
+        }
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The model's output for a batch of ``N x T`` token ids: ``N x T x V``, or ``N x classes``."""
+        inputs = {name: tensor.to(self.device) for name, tensor in batch.items() if name != "labels"}
+        output: Tensor = self.network(**inputs).logits
+        return output
+
+    @torch.no_grad()
+    def score(self, task: Task, examples: Sequence[Example], pad_token: int, batch_size: int) -> Score:
+        """The task's held-out sums over ``examples``, batched by length."""
+        self.network.eval()
+        total = Score()
+        by_length = sorted(examples, key=lambda example: len(example.tokens))
+        for first in range(0, len(by_length), batch_size):
+            batch = task.collate(by_length[first : first + batch_size], pad_token)
+            total += task.score(self.logits(batch).cpu(), batch["labels"])
+        return total
+
+    def gradients(self, task: Task, examples: Sequence[Example], pad_token: int) -> dict[str, Tensor]:
+        """The gradient of the mean loss by the frozen weight of every adapted layer: ``d_out x d_in``, on the CPU.
+
+        The adapter must be trainable, so that a gradient reaches its layer; each layer's is the sum over positions of
+        what leaves it backwards times what went in.
+        """
+        self.network.eval()
+        self.train_only([key for key in self.keys if key.part in ("R", "B")])
+        sums = {layer: torch.zeros(shape.d_out, shape.d_in) for layer, shape in self.spec.layers.items()}
+
+        def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def watched(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+                entered = arguments[0].detach().flatten(0, -2).float()
+
+                def add(left: Tensor) -> None:
+                    sums[layer] += (left.flatten(0, -2).float().T @ entered).cpu() / len(examples)
+
+                output.register_hook(add)  # type: ignore[no-untyped-call]
+
+            return watched
+
+        hooks = [module.register_forward_hook(watch(layer)) for layer, module in self._layers.items()]
+        try:
+            for example in examples:
+                batch = task.collate([example], pad_token)
+                logits = self.logits(batch)
+                task.loss(logits, batch["labels"].to(logits.device)).backward()  # type: ignore[no-untyped-call]
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.network.zero_grad(set_to_none=True)
+        return sums
+
+    @torch.no_grad()
+    def generate(self, prompt: str, tokenizer: PreTrainedTokenizerBase, new_tokens: int = 48) -> str:
+        """Continue ``prompt`` greedily; the prompt is part of the answer."""
+        self.network.eval()
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        encoded = torch.tensor([start + tokenizer(prompt, add_special_tokens=False)["input_ids"]], device=self.device)
+        output = self.network.generate(
+            input_ids=encoded,
+            attention_mask=torch.ones_like(encoded),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            repetition_penalty=1.1,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return str(tokenizer.decode(output[0], skip_special_tokens=True))
+
+    def _rescale(self, scale: float) -> None:
+        for module in self._layers.values():
+            module.scaling["default"] = scale
+
+    def _inject_core(self) -> None:
+        if self.spec.blocks:
+            for module in self._layers.values():
+                module.lora_A["default"] = CoredDown(module.lora_A["default"], self.spec.blocks)
+
+    def _install_offset(self, offset: Tensors) -> None:
+        current = self.network.peft_config.get("offset")
+        rank = max((tensor.shape[1] for key, tensor in offset.items() if key.part == "Q"), default=0)
+        if current is not None and current.r != rank:
+            self.network.delete_adapter("offset")
+        if rank == 0:
+            self.network.base_model.set_adapter("default")
+            return
+        if current is None or current.r != rank:
+            self.network.add_adapter("offset", self._peft_config(rank, dropout=0.0))
+        self.network.base_model.set_adapter(["default", "offset"])
+        for layer, module in self._layers.items():
+            down, up = module.lora_A["offset"].weight, module.lora_B["offset"].weight
+            if Key(layer, "Q") not in offset:
+                up.zero_()
+                continue
+            q, p = offset[Key(layer, "Q")], offset[Key(layer, "P")]
+            if q.shape[0] != up.shape[0] or p.shape[1] != down.shape[1] or q.shape[1] != p.shape[0]:
+                raise BouquetError(
+                    "the offset does not fit this machine's model",
+                    where=layer,
+                    expected=f"Q {up.shape[0]} x q, P q x {down.shape[1]}",
+                    got=f"Q {tuple(q.shape)}, P {tuple(p.shape)}",
+                )
+            up.copy_(pad(q, (0, rank - q.shape[1])))
+            down.copy_(pad(p, (0, 0, 0, rank - p.shape[0])))
+
+    def _peft_config(self, rank: int, dropout: float) -> peft.LoraConfig:
+        """Scale 1: the adapter's own is set on its layers, and the offset has none."""
+        return peft.LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            lora_dropout=dropout,
+            target_modules=self._targets,
+            fan_in_fan_out=self._transposed,
+        )
+
+
+def _targets(network: nn.Module, wanted: str, heads: Sequence[str]) -> list[str]:
+    """Full names of the linear layers to adapt. Raises :class:`BouquetError` where none matches."""
+    get_output = getattr(network, "get_output_embeddings", lambda: None)
+    output = get_output()
+    linear = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output and not head.inside(name, heads)
+    ]
+    linear = _taken_as_they_are(network, linear)
+    if wanted == "all-linear":
+        return linear
+    suffixes = [suffix.strip() for suffix in wanted.split(",")]
+    missing = [suffix for suffix in suffixes if not any(f".{name}".endswith(f".{suffix}") for name in linear)]
+    if missing:
+        held = [name for name, _ in network.named_parameters() if name.split(".")[-1] in missing]
+        raise BouquetError(
+            "the model's experts cannot be adapted" if held else "the model has no such layer",
+            where="lora.targets",
+            expected=f"'all-linear' or some of {', '.join(sorted({name.split('.')[-1] for name in linear}))}",
+            got=", ".join(missing) + (", weights of all experts in one tensor" if held else ""),
+        )
+    return [name for name in linear if any(f".{name}".endswith(f".{suffix}") for suffix in suffixes)]
+
+
+def _taken_as_they_are(network: nn.Module, names: list[str]) -> list[str]:
+    """The layers that PEFT adapts as they are: of a model whose experts share one tensor it takes some for the experts.
+
+    It does so by their last names alone, and whoever loads an adapter would get the same.
+    """
+    config = peft.LoraConfig(target_modules=names)
+    convert_peft_config_for_transformers(config, network, None)
+    return [name for name in names if name in (config.target_modules or ())]
+
+
+def _head_parameters(network: nn.Module, heads: Sequence[str]) -> Iterator[tuple[Key, Any]]:
+    for name in heads:
+        for part, parameter in network.get_submodule(name).named_parameters(recurse=False):
+            yield Key(name, PARTS[part]), parameter

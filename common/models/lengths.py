@@ -1,0 +1,62 @@
+"""How many tokens an example may have where the run leaves it open (``task.max-length`` = 0).
+
+A text is read in windows of a quarter of the model's positions, 512 at most: more context at once costs memory and
+time, and nothing of the text is lost. Whatever has to fit as a whole gets what 99 of 100 of the node's own records
+need, within the model's positions and 2048 tokens. In a private run no record may decide it, and it is the model's
+positions, 512 at most.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from common import tasks
+from common.config.run import ModelConfig, TaskConfig
+from common.error import BouquetError
+from common.models import base
+from common.sources.records import Placed
+from common.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LONGEST, SHORT = 2048, 512
+SHARE = 0.99
+STEP = 8
+"""Tokens that a length is rounded up to: what graphics cards multiply best."""
+
+
+def bounded(task: TaskConfig, model: ModelConfig, *, private: bool) -> TaskConfig:
+    """The task with the most tokens that an example may have, whatever the data.
+
+    Raises :class:`BouquetError` where that is more than the model has positions for.
+    """
+    positions = base.positions(model)
+    if task.max_length and positions and task.max_length > positions:
+        raise BouquetError(
+            "task.max-length is more than the model has positions for",
+            where=f"model.name = '{model.name}'",
+            expected=f"at most {positions}",
+            got=str(task.max_length),
+            cure="Lower it, or leave it at 0, which goes by the model.",
+        )
+    if task.max_length:
+        return task
+    if TASKS[task.name].windows:
+        most = min((positions or LONGEST) // 4, SHORT)
+    else:
+        most = min(positions or SHORT, SHORT) if private else min(positions or LONGEST, LONGEST)
+    return task.model_copy(update={"max_length": most})
+
+
+def fitted(task: TaskConfig, model: ModelConfig, found: Sequence[Placed], tokenizer: "PreTrainedTokenizerBase") -> Task:
+    """The task of a plain run with the length that its records need."""
+    widest = tasks.build(bounded(task, model, private=False))
+    if task.max_length or widest.windows:
+        return widest
+    encoded, _ = tasks.encoded(widest, found, tokenizer)
+    lengths = sorted(len(example.tokens) for record in encoded for example in record)
+    if not lengths:
+        return widest
+    needed = lengths[min(len(lengths) - 1, int(SHARE * len(lengths)))]
+    rounded = min(widest.length, max(STEP, -(-needed // STEP) * STEP))
+    return tasks.build(task.model_copy(update={"max_length": rounded}))

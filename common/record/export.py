@@ -1,0 +1,142 @@
+"""The PEFT folder that a run leaves: what ``PeftModel.from_pretrained`` loads.
+
+Beside PEFT's two files stands ``bouquet.json``: the round, and those settings of the run that say what the adapter is.
+Where the data were does not go in.
+
+A head over mean pooling is no head of Transformers'. Its folder is an adapter of the bare encoder (``AutoModel``), with
+the head's weight and bias beside it in ``head.safetensors``::
+
+    encoder = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder)
+    hidden = encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+    logits = linear(pool(hidden, mask), head["classifier.weight"], head["classifier.bias"])
+
+with :func:`common.models.pooling.pool`. ``AutoPeftModelForSequenceClassification`` refuses it.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import peft
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import pad
+
+from common.adapter.algebra import stacked
+from common.adapter.values import CORE, HEAD, Key, State, Tensors
+from common.config.run import RunConfig
+from common.error import BouquetError
+from common.models import adapted, base
+from common.tasks import TASKS
+
+SUFFIX = {"A": "lora_A.weight", "B": "lora_B.weight", "W": "weight", "b": "bias"}
+ABOUT = "bouquet.json"
+# Whoever passes an adapter on need not tell where the data were, or where this site keeps its runs.
+UNTOLD = ("data.", "evaluation.", "run-directory", "rule.fed-sb.source", "resume")
+POOLED = "encoder."
+
+
+class Exported(NamedTuple):
+    """What an adapter folder holds: the adapter as one LoRA, and the run's settings in Flower's flat form."""
+
+    state: State
+    settings: dict[str, Any]
+
+
+def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) -> None:
+    """Write ``state`` as one PEFT adapter. An offset is stacked on the factors exactly; nothing is merged or cut.
+
+    ``with_head`` is false where every node has a head of its own, and the state has none that means anything.
+    """
+    state = one_lora(state)
+    head: Tensors = {}
+    if with_head:
+        head = {key: tensor for key, tensor in state.adapter.items() if key.part in HEAD}
+    factors = {key: tensor for key, tensor in state.adapter.items() if key.part not in HEAD}
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.model.pooling == "mean":
+        if head:
+            _save(folder / "head.safetensors", head)
+        head = {}
+        factors = {key._replace(layer=key.layer.removeprefix(POOLED)): tensor for key, tensor in factors.items()}
+    settings = peft.LoraConfig(
+        r=state.rank,
+        lora_alpha=state.rank * state.scale,  # type: ignore[arg-type]  # PEFT divides it by r, whole or not
+        target_modules=[key.layer for key in factors if key.part == "A"],
+        modules_to_save=_modules(head, factors),
+        task_type=_task_type(config),
+        base_model_name_or_path=base.location(config.model.name),
+        revision=config.model.revision,
+        fan_in_fan_out=adapted.is_transposed(base.skeleton(config.model, adapted.classes(config.task))),
+        inference_mode=True,
+    )
+    settings.save_pretrained(str(folder))
+    _save(folder / "adapter_model.safetensors", factors | head, adapted.PREFIX)
+    told = {key: value for key, value in config.to_flower().items() if not key.startswith(UNTOLD)}
+    (folder / ABOUT).write_text(json.dumps({"round": state.round, "config": told}, indent=2) + "\n")
+
+
+def one_lora(state: State) -> State:
+    """The same model as a plain LoRA of one rank: core and offset stacked on the factors.
+
+    A layer of fewer slots gets zeros, because not everybody reads PEFT's ``rank_pattern``: vLLM has one scale for all
+    layers, and llama.cpp divides the one alpha by each layer's own rank.
+    """
+    if not state.offset and not CORE & {key.part for key in state.adapter}:
+        return state
+    factors = stacked(state)
+    rank = max(len(tensor) for key, tensor in factors.items() if key.part == "A")
+    for key, tensor in factors.items():
+        more = rank - tensor.shape[0 if key.part == "A" else 1]
+        factors[key] = pad(tensor, (0, 0, 0, more) if key.part == "A" else (0, more))
+    head = {key: tensor for key, tensor in state.adapter.items() if key.part in HEAD}
+    return replace(state, adapter=factors | head, scale=1.0, offset={}, slots=())
+
+
+def read(folder: Path) -> Exported:
+    """What :func:`export` wrote. Raises :class:`BouquetError` where the folder is none of ours, or not whole."""
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        lora = json.loads((folder / "adapter_config.json").read_text())
+        settings = dict(about["config"])
+        within = POOLED if settings["model.pooling"] == "mean" else ""
+        named = load_file(folder / "adapter_model.safetensors")
+        adapter = {_key(within + name.removeprefix(adapted.PREFIX)): tensor for name, tensor in named.items()}
+        if (file := folder / "head.safetensors").is_file():
+            adapter |= {_key(name): tensor for name, tensor in load_file(file).items()}
+        state = State(adapter, lora["lora_alpha"] / lora["r"], int(about["round"]))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BouquetError(
+            "an adapter folder cannot be read",
+            where=str(folder),
+            expected=f"adapter_config.json, adapter_model.safetensors and {ABOUT}",
+            got=f"{type(error).__name__}: {error}",
+            cure="Runs leave such folders, and so does bouquet export.",
+        ) from error
+    return Exported(state, settings)
+
+
+def _key(name: str) -> Key:
+    for part, suffix in SUFFIX.items():
+        if name.endswith(f".{suffix}"):
+            return Key(name.removesuffix(f".{suffix}"), part)
+    raise ValueError(f"unknown tensor {name}")
+
+
+def _modules(head: Tensors, factors: Tensors) -> list[str] | None:
+    """What PEFT is to save whole: a head's modules beside the encoder, and its single layers within."""
+    encoder = {key.layer.split(".")[0] for key in factors}
+    tops = {key.layer: key.layer.split(".")[0] for key in head}
+    return sorted({layer if top in encoder else top for layer, top in tops.items()}) or None
+
+
+def _task_type(config: RunConfig) -> str:
+    if config.model.pooling == "mean":
+        return "FEATURE_EXTRACTION"
+    return "SEQ_CLS" if TASKS[config.task.name].sequence_classification else "CAUSAL_LM"
+
+
+def _save(file: Path, tensors: Tensors, prefix: str = "") -> None:
+    named = {f"{prefix}{key.layer}.{SUFFIX[key.part]}": tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(named, file, metadata={"format": "pt"})

@@ -1,0 +1,308 @@
+"""The form of a State or an Update inside a Flower message.
+
+Flower's cost is per array, so a message is two arrays: ``header``, compressed JSON that names what follows, and
+``values``, every tensor flattened one after the other in the header's codec. Where most values are zero a third one,
+``mask``, holds a bit a value, and ``values`` only those that are not zero. A codec that loses something carries an
+update as the difference from what the node received, which is small, and loses as much less.
+
+Both directions are read with the same suspicion. An array is bare bytes, whose type is the codec's and whose size
+follows from the header; the header's own size is bounded by the message's, and the receiver sees the shapes, and may
+refuse them, before any value is read. So nothing is allocated on a claim.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from torch import Tensor
+
+from common.adapter.algebra import chosen_blocks, digest, leading
+from common.adapter.values import OFFSET, Key, State, Tensors, Update, check_shapes
+from common.config.ranges import CodecName
+from common.error import BouquetError, brief
+from common.wire import codec
+
+FORMAT = 2
+FORM = "bytes"
+"""What a message's arrays are to Flower."""
+
+MAX_HEADER_BYTES = 16 * 2**20
+SMALL_HEADER_BYTES = 2**18
+HEADER_SHARE = 4
+"""A header may inflate to a small one, and beyond that to so many bytes for each byte of its message."""
+MOST_TENSORS = 2**16
+COMMAS_A_TENSOR, SPARE_COMMAS = 5, 2**13
+"""What a header's text may become in memory is bounded by its values, and those by its commas, before it is read."""
+
+Size = Annotated[int, Field(ge=1, le=2**30)]
+Count = Annotated[int, Field(ge=0, le=2**31)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=1000)]
+
+
+class Header(BaseModel):
+    """What a message says of itself. ``held`` is the digest of the tensors that the receiver has without it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    format: int = FORMAT
+    kind: Literal["state", "update"]
+    rule: Name
+    round: Count
+    codec: CodecName
+    scale: Positive
+    weight: Positive = 1.0
+    node: Name = ""
+    held: Name = ""
+    rank: Count = 0
+    relative: bool = False
+    slots: Annotated[list[Count], FailFast()] = []
+    tensors: Annotated[
+        list[tuple[Name, Literal["A", "B", "R", "s", "Q", "P", "W", "b"], Annotated[list[Size], Field(max_length=2)]]],
+        FailFast(),
+    ]
+
+    def numel(self) -> int:
+        """How many values the message must hold."""
+        return sum(math.prod(shape) for _, _, shape in self.tensors)
+
+    def blank(self) -> Tensors:
+        """Its tensors as shapes alone, on torch's meta device."""
+        return {Key(layer, part): torch.empty(shape, device="meta") for layer, part, shape in self.tensors}
+
+
+def pack_state(
+    state: State,
+    rule: str,
+    *,
+    codec: CodecName = "fp32",
+    without: frozenset[str] = frozenset(),
+) -> ArrayRecord:
+    """A state as one record; ``without`` names the parts that the receiver has already, or draws for itself."""
+    held = {key: value for key, value in state.adapter.items() if key.part in without}
+    tensors = {key: value for key, value in state.adapter.items() if key not in held} | state.offset
+    header = Header(
+        kind="state",
+        rule=rule,
+        round=state.round,
+        codec=codec,
+        scale=state.scale,
+        held=digest(held) if held else "",
+        rank=state.rank,
+        slots=list(state.slots),
+        tensors=_names(tensors),
+    )
+    return _pack(header, tensors)
+
+
+def pack_update(
+    update: Update,
+    rule: str,
+    round: int,
+    node: str,
+    *,
+    codec: CodecName = "fp32",
+    received: Tensors | None = None,
+) -> ArrayRecord:
+    """An update of ``round`` (the round of the state it started from) as one record.
+
+    ``received`` is what the node started from, for a codec that loses something; None if the update is a difference
+    already.
+    """
+    relative = codec != "fp32" and received is not None
+    tensors = update.tensors
+    if relative and received is not None:
+        tensors = {key: tensor - _start(received, key, tensor, update.slots) for key, tensor in tensors.items()}
+    header = Header(
+        kind="update",
+        rule=rule,
+        round=round,
+        codec=codec,
+        scale=update.scale,
+        weight=update.weight,
+        node=node,
+        relative=relative,
+        slots=list(update.slots),
+        tensors=_names(tensors),
+    )
+    return _pack(header, tensors)
+
+
+def unpack_state(
+    record: ArrayRecord, *, rule: str, most: int = MOST_TENSORS, fits: Callable[[State], None] | None = None
+) -> tuple[Header, State]:
+    """Read a state of ``rule``; what the node holds is still missing from it. Raises :class:`BouquetError`.
+
+    ``most`` is how many tensors it can have; ``fits`` may refuse it by its shapes, before its values are read.
+    """
+    header = _checked_header(read_header(record, most), "state", rule)
+    if fits is not None:
+        fits(_state(header, header.blank()))
+    return header, _state(header, _tensors(record, header))
+
+
+def unpack_update(
+    record: ArrayRecord,
+    *,
+    rule: str,
+    round: int,
+    received: Tensors | None = None,
+    most: int = MOST_TENSORS,
+    fits: Callable[[Update], None] | None = None,
+) -> tuple[Header, Update]:
+    """Read an update of ``rule`` made in ``round`` from ``received``. Raises :class:`BouquetError`.
+
+    ``most`` is how many tensors it can have; ``fits`` may refuse it by its shapes, before its values are read.
+    """
+    header = _checked_header(read_header(record, most), "update", rule)
+    if header.round != round:
+        raise BouquetError(
+            "an update of another round",
+            where=f"node {header.node}",
+            expected=f"round {round}",
+            got=f"round {header.round}",
+        )
+    if fits is not None:
+        fits(_update(header, header.blank()))
+    tensors = _tensors(record, header)
+    if header.relative:
+        start = {key: _start(received or {}, key, tensor, header.slots) for key, tensor in tensors.items()}
+        known = {key: tuple(tensor.shape) for key, tensor in start.items() if tensor.numel()}
+        check_shapes(tensors, known, "an update is a difference from what was never sent")
+        tensors = {key: tensor + start[key] for key, tensor in tensors.items()}
+    return header, _update(header, tensors)
+
+
+def most_bytes(state: State) -> int:
+    """What an honest answer to ``state`` can hold at most: its values in float32, and a fifth of that for a header."""
+    return 5 * sum(tensor.numel() for tensor in state.adapter.values()) + SMALL_HEADER_BYTES
+
+
+def read_header(record: ArrayRecord, most: int = MOST_TENSORS) -> Header:
+    """What a record of at most so many tensors says of itself, and nothing of its values.
+
+    Raises :class:`BouquetError`.
+    """
+    if set(record) - {"mask"} != {"header", "values"}:
+        raise BouquetError(
+            "a message of unknown form",
+            expected="the arrays header and values, and perhaps mask",
+            got=", ".join(sorted(record)) or "none",
+        )
+    inflate = zlib.decompressobj()
+    longest = min(MAX_HEADER_BYTES, SMALL_HEADER_BYTES + HEADER_SHARE * payload_bytes(record))
+    try:
+        text = inflate.decompress(_bytes(record, "header"), longest)
+        if not inflate.eof or inflate.unused_data:
+            raise BouquetError("a message header is too long or cut short", expected=f"at most {longest:,} bytes")
+        if text.count(b",") > COMMAS_A_TENSOR * most + SPARE_COMMAS:
+            raise BouquetError("a message header names too much", expected=f"at most {most:,} tensors")
+        return Header.model_validate_json(text)
+    except zlib.error as error:
+        raise BouquetError("a message header cannot be read", got=str(error)) from error
+    except ValidationError as error:
+        # Its text holds all mistakes, and each of them what was sent.
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = brief(".".join(map(str, first["loc"])))
+        raise BouquetError("a message header cannot be read", where=where, got=first["msg"][:200]) from error
+
+
+def payload_bytes(record: ArrayRecord) -> int:
+    """The bytes of a record's arrays, as they travel."""
+    return sum(len(array.data) for array in record.values())
+
+
+def _start(received: Tensors, key: Key, tensor: Tensor, slots: Sequence[int]) -> Tensor:
+    """What a node started from, cut to the slots that it sends; empty if that was nothing."""
+    if key not in received:
+        return torch.empty(0)
+    rank = tensor.shape[0] if key.part == "A" else tensor.shape[-1]
+    return chosen_blocks(key, leading(key, received[key], rank), slots)
+
+
+def _names(tensors: Tensors) -> list[tuple[str, Any, list[int]]]:
+    return [(key.layer, key.part, list(tensor.shape)) for key, tensor in tensors.items()]
+
+
+def _state(header: Header, tensors: Tensors) -> State:
+    adapter = {key: value for key, value in tensors.items() if key.part not in OFFSET}
+    offset = {key: value for key, value in tensors.items() if key.part in OFFSET}
+    return State(adapter, header.scale, header.round, offset, slots=tuple(header.slots))
+
+
+def _update(header: Header, tensors: Tensors) -> Update:
+    return Update(tensors, header.weight, header.scale, tuple(header.slots))
+
+
+def _pack(header: Header, tensors: Tensors) -> ArrayRecord:
+    flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors.values()]
+    values = torch.cat(flat) if flat else torch.empty(0)
+    header = header.model_copy(update={"codec": codec.able(values, header.codec)})
+    arrays = {"header": _array(zlib.compress(header.model_dump_json(exclude_defaults=True).encode()))}
+    mask = values != 0
+    whole, sparse = (codec.size_in_bytes(header.codec, count) for count in (len(values), int(mask.sum())))
+    if sparse + math.ceil(len(values) / 8) < whole:
+        arrays["mask"] = _array(np.packbits(mask.numpy()).tobytes())
+        values = values[mask]
+    arrays["values"] = _array(codec.encode(values, header.codec).tobytes())
+    return ArrayRecord(arrays)
+
+
+def _checked_header(header: Header, kind: str, rule: str) -> Header:
+    for what, expected, got in (
+        ("wire format", str(FORMAT), str(header.format)),
+        ("kind", kind, header.kind),
+        ("rule", rule, header.rule),
+    ):
+        if expected != got:
+            raise BouquetError(
+                f"a message of another {what}",
+                where=f"node {header.node}" if header.node else "",
+                expected=expected,
+                got=got,
+                cure="Every machine must run the same app with the same run config.",
+            )
+    if len({(layer, part) for layer, part, _ in header.tensors}) != len(header.tensors):
+        raise BouquetError("a message names one tensor twice", where=f"node {header.node}")
+    return header
+
+
+def _tensors(record: ArrayRecord, header: Header) -> Tensors:
+    sizes = [math.prod(shape) for _, _, shape in header.tensors]
+    values = _read_values(record, header)
+    chunks = torch.split(values, sizes) if sizes else ()
+    return {
+        Key(layer, part): chunk.reshape(shape)
+        for (layer, part, shape), chunk in zip(header.tensors, chunks, strict=True)
+    }
+
+
+def _read_values(record: ArrayRecord, header: Header) -> Tensor:
+    """All values of a message, flat; the zeros that a mask stands for included."""
+    count = header.numel()
+    if "mask" not in record:
+        return codec.decode(_bytes(record, "values"), header.codec, count)
+    bits = _bytes(record, "mask")
+    if len(bits) != math.ceil(count / 8):
+        raise BouquetError(
+            "a mask of the wrong size", expected=f"{math.ceil(count / 8):,} bytes", got=f"{len(bits):,} bytes"
+        )
+    mask = torch.from_numpy(np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=count)).bool()
+    sent = codec.decode(_bytes(record, "values"), header.codec, int(mask.sum()))
+    return torch.zeros(count).masked_scatter_(mask, sent)
+
+
+def _array(data: bytes) -> Array:
+    return Array(dtype="uint8", shape=(len(data),), stype=FORM, data=data)
+
+
+def _bytes(record: ArrayRecord, name: str) -> bytes:
+    """The bytes of one array; what Flower's own fields say of it is not looked at."""
+    if record[name].stype != FORM:
+        raise BouquetError("an array of unknown form", where=name, expected=FORM, got=record[name].stype[:80])
+    return record[name].data

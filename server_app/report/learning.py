@@ -1,0 +1,201 @@
+"""The sections that say what was learned: scores and losses, over all and for each node; what merging lost."""
+
+from collections.abc import Callable, Mapping
+
+from common import readable
+from common.error import BouquetError
+from common.record.run import Event, Run, mapping, number, numbers
+from common.sources.counts import Counts
+from server_app.report import spending
+from server_app.report.chart import chart, spark
+from server_app.report.page import NOTHING, Html, element, section, table
+
+WORST_LAYERS = 5
+NOT_COUNTED = {"phase", "round", "elapsed", "node"}
+Figures = Mapping[int, float]
+
+
+def title(run: Run) -> Html:
+    """The run's name, and in a line what it was."""
+    config = run.config
+    model = f"{config.get('model.name', 'unknown model')} ({config.get('model.quantization', NOTHING)})"
+    facts = [str(config.get("rule.name", "unknown rule")), model, f"rank {config.get('lora.rank', NOTHING)}"]
+    facts += [f"{len(run.nodes)} nodes"] if run.nodes else []
+    facts += [f"private ({config['privacy.mode']})"] if run.private else []
+    state = element("span", run.state, class_="state" if run.state == "finished" else "state warn")
+    reason = element("p", run.reason, class_="reason") if run.reason else ""
+    about = element("p", state, " · ", " · ".join(facts), class_="about")
+    return element("header", element("h1", run.name), about, reason)
+
+
+def headline(run: Run) -> Html:
+    """The figures that a reader wants first."""
+    tiles = [_tile("Rounds", f"{run.done} of {run.rounds}", f"in {readable.duration(run.seconds)}")]
+    if run.scores:
+        first, last = _ends({turn: score for turn, score in run.scores.items() if turn <= run.exported} or run.scores)
+        best = f", after round {run.exported}, the best" if run.exported < run.done else ""
+        tiles.append(_tile(run.metric.capitalize(), last, f"held out{best}; {first} before"))
+    if losses := run.history("merge", "loss"):
+        first, last = _ends(losses)
+        tiles.append(_tile("Training loss", last, f"{first} at first" if len(losses) > 1 else "in one round"))
+    if run.private:
+        bounds = spending.epsilon_bounds(run)
+        known = [bound for bound in bounds.values() if bound is not None]
+        value = f"≤ {max(known):.3g}" if known and len(known) == len(bounds) else NOTHING
+        tiles.append(_tile("Epsilon of a node", value, f"at delta {run.config.get('privacy.delta', NOTHING)}"))
+    for way in ("up", "down"):
+        trained, published = run.trained(way), run.trained(way, by_formula=True)
+        share = f", {trained / published:.0%} of the formula" if published else ""
+        note = f"{readable.size(trained)} in training{share}"
+        tiles.append(_tile(f"Bytes {way}", readable.size(run.tally.crossed[way]), note))
+    failed = run.tally.failures.total()
+    tiles.append(_tile("Failures", str(failed), "the reasons are below" if failed else "every node did its part"))
+    return element("dl", *tiles, class_="headline")
+
+
+def curves(run: Run) -> Html:
+    """Loss and score by round, with the range of the nodes."""
+    evaluated = {node: _figures(events, run.metric) for node, events in run.by_node("evaluate").items()}
+    trained = {node: _figures(events, "loss") for node, events in run.by_node("train").items()}
+    pictures = [
+        element("figure", element("figcaption", name), chart(name, history, own))
+        for name, history, own in (
+            (f"Held-out {run.metric}", run.history("heldout", run.metric), evaluated),
+            (f"Central {run.metric}", run.history("central", run.metric), {}),
+            ("Training loss", run.history("merge", "loss"), trained),
+        )
+        if history
+    ]
+    if not pictures:
+        nothing = "No loss and no score leaves a node of a private run." if run.private else "Nothing is measured yet."
+        return section("Loss and score", element("p", nothing))
+    note = "By round; 0 is before training. The line is over all nodes, the band from the lowest node to the highest."
+    return section("Loss and score", element("p", note), element("div", *pictures, class_="charts"))
+
+
+def nodes(run: Run) -> Html:
+    """A line a node."""
+    head = ["node", "by round", "before", "after", "loss", "rounds", "tokens", "training"]
+    head += ["up", "down", "peak memory", "epsilon", "failures", "records", "left out", "cut"]
+    trained, evaluated = run.by_node("train"), run.by_node("evaluate")
+    bounds, failed = spending.epsilon_bounds(run), run.tally.failures
+    read = run.by_node("data")
+    rows = []
+    for node in run.nodes:
+        own, scores = trained.get(node, {}), _figures(evaluated.get(node, {}), run.metric)
+        row = [node, spark(scores) if scores else NOTHING, *_ends(scores), _ends(_figures(own, "loss"))[1]]
+        row += [str(len(own)), _total(own, "tokens", "{:,.0f}".format), _total(own, "seconds", readable.duration)]
+        row += [_total(own, "bytes_up", readable.size), _total(own, "bytes_down", readable.size)]
+        row += [_total(own, "peak-memory", readable.size, max), spending.told(bounds, node) if bounds else NOTHING]
+        rows.append([*row, str(failed[node]), *_data(read.get(node, {}))])
+    if not rows:
+        return section("Nodes", element("p", "No node has been asked yet."))
+    return section("Nodes", element("p", _about_nodes(run)), table(*_telling(head, rows)))
+
+
+def classes(run: Run) -> Html:
+    """A line a class, where the task has classes and what each came to is told."""
+    told = {turn: mapping(event.get("classes")) for turn, event in run.by_round("heldout").items()}
+    turn = run.exported if run.exported in told else max(told, default=0)
+    if not (last := told.get(turn, {})):
+        return Html("")
+    head = ["class", "share of the examples", "right before", "right after"]
+    rows = []
+    for name, facts in last.items():
+        figures = [number(mapping(facts), "share"), number(mapping(told.get(0, {}).get(name)), "recall")]
+        figures.append(number(mapping(facts), "recall"))
+        rows.append([name, *(NOTHING if figure is None else f"{figure:.1%}" for figure in figures)])
+    about = element("p", f"On the held-out examples of all nodes, after round {turn}.")
+    return section("Classes", about, table(head, rows))
+
+
+def rounds(run: Run) -> Html:
+    """A line a round."""
+    merges, error = run.by_round("merge"), run.history("aggregation-error", "overall")
+    if not merges:
+        return Html("")
+    head = ["round", "nodes", "loss", run.metric or "score", "up", "down", "time", "aggregation error"]
+    rows = []
+    for turn, event in sorted(merges.items()):
+        measured = (number(event, "loss"), run.scores.get(turn))
+        row = [str(turn), f"{event.get('nodes', NOTHING)} of {event.get('asked', NOTHING)}"]
+        row += [NOTHING if value is None else readable.figure(value) for value in measured]
+        row += [readable.size(number(event, f"bytes_{way}") or 0) for way in ("up", "down")]
+        row.append(readable.duration(number(event, "seconds") or 0))
+        rows.append([*row, f"{100 * error[turn]:.2g}%" if turn in error else NOTHING])
+    return section("Rounds", table(*_telling(head, rows)))
+
+
+def lost(run: Run) -> Html:
+    """The aggregation error, or why there is none."""
+    errors = run.history("aggregation-error", "overall")
+    if not errors:
+        return section("Aggregation error", element("p", _why_no_error(run)))
+    about = (
+        "How far the merged model was from the weighted mean of the nodes' models, as a share of that mean update. "
+        "An exact rule loses nothing."
+    )
+    layers = numbers(run.by_round("aggregation-error")[max(errors)].get("layers"))
+    worst = sorted(layers.items(), key=lambda layer: -layer[1])[:WORST_LAYERS]
+    percent = {turn: 100 * error for turn, error in errors.items()}
+    picture = element("figure", element("figcaption", "All layers, %"), chart("Aggregation error, %", percent))
+    head = ["layers that lost most, last round", "error"]
+    listed = table(head, [[name, f"{100 * error:.2g}%"] for name, error in worst])
+    return section("Aggregation error", element("p", about), element("div", picture, listed, class_="charts"))
+
+
+def _why_no_error(run: Run) -> str:
+    if run.rule.get("personal"):
+        return "None: every node keeps a model of its own, and there is no merged one to measure."
+    if run.rule.get("exact"):
+        return "None: the rule is exact, so the merged model is the weighted mean of the nodes' models."
+    return "Not measured: only the private mean is known." if run.private else "Not measured yet."
+
+
+def _data(events: Mapping[int, Event]) -> tuple[str, str, str]:
+    """How many records a node has, how many are left out and why, and how many are cut."""
+    try:
+        counts = Counts.read({key: value for key, value in events[0].items() if key not in NOT_COUNTED})
+    except (KeyError, BouquetError):  # a private run, an older one, or a torn record
+        return NOTHING, NOTHING, NOTHING
+    out = sum(counts.left_out.values())
+    why = f" ({counts.reasons})" if out else ""
+    cut = f"{counts.cut:,} at {counts.length:,} tokens" if counts.cut else "0"
+    return f"{counts.records:,}", f"{out:,}{why}", cut
+
+
+def _about_nodes(run: Run) -> str:
+    if run.private:
+        return (
+            "No loss, score, count or time leaves a node of a private run. Epsilon is an upper bound for this run; the "
+            "node's ledger has the exact figure, over all runs."
+        )
+    return "Sums over the rounds. Training is the time in the local loop; peak memory is of the node's process or GPU."
+
+
+def _tile(label: str, value: str, note: str) -> Html:
+    return element("div", element("dt", label), element("dd", value, element("small", note)))
+
+
+def _figures(events: Mapping[int, Event], key: str) -> Figures:
+    found = {turn: number(event, key) for turn, event in sorted(events.items())}
+    return {turn: value for turn, value in found.items() if value is not None}
+
+
+def _ends(history: Figures) -> tuple[str, str]:
+    """The first figure, where there are two, and the last."""
+    if not history:
+        return NOTHING, NOTHING
+    first, last = (readable.figure(history[turn]) for turn in (min(history), max(history)))
+    return (first if len(history) > 1 else NOTHING), last
+
+
+def _total(events: Mapping[int, Event], key: str, write: Callable[[float], str], of: Callable[..., float] = sum) -> str:
+    values = _figures(events, key).values()
+    return write(of(values)) if values else NOTHING
+
+
+def _telling(head: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns in which something stands."""
+    kept = [index for index in range(len(head)) if any(row[index] != NOTHING for row in rows)]
+    return [head[index] for index in kept], [[row[index] for index in kept] for row in rows]

@@ -1,0 +1,183 @@
+"""The sections that say how it was run: failures, bytes, seconds, memory, and everything that was set."""
+
+from collections.abc import Iterator, Mapping
+
+from common import readable
+from common.config.run import RunConfig
+from common.record.run import Event, Run, mapping, number, numbers, printable
+from server_app.report.page import NOTHING, Html, element, section, table
+
+MOST_REASONS = 100
+PHASES = {
+    "start": "nodes gather, first state",
+    "training": "nodes train, updates travel",
+    "merging": "merging",
+    "measuring": "measuring the aggregation error",
+    "saving": "checkpoints",
+    "evaluation": "nodes score",
+    "central": "scoring centrally",
+}
+
+
+def failures(run: Run) -> Html:
+    """Who could not do its part, and why; the same reason once. What nodes wrote is shown as text and nothing else."""
+    grouped: dict[tuple[str, str, str], list[int]] = {}
+    for event in run.all("failure"):
+        node, during, reason = (printable(str(event.get(key, NOTHING))) for key in ("node", "during", "reason"))
+        grouped.setdefault((node, during, reason.strip()), []).append(event["round"])
+    rows = [
+        [node, f"{during}, round {_turns(turns)}" if any(turns) else during, _reason(reason)]
+        for (node, during, reason), turns in list(grouped.items())[:MOST_REASONS]
+    ]
+    rows += _incidents(run)
+    if not rows:
+        return Html("")
+    more = len(grouped) - MOST_REASONS
+    note = element("p", f"{more} more kinds of failure are in metrics.jsonl.") if more > 0 else ""
+    return section("Failures", table(["node", "when", "why"], rows, "words"), note)
+
+
+def size(run: Run) -> Html:
+    """Bytes up and down, beside what the rule's formula says."""
+    formulas = mapping(run.rule.get("formulas"))
+    rows = []
+    for way in ("up", "down"):
+        measured, published = run.trained(way), run.trained(way, by_formula=True)
+        row = [f"{way}, training", readable.size(measured), readable.size(published) if formulas else NOTHING]
+        row += [f"{measured / published:.1%}" if published else NOTHING, str(run.config.get(f"wire.{way}", NOTHING))]
+        rows.append([*row, element("code", str(formulas.get(way, NOTHING)))])
+        # Rounds that did not count, and those that were run again after a restart, are what is left.
+        scored = sum(number(event, f"bytes_{way}") or 0 for event in run.all("evaluation"))
+        beside = {"scoring": scored, "rounds that did not count": run.tally.crossed[way] - measured - scored}
+        rows += [[f"{way}, {what}", readable.size(size), *[NOTHING] * 4] for what, size in beside.items() if size]
+        rows.append([f"{way}, all", readable.size(run.tally.crossed[way]), *[NOTHING] * 4])
+    head = ["", "crossed", "by the formula", "share", "codec", "formula, a layer and node"]
+    note = (
+        "The formula leaves out a message's header, which counts where a message is small, and zeros, which do not "
+        "travel: all of B before the first round."
+    )
+    return section("Bytes", table(head, rows), element("p", note))
+
+
+def time(run: Run) -> Html:
+    """Seconds by phase, and the most memory."""
+    seconds = _phases(run)
+    whole = sum(seconds.values())
+    rows = [
+        [PHASES.get(phase, phase), readable.duration(spent), _percent(spent / whole), _bar(spent / whole)]
+        for phase, spent in seconds.items()
+    ]
+    trained = (event for events in run.by_node("train").values() for event in events.values())
+    peaks = [peak for event in trained if (peak := number(event, "peak-memory"))]
+    memory = [["a node, the most of all", readable.size(max(peaks))]] if peaks else []
+    if coordinator := run.history("merge", "peak_memory"):
+        memory.append(["the coordinator", readable.size(max(coordinator.values()))])
+    parts = [table(["phase", "time", "share", ""], rows, "shares")] if rows else []
+    parts += [table(["process", "peak memory"], memory)] if memory else []
+    return section("Time and memory", *parts) if parts else Html("")
+
+
+def setting(run: Run) -> Html:
+    """Config, versions, rule and seed."""
+    config = run.config
+
+    def chosen(key: str) -> str:
+        return str(config.get(key, NOTHING))
+
+    rate = config.get("train.learning-rate")
+    own = rate is not None and rate == run.rule.get("learning_rate")
+    facts = {
+        "rule": f"{chosen('rule.name')} ({run.rule.get('paper', NOTHING)})",
+        "learning rate": chosen("train.learning-rate") + (", the rule's own" if own else ""),
+        "seed": chosen("seed") + ("; privacy noise has none" if run.private else ""),
+        "task": f"{chosen('task.name')}, on {chosen('data.source')}",
+        "started": ", gone on with ".join(str(event.get("time")) for event in run.all("opened")) or NOTHING,
+        "versions": ", ".join(f"{package} {version}" for package, version in run.versions.items()) or NOTHING,
+        "code": run.code or NOTHING,
+    }
+    if run.private:
+        keys = ("mode", "epsilon", "delta", "noise-multiplier", "clip", "accountant")
+        facts["privacy"] = ", ".join(f"{key} {chosen(f'privacy.{key}')}" for key in keys)
+    if digest := run.summary.get("adapter_digest"):
+        facts["adapter's digest"] = str(digest)
+    if run.torn:
+        facts["unreadable lines"] = f"{run.torn} of metrics.jsonl, passed over"
+    defaults = RunConfig().to_flower()
+    if own:
+        defaults["train.learning-rate"] = rate
+    changed = {key: value for key, value in config.items() if key in defaults and value != defaults[key]}
+    return section(
+        "What ran",
+        table(["", ""], [[name, text] for name, text in facts.items()], "words facts"),
+        element("h3", "Set for this run"),
+        _settings(changed),
+        element("details", element("summary", f"The whole config, {len(config)} keys"), _settings(config)),
+    )
+
+
+def _settings(config: Mapping[str, object]) -> Html:
+    if not config:
+        return element("p", "Nothing: every key has its default.")
+    rows = [[element("code", key), element("code", str(value))] for key, value in config.items()]
+    return table(["key", "value"], rows, "words facts")
+
+
+def _incidents(run: Run) -> Iterator[list[str]]:
+    """What went wrong, or nearly, beside failures."""
+    for event in run.events:
+        if what := _incident(event):
+            yield [printable(str(event.get("node", "all"))), f"round {event['round']}", what]
+
+
+def _incident(event: Event) -> str:
+    def told(key: str) -> str:
+        return str(event.get(key, NOTHING))
+
+    match event["phase"]:
+        case "void":
+            return f"The round did not count: {told('replies')} replied, {told('needed')} were needed."
+        case "sit-out":
+            return f"Left out for {told('rounds')} rounds after {told('failures')} failures in a row."
+        case "late":
+            return f"Replied to {told('during')} after its deadline; not used."
+        case "stalled":
+            return told("said")
+        case "against":
+            return f"Went against the other nodes (cosine {number(event, 'cosine') or 0:.2f}); merged all the same."
+        case "camps":
+            return f"Two camps: {told('smaller')} of {told('nodes')} nodes went against the others; none is named."
+    return ""
+
+
+def _reason(text: str) -> Html:
+    """A reason; of a long one the first line, and the rest on demand."""
+    first, _, rest = text.partition("\n")
+    if not rest:
+        return element("div", text, class_="reason")
+    return element("details", element("summary", first), element("pre", rest), class_="reason")
+
+
+def _turns(turns: list[int]) -> str:
+    listed = sorted(set(turns))
+    return ", ".join(map(str, listed)) if len(listed) < 9 else f"{listed[0]} to {listed[-1]} ({len(turns)} times)"
+
+
+def _phases(run: Run) -> dict[str, float]:
+    """The coordinator's seconds by phase, over the rounds that count."""
+    total = dict.fromkeys(PHASES, 0.0)
+    total["start"] = sum(number(event, "elapsed") or 0.0 for event in run.all("start"))
+    for event in run.by_round("merge").values():
+        # An older run has the whole round alone.
+        spent = numbers(event.get("phases")) or {"training": number(event, "seconds") or 0.0}
+        total |= {phase: total.get(phase, 0.0) + seconds for phase, seconds in spent.items()}
+    for phase in ("evaluation", "central"):
+        total[phase] += sum(run.history(phase, "seconds").values())
+    return {phase: seconds for phase, seconds in total.items() if seconds}
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "<1%"
+
+
+def _bar(share: float) -> Html:
+    return element("span", class_="share", style=f"width: {100 * share:.1f}%")

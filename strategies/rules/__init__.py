@@ -1,0 +1,1 @@
+"""The published aggregation rules, one a file."""

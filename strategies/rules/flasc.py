@@ -1,0 +1,83 @@
+"""FLASC: sparse messages, dense training.
+
+Kuo et al., *Federated LoRA with Sparse Communication*, arXiv:2406.05233. CELLM, arXiv:2407.20557, is the same.
+With t the values of all layers together and top(x, d) the mask of the share d of largest magnitudes among them,
+
+    down   m = top(A of t, down) and top(B of t, down),   a node starts from t * m and trains all of it
+    up     D_k = (t_k - t * m) * top(t_k - t * m, up)
+    server t <- t + sum_k p_k D_k,        or a server optimizer's step along it
+
+One threshold over all layers; the masks down and up have nothing to do with each other; what is sent is the difference
+from the *masked* start, or a masked value would look like a change of -t. With both shares at 1 it is FedIT with the
+same step. Masked values travel as a bitmap and the values that remain. A head is not masked.
+
+Two things differ from the paper, whose runs have 200 rounds. Its threshold on the way down is one over both factors;
+but B starts at zero, and no value of it passes those of A in a few rounds, so here each factor has a threshold of its
+own, for the same share. And its server steps by Adam at a rate of 1e-3 (``merge.optimizer = "adam"``), which moves next
+to nothing in a few rounds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from common.adapter.values import FACTORS, HEAD, State, Tensors, Update
+from strategies.rules.rule import MeanRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class FLASC(MeanRule):
+    """Trains A and B; sends the largest differences; the server steps along their mean."""
+
+    down: float = 0.25
+    up: float = 0.25
+
+    name = "flasc"
+    paper = "arXiv:2406.05233"
+    exact = False
+    relative = True
+    bytes_up = "(b*up + 1/8)*r*f"
+    bytes_down = "(b*down + 1/8)*r*f"
+
+    def __post_init__(self) -> None:
+        self._demand("down", 0 < self.down <= 1, "more than 0, at most 1")
+        self._demand("up", 0 < self.up <= 1, "more than 0, at most 1")
+
+    def view(self, state: State, rank: int, draw: int = 0) -> State:
+        """The state with all but the largest values of either factor zero."""
+        self.check_rank(rank, state.rank)
+        parted = ({key: t for key, t in state.adapter.items() if key.part == part} for part in sorted(FACTORS))
+        masked_a, masked_b = (largest(factor, self.down) for factor in parted)
+        return replace(state, adapter={**state.adapter, **masked_a, **masked_b})
+
+    def send(self, received: State, local: Tensors) -> Tensors:
+        """The largest differences from what was received; zero elsewhere."""
+        change = {key: t - received.adapter[key] for key, t in super().send(received, local).items()}
+        return {**change, **largest(change, self.up)}
+
+    def model(self, state: State, update: Update) -> State:
+        """What the node received, and its differences."""
+        received = self.view(state, state.rank).adapter
+        return replace(state, adapter={**received, **{k: received[k] + t for k, t in update.tensors.items()}})
+
+    def merge(self, state: State, updates: Iterable[Update]) -> State:
+        """A step from the whole state, not from its mask, along the mean difference."""
+        change = self.mean((update.weight, update.tensors) for update in updates)
+        target = {key: state.adapter[key] + tensor for key, tensor in change.items()}
+        if self.optimizer is not None:
+            return self.optimizer.step(state, target)
+        return replace(state, adapter={**state.adapter, **target})
+
+
+def largest(tensors: Tensors, share: float) -> Tensors:
+    """The factors among ``tensors`` with all but a share of their values, the largest over all layers, set to zero."""
+    factors = {key: tensor for key, tensor in tensors.items() if key.part not in HEAD}
+    flat = torch.cat([tensor.reshape(-1) for tensor in factors.values()])
+    kept = max(1, int(share * len(flat)))
+    if kept == len(flat):
+        return factors
+    places = flat.abs().topk(kept, sorted=False).indices
+    sparse = torch.zeros_like(flat).index_copy_(0, places, flat[places])
+    chunks = torch.split(sparse, [tensor.numel() for tensor in factors.values()])
+    return {key: chunk.reshape(tensor.shape) for (key, tensor), chunk in zip(factors.items(), chunks, strict=True)}

@@ -1,0 +1,145 @@
+"""Rules that stack the nodes' factors into the ideal update, and divide it."""
+
+import hashlib
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from common.adapter.algebra import extend_offset, weighted_mean
+from common.adapter.draws import uniform
+from common.adapter.threads import each
+from common.adapter.values import FACTORS, HEAD, Key, LayerShape, Spec, State, Tensors, Update
+from strategies.rules.rule import Rule
+
+
+class Stack(NamedTuple):
+    """The ideal update ``left @ right`` of one layer, all nodes' slots side by side: R of them.
+
+    ``left`` is ``d_out x R``; ``right`` is ``R x d_in`` and holds the scales and the weights; ``share`` is the weight
+    p_k of each slot's node.
+    """
+
+    left: Tensor
+    right: Tensor
+    share: Tensor
+
+    @property
+    def shape(self) -> LayerShape:
+        """The layer's size."""
+        return LayerShape(self.left.shape[0], self.right.shape[1])
+
+
+class Split(NamedTuple):
+    """How one layer's ideal update is divided: factors to go on from, and a part Q P to keep as it is."""
+
+    b: Tensor
+    a: Tensor
+    q: Tensor | None = None
+    p: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackRule(Rule):
+    """A rule that starts from the ideal update ``sum_k p_k s_k B_k A_k``, as stacked factors, and divides it.
+
+    The stack has the rank of all nodes together, so the nodes' ranks may differ.
+    """
+
+    linear = False
+    mixed_ranks = True
+    reframes = True
+
+    @abstractmethod
+    def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
+        """Divide the ideal update of one layer.
+
+        The factors to go on from have rank ``rank`` and count ``scale`` times. ``seed`` is for what is drawn anew.
+        """
+
+    def merge(self, state: State, updates: Iterable[Update]) -> State:
+        """Stack every layer (the weights on A alone), divide it, and average the head."""
+        replies = list(updates)
+        total = sum(reply.weight for reply in replies)
+        heads = [(r.weight, {key: t for key, t in r.tensors.items() if key.part in HEAD}) for r in replies]
+        adapter = {**state.adapter, **weighted_mean(heads)}
+
+        def divided(layer: str) -> Split:
+            a, b = Key(layer, "A"), Key(layer, "B")
+            left = torch.cat([reply.tensors[b] for reply in replies], dim=1)
+            right = torch.cat([reply.weight / total * reply.scale * reply.tensors[a] for reply in replies], dim=0)
+            share = torch.cat([torch.full((len(r.tensors[a]),), r.weight / total) for r in replies])
+            return self.split(
+                Stack(left, right, share), state.rank, state.scale, layer_seed(state.seed, state.round + 1, layer)
+            )
+
+        kept: Tensors = {}
+        for layer, split in zip(state.layers(), each(state.layers(), divided), strict=True):
+            adapter[Key(layer, "A")], adapter[Key(layer, "B")] = split.a, split.b
+            if split.q is not None and split.p is not None and split.q.shape[1]:
+                kept[Key(layer, "Q")], kept[Key(layer, "P")] = split.q, split.p
+        return replace(state, adapter=adapter, offset=extend_offset(state.offset, kept, self.offset_energy))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartRule(StackRule):
+    """A rule that puts what it keeps into the offset, and has the nodes start again from A fresh and B = 0.
+
+    Both sides draw the fresh factors, so only the offset travels to the nodes.
+    """
+
+    bytes_down = "b*t*K*r*f"
+
+    @property
+    def drawn(self) -> frozenset[str]:
+        """The factors too."""
+        return super().drawn | FACTORS
+
+    def draw(self, spec: Spec, seed: int, round: int) -> Tensors:
+        """The start, or the fresh factors of a later round."""
+        drawn = super().draw(spec, seed, round)
+        if round:
+            for layer, shape in spec.layers.items():
+                drawn[Key(layer, "B")], drawn[Key(layer, "A")] = fresh(shape, spec.rank, layer_seed(seed, round, layer))
+        return drawn
+
+    @abstractmethod
+    def keep(self, stack: Stack) -> tuple[Tensor, Tensor]:
+        """What of the ideal update of a layer joins the offset: Q (``d_out x q``) and P (``q x d_in``)."""
+
+    def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
+        """Nothing to go on from, and what is kept."""
+        return Split(*fresh(stack.shape, rank, seed), *self.keep(stack))
+
+
+def fresh(shape: LayerShape, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """B and A for a new start of a layer: B zero, A drawn as in :meth:`Rule.initial`."""
+    generator = torch.Generator().manual_seed(seed)
+    a = uniform((rank, shape.d_in), 1 / math.sqrt(shape.d_in), generator)
+    return torch.zeros(shape.d_out, rank), a
+
+
+def revived(b: Tensor, a: Tensor, seed: int) -> Tensor:
+    """A with the rows of a new start in slots where both factors are zero, which no gradient would ever reach.
+
+    The product stays, as B is zero there.
+    """
+    _, drawn = fresh(LayerShape(b.shape[0], a.shape[1]), len(a), seed)
+    alive = a.any(dim=1) | b.any(dim=0)
+    return torch.where(alive[:, None], a, drawn)
+
+
+def layer_seed(seed: int, round: int, layer: str) -> int:
+    """The seed of what is drawn anew for a layer in the state of ``round``, in a run of this ``seed``."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{round}/{layer}".encode()).digest()[:7])
+
+
+def padded(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors with zero slots up to ``rank``, where the layer or the stack has fewer directions."""
+    missing = rank - b.shape[1]
+    return pad(b, (0, missing)), pad(a, (0, 0, 0, missing))
