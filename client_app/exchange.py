@@ -8,24 +8,29 @@ from flwr.app import ArrayRecord, Message
 from client_app.memory import Memory
 from common import wire
 from common.adapter.algebra import digest, leading
-from common.adapter.values import Spec, State, Tensors, Update, check_form, check_range
+from common.adapter.spec import Spec, check_form
+from common.adapter.values import State, Tensors, Update, check_range
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import adapted
 from common.models.adapted import LoraModel
 from common.wire.codec import CODECS
-from strategies import Rule
+from strategies import Recipe
 
 
 @dataclass(frozen=True)
 class Exchange:
     """The two ends of a message on a node, between the wire and the model."""
 
-    config: RunConfig
+    recipe: Recipe
     node: NodeConfig
-    rule: Rule
     memory: Memory
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's."""
+        return self.recipe.config
 
     @property
     def rank(self) -> int:
@@ -35,15 +40,15 @@ class Exchange:
 
     def receive(self, message: Message) -> tuple[LoraModel, State]:
         """The state in a message: checked, completed with what this side has of it, and installed in the model."""
-        config, rule = self.config, self.rule
-        mode = config.privacy.mode
-        model = adapted.load(config.model, config.lora, config.task, self.node.device, rule.blocks, mode)
+        recipe, config, rule = self.recipe, self.config, self.recipe.rule
+        structure, mode = recipe.structure, config.privacy.mode
+        model = adapted.load(config.model, config.lora, config.task, self.node.device, structure, mode)
         spec, record = self._whole(model), message.content.array_records["state"]
         most, fits = spec.most_tensors, partial(check_form, spec=spec)
         header, state = wire.unpack_state(record, rule=rule.name, most=most, fits=fits)
         if header.held:
             state = replace(state, adapter=self._held(model, state, header) | state.adapter)
-        if frames := {key: t for key, t in state.adapter.items() if key.part in rule.fixed - rule.drawn}:
+        if frames := {key: t for key, t in state.adapter.items() if key.part in recipe.fixed - recipe.drawn}:
             self.memory.save("frames", frames, state.round)
         check_range(state)
         state = rule.view(state, state.rank)
@@ -55,12 +60,12 @@ class Exchange:
         """Let the model start from ``state`` and from what the node keeps for itself."""
         # Before the first round nothing is kept: what there is, an attempt that did not count has left.
         kept = self.memory.load("personal", state.round) if state.round else {}
-        kept = {key: tensor for key, tensor in kept.items() if self.rule.keeps(state.round, key)}
-        model.install(self.rule.install(state, kept), state.scale, state.offset)
+        kept = {key: tensor for key, tensor in kept.items() if self.recipe.keeps_back(state.round, key)}
+        model.install(self.recipe.install(state, kept), state.scale, state.offset)
 
     def _held(self, model: LoraModel, state: State, header: wire.Header) -> Tensors:
         """What the message leaves out: drawn here, or received before; the coordinator's digest proves it the same."""
-        drawn = self.rule.draw(self._whole(model), self.config.seed, state.round)
+        drawn = self.recipe.draw(self._whole(model), self.config.seed, state.round)
         held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
         held |= {key: t for key, t in self.memory.load("frames", state.round).items() if key not in state.adapter}
         if digest(held) != header.held:
@@ -79,10 +84,10 @@ class Exchange:
 
     def pack(self, update: Update, state: State) -> ArrayRecord:
         """The update as it leaves. What a coarse codec loses of it is kept, and added to the next one."""
-        codec, name = self.config.wire.up, self.rule.name
-        received = None if self.rule.relative else state.adapter
+        rule, codec = self.recipe.rule, self.config.wire.up
+        name, received = rule.name, None if rule.relative else state.adapter
         # Other slots in every round: what was lost of one is not owed to another.
-        if not CODECS[codec].coarse or self.rule.relative or self.rule.reframes or update.slots:
+        if not CODECS[codec].coarse or rule.relative or rule.reframes or update.slots:
             return wire.pack_update(update, name, state.round, self.node.label, codec=codec, received=received)
         owed = self.memory.load("feedback", state.round) if state.round else {}
         tensors = {

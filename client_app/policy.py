@@ -47,17 +47,19 @@ from typing import Any, Self
 from flwr.app import RecordDict
 
 from common import wire
-from common.adapter.values import HEAD
+from common.adapter.values import HEAD, OFFSET
 from common.config.node import NodeConfig
 from common.config.privacy import Mode
-from common.config.ranges import CodecName, CountOrOff, NonNegative
+from common.config.ranges import CountOrOff, NonNegative
 from common.config.run import ModelConfig, RunConfig, TaskConfig
-from common.config.section import ConfigError, Section, unknown_choice, validate
-from common.error import RefusalError
+from common.config.section import ConfigError, Section, validate
+from common.error import RefusalError, unknown_choice
 from common.models import adapted
 from common.privacy.accounting import Release
 from common.tasks import TASKS
-from strategies import RULES, Rule
+from common.wire.codec import CODECS
+from common.wire.message import PARTS
+from strategies import RULES, Recipe
 from strategies.cost import planned_bytes
 
 RECORDS = {"query": {"node", "data"}, "train": {"update", "metrics"}, "evaluate": {"metrics", "tallies", "sample"}}
@@ -127,7 +129,7 @@ class Policy(Section):
     rules: Sequence[str] = ()
     models: Sequence[str] = ()
     parts: Sequence[str] = ()
-    codecs: Sequence[CodecName] = ()
+    codecs: Sequence[str] = ()
     max_bytes: CountOrOff = 0
     min_examples: CountOrOff = 0
     task: Mapping[str, Any] = {}
@@ -168,14 +170,15 @@ class Policy(Section):
             )
         return policy
 
-    def check_run(self, config: RunConfig, rule: Rule, node: NodeConfig) -> None:
+    def check_run(self, recipe: Recipe, node: NodeConfig) -> None:
         """Raise :class:`RefusalError` with everything that the run asks for and this node does not allow.
 
         A node with a budget (its ``privacy-epsilon``) takes part in private runs only, in those that its policy
         names, and in one whose noise is the coordinator's only where ``privacy.modes`` names that.
         """
+        config, rule = recipe.config, recipe.rule
         sent = {part for turn in range(min(config.num_server_rounds, 2)) for part in rule.plan(turn).sent}
-        if rule.head == "shared" and TASKS[config.task.name].sequence_classification:
+        if config.task.head == "shared" and TASKS[config.task.name].sequence_classification:
             sent |= HEAD
         mode, wanted = config.privacy.mode, self.privacy
         mistakes = [
@@ -230,15 +233,17 @@ class Policy(Section):
             if not any(type(got) is type(choice) and got == choice for choice in choices):
                 yield f"task.{key}: expected {' or '.join(map(repr, choices))}, got {got!r}"
 
-    def check_size(self, config: RunConfig, rule: Rule, rank: int) -> None:
+    def check_size(self, recipe: Recipe, rank: int) -> None:
         """Raise :class:`RefusalError` if a run's updates of this ``rank`` cannot be as small as this node wants them.
 
         Told before a round that would be charged and whose update would not leave.
         """
         if not self.max_bytes:
             return
+        config = recipe.config
         lora = config.lora.model_copy(update={"rank": rank})
-        size = planned_bytes(rule, adapted.describe(config.model, lora, config.task), config, nodes=1).up
+        spec = adapted.describe(config.model, lora, config.task, recipe.structure)
+        size = planned_bytes(recipe, spec, nodes=1).up
         if size > self.max_bytes:
             _refuse([f"bytes of an update: expected at most {self.max_bytes:,} (max-bytes), got about {size:,.0f}"])
 
@@ -279,7 +284,7 @@ def _mistakes(written: Mapping[str, Any]) -> Iterator[str]:
     task, data = (table if isinstance(table := written.get(key), dict) else {} for key in ("task", "data"))
     tables = {**written, "data.sources": data.get("sources")}
     lists = {key: value for key, value in tables.items() if isinstance(value, list)}
-    known = {"rules": [*RULES, ANY], "parts": ["A", "B", "R", "W", "b"]}
+    known = {"rules": [*RULES, ANY], "parts": sorted(PARTS - OFFSET), "codecs": list(CODECS)}
     for key, names in known.items():
         yield from (unknown_choice(key, name, names) for name in lists.get(key, []) if name not in names)
     for key in ("models", "data.sources"):

@@ -30,54 +30,41 @@ import numpy as np
 import torch
 
 from client_app.clipping import Clip
-from client_app.per_example import Engine, attach
 from client_app.probe import probe, vocabulary
-from client_app.training import Penalty, Training, descend, outputs
+from client_app.training import Training, Turn, descend, outputs
 from client_app.units import Unit
 from common.adapter.values import Key, Tensors
-from common.config.privacy import PrivacyConfig
-from common.config.run import TrainConfig
 from common.error import BouquetError
 from common.models.adapted import LoraModel
 from common.privacy.accounting import Release
 from common.privacy.gaussian import Gaussian
 from common.privacy.gaussian import clip as clipped
 from common.tasks import Task
+from strategies import Recipe
+from strategies.gradients import Engine
+from strategies.objectives import Figures
 
 
 def train_privately(
-    model: LoraModel,
-    keys: Sequence[Key],
-    task: Task,
-    units: Sequence[Unit],
-    config: TrainConfig,
-    privacy: PrivacyConfig,
-    release: Release,
-    *,
-    pad: int,
-    round: int,
-    rounds: int,
-    blocks: Sequence[int] = (),
-    penalty: Penalty = lambda _: None,
+    model: LoraModel, recipe: Recipe, task: Task, units: Sequence[Unit], turn: Turn, release: Release
 ) -> Training:
-    """Train ``keys`` of the model on ``units`` by DP-SGD: ``release.steps`` steps, as noisy as ``release`` says.
-
-    Of a core only ``blocks`` are trained, if some are named.
+    """Train the model on ``units`` by DP-SGD: ``release.steps`` steps, as noisy as ``release`` says.
 
     The figures returned are not private: they may not leave the node. Raises :class:`BouquetError` where the model does
     not keep made-up examples apart or cannot compute them, and where something trained has not moved; never because
     of what is in ``units``.
     """
-    model.train_only(keys, blocks)
+    config, privacy = recipe.config.train, recipe.config.privacy
+    model.train_only(turn.keys, turn.blocks)
     before = model.tensors()
     torch.manual_seed(secrets.randbits(63))
     clip = Clip(privacy, release.noise_multiplier)
     sequences = not task.sequence_classification
-    with attach(privacy.engine, model.network, clip.mechanism.bound, privacy.clipping, sequences) as engine:
-        batches = _Batches(engine, model, task, config.batch_size, pad)
+    with recipe.gradient.attach(model.network, clip.mechanism.bound, privacy.clipping, sequences) as engine:
+        batches = _Batches(engine, model, task, config.batch_size)
 
-        def gradients(step: int) -> tuple[float, int]:
-            probe(engine, model, task, pad, step)
+        def gradients(step: int) -> Figures:
+            probe(engine, model, task, step)
             mechanism = clip.mechanism
             engine.bound = mechanism.bound
             engine.take_surplus()
@@ -87,21 +74,19 @@ def train_privately(
             clip.follow(engine.take_surplus())
             return figures
 
-        training = descend(model, keys, gradients, config, release.steps, round, rounds, penalty)
+        training = descend(model, recipe, turn, gradients, release.steps)
     batches.report()
     if release.noise_multiplier:
-        _check_moved(before, model.tensors(), keys)
+        _check_moved(before, model.tensors(), turn.keys)
     return replace(training, clip=clip.norm)
 
 
-def check_apart(
-    model: LoraModel, keys: Sequence[Key], task: Task, privacy: PrivacyConfig, pad: int, blocks: Sequence[int] = ()
-) -> None:
+def check_apart(model: LoraModel, recipe: Recipe, task: Task, turn: Turn) -> None:
     """Raise :class:`BouquetError` if the model, as it is, cannot be trained privately; it is left as it was."""
-    model.train_only(keys, blocks)
-    sequences = not task.sequence_classification
-    with attach(privacy.engine, model.network, privacy.clip, privacy.clipping, sequences) as engine:
-        probe(engine, model, task, pad)
+    model.train_only(turn.keys, turn.blocks)
+    privacy, sequences = recipe.config.privacy, not task.sequence_classification
+    with recipe.gradient.attach(model.network, privacy.clip, privacy.clipping, sequences) as engine:
+        probe(engine, model, task)
 
 
 def poisson_sample(count: int, rate: float) -> list[int]:
@@ -128,12 +113,11 @@ def privatise(start: Tensors | None, sent: Tensors, clip_norm: float, noise_mult
 class _Batches:
     """Adds the clipped gradients of samples to the engine's sum, and lets nothing that goes wrong with them out."""
 
-    def __init__(self, engine: Engine, model: LoraModel, task: Task, batch_size: int, pad: int) -> None:
+    def __init__(self, engine: Engine, model: LoraModel, task: Task, batch_size: int) -> None:
         self._engine = engine
         self._model = model
         self._task = task
         self._batch_size = batch_size
-        self._pad = pad
         self._broken = 0
         self._left_out = 0
 
@@ -172,7 +156,7 @@ class _Batches:
     def _compute(self, batch: Sequence[Unit]) -> tuple[float, int, int]:
         examples = [example for unit in batch for example in unit]
         whose = torch.tensor([number for number, unit in enumerate(batch) for _ in unit])
-        collated = self._task.collate(examples, self._pad)
+        collated = self._task.collate(examples, self._model.pad)
         # On a GPU an index beyond the embedding would leave no way to go on.
         if int(collated["input_ids"].max()) >= vocabulary(self._model):
             raise IndexError

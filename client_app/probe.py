@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client_app.per_example import Engine
 from client_app.training import outputs
 from common.error import BouquetError
 from common.models.adapted import LoraModel
 from common.tasks import Example, Task
 from common.tasks.task import IGNORED
+from strategies.gradients import Engine
 
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 """How far the two sums may lie apart, in the largest contribution: rounding alone, by the type that is computed in."""
@@ -46,7 +46,7 @@ DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "
 ATTENTION = "scaled_dot_product_attention"
 
 
-def probe(engine: Engine, model: LoraModel, task: Task, pad: int, step: int = 0) -> None:
+def probe(engine: Engine, model: LoraModel, task: Task, step: int = 0) -> None:
     """Raise :class:`BouquetError` unless ``engine`` adds up examples as if each were computed by itself.
 
     Nothing is added to the engine's sum, and parameters, buffers and the state of random generators are left as they
@@ -54,11 +54,11 @@ def probe(engine: Engine, model: LoraModel, task: Task, pad: int, step: int = 0)
     """
     if math.isinf(engine.bound) or not (step == 0 or step in OFTEN):
         return
-    examples = made_up(task, vocabulary(model), pad)
+    examples = made_up(task, vocabulary(model), model.pad)
     tolerance = TOLERANCES[_computing_type(model.network)]
 
     def contribution(chosen: Sequence[Example]) -> Tensor:
-        engine.add(task.losses(*outputs(model, task.collate(chosen, pad))))
+        engine.add(task.losses(*outputs(model, task.collate(chosen, model.pad))))
         return torch.cat([tensor.flatten() for tensor in engine.take().values()])
 
     with _left_as_it_was(model, engine.parameters.values(), engine.forget), _no_dropout():
@@ -73,13 +73,13 @@ def probe(engine: Engine, model: LoraModel, task: Task, pad: int, step: int = 0)
         _compare(contribution, examples, tolerance, "made-up values of what is trained")
 
 
-def probe_scores(model: LoraModel, task: Task, pad: int) -> None:
+def probe_scores(model: LoraModel, task: Task) -> None:
     """Raise :class:`BouquetError` unless a text has the same score whatever was scored before it."""
-    short, near, longest = made_up(task, vocabulary(model), pad)
+    short, near, longest = made_up(task, vocabulary(model), model.pad)
     near = Example(near.tokens[:-1], near.labels if task.sequence_classification else near.labels[:-1])
     with _left_as_it_was(model, ()):
-        going = [model.score(task, [example], pad, 1).loss for example in (short, near, longest)]
-        coming = [model.score(task, [example], pad, 1).loss for example in (longest, near, short)]
+        going = [model.score(task, [example], 1).loss for example in (short, near, longest)]
+        coming = [model.score(task, [example], 1).loss for example in (longest, near, short)]
     if going != coming[::-1]:
         raise BouquetError(
             "this model does not keep the examples of a batch apart",

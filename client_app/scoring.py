@@ -19,14 +19,13 @@ def noised_score(
     model: LoraModel,
     task: Task,
     units: Sequence[Sequence[Example]],
-    pad: int,
     batch_size: int,
     noise_multiplier: float,
 ) -> dict[str, float]:
     """The sum of the units' merits and their number, both noised: ``merit`` and ``count``."""
     total = torch.zeros(2, dtype=torch.float64)
     for unit in units:
-        total += torch.tensor(_merit(model, task, unit, pad, batch_size), dtype=torch.float64)
+        total += torch.tensor(_merit(model, task, unit, batch_size), dtype=torch.float64)
     mechanism = Gaussian(math.sqrt(2), noise_multiplier)
     # The rounding to the grid may move the sum by what the mechanism keeps free for it.
     ((_, noised),) = mechanism.release({"score": total * (mechanism.bound / math.sqrt(2))})
@@ -34,9 +33,9 @@ def noised_score(
     return {"merit": merit, "count": count}
 
 
-def _merit(model: LoraModel, task: Task, unit: Sequence[Example], pad: int, batch_size: int) -> tuple[float, float]:
+def _merit(model: LoraModel, task: Task, unit: Sequence[Example], batch_size: int) -> tuple[float, float]:
     try:
-        merit = task.merit(model.score(task, unit, pad, batch_size))
+        merit = task.merit(model.score(task, unit, batch_size))
     except Exception:
         return 0.0, 0.0
     return (min(max(merit, 0.0), 1.0), 1.0) if math.isfinite(merit) else (0.0, 0.0)

@@ -9,6 +9,7 @@ import os
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,13 +26,11 @@ from client_app.privacy import check_apart, privatise, train_privately
 from client_app.probe import probe_scores
 from client_app.scoring import noised_score
 from client_app.spending import Spending
-from client_app.training import Training, train
+from client_app.training import Training, train, turn_of
 from client_app.units import Units, Wanted, node_units
 from common import disk, tasks
-from common.adapter.algebra import chosen_blocks
-from common.adapter.values import Key, State, Tensors, Update
+from common.adapter.values import State, Tensors, Update
 from common.config.node import NodeConfig
-from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import base, lengths
 from common.models.adapted import LoraModel
@@ -40,7 +39,7 @@ from common.record.export import export
 from common.sources import files
 from common.tasks import Example, Task
 from common.version import ROOT, fingerprint
-from strategies import Rule, build, read_config
+from strategies import Recipe
 
 
 class Session:
@@ -50,38 +49,20 @@ class Session:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
-        self.config = _exact(read_config(context.run_config))
+        self.recipe = _exact(Recipe.read(context.run_config))
+        self.config, self.rule = self.recipe.config, self.recipe.rule
         self.node = NodeConfig.from_flower(context.node_config)
-        self.rule: Rule = build(self.config)
         self.policy = Policy.of(self.node)
-        self.policy.check_run(self.config, self.rule, self.node)
-        self.task: Task = tasks.build(lengths.bounded(self.config.task, self.config.model, private=self.private))
+        self.policy.check_run(self.recipe, self.node)
+        self.task: Task = tasks.build(
+            lengths.bounded(self.config.task, self.config.model, private=self.config.privacy.on)
+        )
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         self.memory = Memory(self.node.state, run := run_name(context), self.node.label, self.config.privacy.mode)
-        self.exchange = Exchange(self.config, self.node, self.rule, self.memory)
+        self.exchange = Exchange(self.recipe, self.node, self.memory)
         self.spending = Spending(self.config, self.node, self.policy, self.rule.name, run)
         self.round = 0  # as the run's record counts: of training from 1, of a score the round before it
         self.epsilon: float | None = None
-
-    @property
-    def private(self) -> bool:
-        """Whether no figure may leave that noise does not cover."""
-        return self.config.privacy.mode != "none"
-
-    @property
-    def guarded(self) -> bool:
-        """Whether nothing that the records decide may leave, but for what this node's own noise covers."""
-        return self.config.privacy.mode in ("example", "update-local")
-
-    @property
-    def scored(self) -> bool:
-        """Whether held-out units are scored under noise of this node's own."""
-        return self.config.privacy.mode == "example" and self.config.privacy.score_noise > 0
-
-    @property
-    def pad(self) -> int:
-        """The padding token."""
-        return int(self.tokenizer.pad_token_id)
 
     def examples(self) -> Examples:
         """The node's examples. Raises :class:`BouquetError` where they cannot be had, with pieces of them."""
@@ -103,7 +84,7 @@ class Session:
         config = self.config
         stamp = files.stamp(self.node.data or config.data.source)
         wanted = Wanted(config.data, config.task, config.model, config.privacy, config.seed, stamp)
-        return node_units(wanted, self.node, self.spending.records if config.privacy.mode == "example" else 0)
+        return node_units(wanted, self.node, self.spending.records if config.privacy.per_example else 0)
 
     def check(self, kind: str, content: RecordDict) -> None:
         """Raise :class:`RefusalError` if a reply holds what may not leave this machine."""
@@ -115,14 +96,14 @@ class Session:
         The data is read, so that it can be read; in a private run only what is no record's doing is looked at.
         """
         counts: dict[str, Any] = {}
-        if not self.guarded:
+        if not self.config.privacy.guarded:
             counts = dict(self.examples().counts.numbers())
         elif simulated():
             self._check_units()
         else:
             self._check_public()
-        self.policy.check_size(self.config, self.rule, self.exchange.rank)
-        if self.private:
+        self.policy.check_size(self.recipe, self.exchange.rank)
+        if self.config.privacy.on:
             self.spending.check_places()
         facts: dict[str, Any] = {
             "name": self.node.label,
@@ -132,7 +113,7 @@ class Session:
             "where": str(ROOT) if self.policy.tell.details else "",
         }
         content = RecordDict({"node": ConfigRecord(facts)})
-        if not self.private:
+        if not self.config.privacy.on:
             content["data"] = MetricRecord(counts)
         return content
 
@@ -152,32 +133,31 @@ class Session:
     def _check_public(self) -> None:
         """Raise :class:`BouquetError` where a private run cannot be, whatever stands in the records."""
         files.files(self.node.data or self.config.data.source)
-        if self.config.privacy.mode == "example" or self.policy.min_examples:
+        if self.config.privacy.per_example or self.policy.min_examples:
             self.policy.check_data(self.spending.records)
 
     def train(self, message: Message) -> RecordDict:
         """One round of local training, from the state in the message to the update that leaves."""
         model, state = self.exchange.receive(message)
         self.round = state.round + 1
-        if self.config.privacy.mode == "example":
+        if self.config.privacy.per_example:
             self._check_apart(model, state)
-        release = self._charge() if self.private else None
-        if release and self.guarded:
+        release = self._charge() if self.config.privacy.on else None
+        if release and self.config.privacy.guarded:
             sent, count, metrics = self._guarded_change(model, state, release), 1, dict[str, Any]()
         else:
             sent, count, metrics = self._change(model, state)
         weights = {"examples": float(count), "declared": self.node.weight, "uniform": 1.0}
         record = self.exchange.pack(Update(sent, weights[self.config.train.weighting], state.scale, state.slots), state)
-        return RecordDict({"update": record, "metrics": MetricRecord({} if self.private else metrics)})
+        return RecordDict({"update": record, "metrics": MetricRecord({} if self.config.privacy.on else metrics)})
 
     def _check_apart(self, model: LoraModel, state: State) -> None:
         """Look at the model before a charge: what is refused whatever the data costs nothing."""
-        keys, options = self._trained(model, state)
-        check_apart(model, keys, self.task, self.config.privacy, self.pad, options["blocks"])
+        check_apart(model, self.recipe, self.task, turn_of(self.recipe, state, model.keys))
 
     def _charge(self) -> Release:
         """Plan what this round gives away, and charge it."""
-        if self.guarded:
+        if self.config.privacy.guarded:
             self._check_public()
         release = self.spending.plan()
         self.epsilon = self.spending.charge(release, self.round)
@@ -202,7 +182,7 @@ class Session:
 
         Training that fails with them starts again without: from noise alone, or as no change.
         """
-        units, whole = self.units().train, self.config.privacy.mode == "update-local"
+        units, whole = self.units().train, self.config.privacy.whole_change
 
         def learn(units: Sequence[Sequence[Example]]) -> Tensors:
             if not whole:
@@ -219,40 +199,42 @@ class Session:
             sent = learn(())
         if not whole:
             return sent
-        start = None if self.rule.relative else {k: chosen_blocks(k, state.adapter[k], state.slots) for k in sent}
+        chosen = self.recipe.structure.chosen
+        start = None if self.rule.relative else {k: chosen(k, state.adapter[k], state.slots) for k in sent}
         return privatise(start, sent, self.config.privacy.clip, release.noise_multiplier)
 
     def _keep_and_send(self, model: LoraModel, state: State) -> Tensors:
         """What leaves of the trained model; what is the node's own is kept."""
         local = model.tensors()
-        if kept := {key: tensor for key, tensor in local.items() if self.rule.keeps(state.round, key)}:
+        if kept := self.recipe.kept(state, local):
             self.memory.save("personal", kept, state.round + 1)
         if (rank := self.rule.next_rank(state, local)) < state.rank:
             self.memory.rank = rank
-        return self.rule.send(state, local)
+        remembered = self.memory.load("objective", state.round + 1) if self.recipe.objective.remembers else {}
+        objective = self.recipe.objective
+        due = {key: objective.sent(t, remembered[key]) if key in remembered else t for key, t in local.items()}
+        return self.recipe.send(state, due)
 
     def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
-        config, seed = self.config, f"{self.config.seed}/{self.node.label}/{state.round}"
-        keys, options = self._trained(model, state)
-        return train(model, keys, self.task.weighed(examples), examples, config.train, seed=seed, **options)
+        recipe, seed = self.recipe, f"{self.config.seed}/{self.node.label}/{state.round}"
+        remembered = self.memory.load("objective", state.round) if recipe.objective.remembers and state.round else {}
+        turn = turn_of(recipe, state, model.keys, seed, remembered)
+        training = train(model, recipe, self.task.weighed(examples), examples, turn)
+        if training.remembered:
+            self.memory.save("objective", remembered | training.remembered, state.round + 1)
+        return training
 
     def _train_privately(
         self, model: LoraModel, state: State, units: Sequence[Sequence[Example]], release: Release
     ) -> None:
-        config, privacy = self.config, self.config.privacy
-        if privacy.clip_quantile and state.round and self.memory.clip:
-            privacy = privacy.model_copy(update={"clip": self.memory.clip})
-        keys, options = self._trained(model, state)
-        training = train_privately(model, keys, self.task, units, config.train, privacy, release, **options)
-        if privacy.clip_quantile:
+        recipe, follows = self.recipe, self.config.privacy.clip_quantile > 0
+        if follows and state.round and self.memory.clip:
+            privacy = self.config.privacy.model_copy(update={"clip": self.memory.clip})
+            recipe = replace(recipe, config=self.config.model_copy(update={"privacy": privacy}))
+        turn = turn_of(recipe, state, model.keys)
+        training = train_privately(model, recipe, self.task, units, turn, release)
+        if follows:
             self.memory.clip = training.clip
-
-    def _trained(self, model: LoraModel, state: State) -> tuple[list[Key], dict[str, Any]]:
-        """The keys that the rule trains in this round, and what else a local loop has to know of it."""
-        keys = [key for key in model.keys if self.rule.trains(state.round, key)]
-        options: dict[str, Any] = {"pad": self.pad, "round": state.round, "rounds": self.config.num_server_rounds}
-        options |= {"penalty": self.rule.penalty, "blocks": state.slots if self.rule.blocks else ()}
-        return keys, options
 
     def evaluate(self, message: Message) -> RecordDict:
         """Score the received state on the held-out examples; continue a prompt if one comes and the policy allows it.
@@ -262,13 +244,13 @@ class Session:
         config = self.config.evaluation
         model, state = self.exchange.receive(message)
         self.round = state.round
-        if self.private:
+        if self.config.privacy.on:
             self._export(model, state)
-            figures = self._noised_score(model, state) if self.scored else {}
+            figures = self._noised_score(model, state) if self.config.privacy.scored else {}
             return RecordDict({"metrics": MetricRecord(dict(figures))})
         started = time.monotonic()
         heldout = self.examples().heldout
-        score = model.score(self.task, heldout[: config.limit or None], self.pad, config.batch_size)
+        score = model.score(self.task, heldout[: config.limit or None], config.batch_size)
         metrics: dict[str, Any] = {
             "loss": score.loss / score.count,
             self.task.metric: self.task.figure(score),
@@ -288,22 +270,24 @@ class Session:
     def _noised_score(self, model: LoraModel, state: State) -> dict[str, float]:
         """The private score of the held-out units, charged before any of them is looked at."""
         self._check_apart(model, state)
-        probe_scores(model, self.task, self.pad)
+        probe_scores(model, self.task)
         noise, size = self.config.privacy.score_noise, self.config.evaluation.batch_size
         self.epsilon = self.spending.charge(Release(noise, 1.0, 1), self.round)
-        return noised_score(model, self.task, self.units().heldout, self.pad, size, noise)
+        return noised_score(model, self.task, self.units().heldout, size, noise)
 
     def _export(self, model: LoraModel, state: State) -> None:
         """Leave the node's own adapter in its state directory, where the rule or the head is personal."""
-        if self.rule.personal or self.config.task.head == "local":
+        if self.recipe.own_models:
             self.memory.make()
             own = State(model.tensors(), state.scale, state.round, state.offset)
             with disk.writing("this node's own adapter", self.memory.adapter, disk.OF_A_NODE):
                 export(own, self.config, self.memory.adapter, with_head=True)
 
 
-def _exact(config: RunConfig) -> RunConfig:
-    """The config with the type that keeps an example's companions out of its gradient, where a run leaves it open."""
-    if config.privacy.mode != "example" or config.model.dtype != "auto":
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
+def _exact(recipe: Recipe) -> Recipe:
+    """The recipe with the type that keeps an example's companions out of its gradient, where a run leaves it open."""
+    config = recipe.config
+    if not config.privacy.per_example or config.model.dtype != "auto":
+        return recipe
+    exact = config.model.model_copy(update={"dtype": "float32"})
+    return replace(recipe, config=config.model_copy(update={"model": exact}))

@@ -5,20 +5,21 @@ import random
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from common.adapter.values import HEAD, Key, Tensors
+from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import TrainConfig
 from common.error import BouquetError
 from common.models.adapted import LoraModel
 from common.tasks import Batch, Example, Task
-
-Penalty = Callable[[Tensors], torch.Tensor | None]
+from strategies import Recipe
+from strategies.objectives import Figures
+from strategies.optimizers import Group
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Training:
     """What a round of local training did.
 
     ``loss`` is the mean over its steps; ``peak_memory`` is in bytes; ``clip`` is the norm that private training ended
-    with.
+    with; ``remembered`` is what the objective wants to have in the node's next round.
     """
 
     loss: float
@@ -35,33 +36,42 @@ class Training:
     seconds: float
     peak_memory: int
     clip: float = 0.0
+    remembered: Tensors = field(default_factory=dict)
 
 
-def train(
-    model: LoraModel,
-    keys: Sequence[Key],
-    task: Task,
-    examples: Sequence[Example],
-    config: TrainConfig,
-    *,
-    pad: int,
-    seed: str,
-    round: int,
-    rounds: int,
-    blocks: Sequence[int] = (),
-    penalty: Penalty = lambda _: None,
-) -> Training:
-    """Train ``keys`` of the model on ``examples``, and of a core only ``blocks`` if some are named.
+@dataclass(frozen=True)
+class Turn:
+    """One round of local training: its number from 0, what it trains, and what the node has of its own for it.
 
-    ``seed`` fixes the order of the examples and the dropout; ``penalty`` is a further term of the loss, over the
-    trained tensors. Raises :class:`BouquetError` if the loss stops being finite.
+    Of parts in blocks only ``blocks`` are trained, if some are named. ``seed`` fixes the order of the examples and the
+    dropout of a run without privacy. ``remembered`` is the objective's, from the node's last round.
     """
-    model.train_only(keys, blocks)
-    order = random.Random(seed)
-    torch.manual_seed(order.getrandbits(63))
-    batches = _batches(task, examples, config.batch_size, pad, order)
 
-    def gradients(step: int) -> tuple[float, int]:
+    number: int
+    keys: Sequence[Key]
+    blocks: Sequence[int] = ()
+    seed: str = ""
+    remembered: Tensors = field(default_factory=dict)
+
+
+def turn_of(
+    recipe: Recipe, state: State, keys: Sequence[Key], seed: str = "", remembered: Tensors | None = None
+) -> Turn:
+    """The turn of the round after ``state``, in a model that has these ``keys``."""
+    trained = [key for key in keys if recipe.trains(state.round, key)]
+    blocks = state.slots if recipe.structure.name == "core" else ()
+    return Turn(state.round, trained, blocks, seed, remembered or {})
+
+
+def train(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Example], turn: Turn) -> Training:
+    """Train the model on ``examples``. Raises :class:`BouquetError` if the loss stops being finite."""
+    config = recipe.config.train
+    model.train_only(turn.keys, turn.blocks)
+    order = random.Random(turn.seed)
+    torch.manual_seed(order.getrandbits(63))
+    batches = _batches(task, examples, config.batch_size, model.pad, order)
+
+    def gradients(step: int) -> Figures:
         total, tokens = 0.0, 0
         for _ in range(config.accumulation):
             batch = next(batches)
@@ -72,43 +82,33 @@ def train(
         if not math.isfinite(total):
             raise BouquetError(
                 "the training loss is not finite",
-                where=f"round {round + 1}, step {step + 1}",
+                where=f"round {turn.number + 1}, step {step + 1}",
                 got=str(total),
                 cure="Lower train.learning-rate, or use model.dtype = 'float32'.",
             )
         return total, tokens
 
-    steps = steps_in_round(config, len(examples))
-    return descend(model, keys, gradients, config, steps, round, rounds, penalty)
+    return descend(model, recipe, turn, gradients, steps_in_round(config, len(examples)))
 
 
-def descend(
-    model: LoraModel,
-    keys: Sequence[Key],
-    gradients: Callable[[int], tuple[float, int]],
-    config: TrainConfig,
-    steps: int,
-    round: int,
-    rounds: int,
-    penalty: Penalty = lambda _: None,
-) -> Training:
-    """AdamW from a fresh optimizer, along the ``gradients`` of what is not frozen of ``keys``.
+def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[int], Figures], steps: int) -> Training:
+    """So many steps of the recipe's optimizer, fresh in every round, along ``gradients`` of what is not frozen.
 
-    One schedule of the rate goes over all rounds.
-
-    ``gradients`` takes the number of the step, leaves its gradients in the parameters, and returns its loss and tokens.
+    One schedule of the rate goes over all rounds. ``gradients`` takes the number of the step, leaves its gradients in
+    the parameters, and returns its loss and tokens.
     """
-    adapter = _trained(model, [key for key in keys if key.part not in HEAD])
-    head = _trained(model, [key for key in keys if key.part in HEAD])
-    parameters = [*adapter, *head]
-    received = [parameter.detach().clone() for parameter in parameters] if config.proximal else []
-    groups: list[dict[str, Any]] = [
-        {"params": adapter},
-        {"params": head, "lr": config.head_learning_rate or config.learning_rate},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-    factor = schedule(config, steps * rounds)
-    scheduler = LambdaLR(optimizer, lambda step: factor(round * steps + step))
+    config, objective = recipe.config.train, recipe.objective
+    adapter = _trained(model, [key for key in turn.keys if key.part not in HEAD])
+    head = _trained(model, [key for key in turn.keys if key.part in HEAD])
+    named = adapter | head
+    parameters = list(named.values())
+    received = [parameter.detach().clone() for parameter in parameters]
+    remembered = [_at(turn.remembered, name, parameter) for name, parameter in named.items()]
+    rates = config.learning_rate, config.head_learning_rate or config.learning_rate
+    groups = (Group(list(part.values()), rate) for part, rate in zip((adapter, head), rates, strict=True))
+    optimizer = recipe.optimizer.build(model.pairs(), *groups)
+    factor = schedule(config, steps * recipe.config.num_server_rounds)
+    scheduler = LambdaLR(optimizer, lambda step: factor(turn.number * steps + step))
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
 
@@ -116,24 +116,25 @@ def descend(
     started = time.monotonic()
     total_loss, tokens = 0.0, 0
     for step in range(steps):
-        loss, read = gradients(step)
+        loss, read = objective.gradients(partial(gradients, step), parameters)
         total_loss, tokens = total_loss + loss, tokens + read
-        if (term := penalty(model.live(keys))) is not None:
+        if (term := recipe.rule.penalty(model.live(turn.keys))) is not None:
             term.backward()  # type: ignore[no-untyped-call]
-        if config.proximal:
-            _pull_back(parameters, received, config.proximal)
+        objective.add(parameters, received, remembered)
         if config.clip_norm:
             nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
 
+    kept = objective.remember(parameters, received, remembered) if objective.remembers else []
     return Training(
         loss=total_loss / steps,
         steps=steps,
         tokens=tokens,
         seconds=time.monotonic() - started,
         peak_memory=_peak_memory(model.device),
+        remembered={name: tensor.cpu() for name, tensor in zip(named, kept, strict=True)} if kept else {},
     )
 
 
@@ -163,16 +164,21 @@ def schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
     return factor
 
 
-def _trained(model: LoraModel, keys: Sequence[Key]) -> list[nn.Parameter]:
-    """The parameters of ``keys`` that are not frozen."""
-    return [parameter for key in keys for parameter in model.parameters(key) if parameter.requires_grad]
+def _trained(model: LoraModel, keys: Sequence[Key]) -> dict[Key, nn.Parameter]:
+    """The parameters of ``keys`` that are not frozen; those of a part in blocks by its layer and block."""
+    found = {}
+    for key in keys:
+        parameters = model.parameters(key)
+        for number, parameter in enumerate(parameters):
+            if parameter.requires_grad:
+                found[key if len(parameters) == 1 else Key(f"{key.layer}/{number}", key.part)] = parameter
+    return found
 
 
-def _pull_back(parameters: Sequence[nn.Parameter], received: Sequence[torch.Tensor], mu: float) -> None:
-    """Add the gradient of FedProx's term, mu / 2 |w - w_received|^2 (Li et al., arXiv:1812.06127, eq. 2)."""
-    for parameter, start in zip(parameters, received, strict=True):
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - start, alpha=mu)
+def _at(tensors: Tensors, name: Key, parameter: nn.Parameter) -> torch.Tensor:
+    """What is remembered of a parameter, where it lies; zero where nothing is, or of another shape."""
+    kept = tensors.get(name)
+    return kept.to(parameter) if kept is not None and kept.shape == parameter.shape else torch.zeros_like(parameter)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -54,3 +54,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``Did you mean 'x'?`` for the closest of ``known``, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'?" if close else ""
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The mistake of a key that no config has."""
+    return f"{key}: unknown key. {did_you_mean(key, known)}".rstrip()
+
+
+def unknown_choice(key: str, got: object, names: Iterable[str]) -> str:
+    """The mistake of a value that is not among ``names``."""
+    names = list(names)
+    return f"{key}: expected one of {', '.join(names)}, got {got!r}. {did_you_mean(str(got), names)}".rstrip()

@@ -15,7 +15,8 @@ from common.models import base
 from common.models.adapted import classes
 from common.record.export import ABOUT, read
 from common.tasks import TASKS
-from strategies import RULES, read_config
+from strategies import read_config
+from strategies.recipe import own_models
 
 
 class RunDirectory(NamedTuple):
@@ -24,12 +25,6 @@ class RunDirectory(NamedTuple):
     folder: Path
     config: RunConfig
     name: str
-
-
-def is_personal(config: RunConfig) -> bool:
-    """Whether each node of such a run has a model of its own, and the run has none."""
-    own_head = config.task.head == "local" and TASKS[config.task.name].sequence_classification
-    return RULES[config.rule.name].personal or own_head
 
 
 def open_run(folder: Path) -> RunDirectory:
@@ -97,11 +92,11 @@ def of_node(run: RunDirectory, node: str, state_directory: Path | None) -> Path:
 
 def demand_global(run: RunDirectory, state_directory: Path | None) -> None:
     """Raise :class:`BouquetError` where a run has no model but its nodes' own."""
-    if is_personal(run.config):
+    if own_models(run.config):
         folder = (state_directory or NodeConfig().state) / "runs" / run.name
         raise BouquetError(
             "the run has no global model: every node has its own",
-            where=f"rule.name = '{run.config.rule.name}', task.head = '{run.config.task.head}'",
+            where=f"rule.name = '{run.config.rule}', task.head = '{run.config.task.head}'",
             expected=f"--node, {_nodes(folder)}",
             cure="On a node's own machine its adapter is in <state-directory>/runs/<run>/<node>/adapter; name it.",
         )

@@ -99,17 +99,28 @@ def add_to(commands: Commands) -> None:
     rules.set_defaults(work=_rules)
 
 
+EXAMPLE = (4096, 16, 10)
+"""The width of a square layer, the rank, and the nodes, by which the table tells bytes: the most of five rounds."""
+
+
 def rules_table() -> str:
-    """Every rule and its properties, as a Markdown table."""
-    from strategies import RULES  # see above
+    """Every rule and its properties, as a Markdown table; bytes are those of :data:`EXAMPLE`."""
+    from common import readable
+    from common.adapter.spec import Spec
+    from common.adapter.values import LayerShape
+    from strategies import RULES, Recipe  # see above
+    from strategies.cost import planned_bytes
 
     yes = {True: "yes", False: "no"}
     titles = ("rule", "exact", "linear", "mixed ranks", "privacy", "rate", "bytes up", "bytes down", "paper")
     rows = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for name, rule in RULES.items():
         privacy = "example, local, central" if rule.linear else "example, local"
-        costs = (f"{rule.learning_rate:g}", f"`{rule.bytes_up}`", f"`{rule.bytes_down}`")
-        facts = (f"`{name}`", yes[rule.exact], yes[rule.linear], yes[rule.mixed_ranks], privacy, *costs, rule.paper)
+        width, rank, nodes = EXAMPLE
+        recipe = Recipe.around(built := rule())
+        up, down = planned_bytes(recipe, Spec({"": LayerShape(width, width)}, {}, rank, 1.0), nodes)
+        costs = (f"{rule.learning_rate:g}", readable.size(up), readable.size(down))
+        facts = (f"`{name}`", yes[built.exact], yes[rule.linear], yes[rule.mixed_ranks], privacy, *costs, rule.paper)
         rows.append(f"| {' | '.join(facts)} |")
     return "\n".join(rows)
 

@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from common import readable
-from common.adapter.values import Spec
+from common.adapter.spec import Spec
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.privacy import accounting
 from common.privacy.accounting import Release
 from deploy import settings
 from deploy.settings import Commands
-from strategies import RULES, Rule, build, read_config
+from strategies import RULES, Recipe, read_config
 from strategies.cost import planned_bytes
 from strategies.strategy import share_of
 
@@ -81,22 +81,22 @@ def _plans(config: RunConfig, spec: Spec) -> Iterator[RulePlan]:
     """The plan of every rule that fits the privacy mode and the rank; a misfit of the run's own rule is raised."""
     for name in RULES:
         try:
-            yield rule_plan(_rule(config, name), spec, config)
+            yield rule_plan(_recipe(config, name), spec)
         except BouquetError:
-            if name == config.rule.name:
+            if name == config.rule:
                 raise
 
 
-def rule_plan(rule: Rule, spec: Spec, config: RunConfig) -> RulePlan:
-    """What a rule costs, for a model of this shape."""
-    spec = replace(spec, blocks=rule.blocks)
-    sizes = {key: tensor.numel() for key, tensor in rule.initial(spec, config.seed).adapter.items()}
+def rule_plan(recipe: Recipe, spec: Spec) -> RulePlan:
+    """What a recipe costs, for a model of this shape."""
+    config, spec = recipe.config, replace(spec, structure=recipe.structure)
+    sizes = {key: math.prod(shape) for key, shape in (spec.factor_shapes() | dict(spec.head)).items()}
     rounds = range(min(config.num_server_rounds, 2))  # a rule alternates between two rounds at most
-    trained = max(sum(size for key, size in sizes.items() if rule.trains(turn, key)) for turn in rounds)
-    sent = max(sum(size for key, size in sizes.items() if rule.sends(turn, key)) for turn in rounds)
-    noised = trained if config.privacy.mode == "example" else sent
-    crossed = planned_bytes(rule, spec, config, share_of(config.min_nodes, config.fraction_train))
-    return RulePlan(rule.name, trained, noised, crossed.up, crossed.down)
+    trained = max(sum(size for key, size in sizes.items() if recipe.trains(turn, key)) for turn in rounds)
+    sent = max(sum(size for key, size in sizes.items() if recipe.sends(turn, key)) for turn in rounds)
+    noised = trained if config.privacy.per_example else sent
+    crossed = planned_bytes(recipe, spec, share_of(config.min_nodes, config.fraction_train))
+    return RulePlan(recipe.rule.name, trained, noised, crossed.up, crossed.down)
 
 
 def noise_over_signal(config: RunConfig, values: int, release: Release, records: int, nodes: int) -> float:
@@ -139,12 +139,12 @@ def show(config: RunConfig, records: Sequence[int]) -> int:
     privacy, rounds = config.privacy, config.num_server_rounds
     if privacy.mode == "none":
         raise BouquetError("a run without privacy has no plan", where="privacy.mode", cure="Set privacy.mode=example.")
-    build(config)
+    Recipe.build(config)
     planned = releases(config, records)
     console = Console(width=110, highlight=False, soft_wrap=True)
     console.print(
         f"{privacy.mode}, {rounds} rounds, delta {privacy.delta:g}, accountant {privacy.accountant}, "
-        f"{config.rule.name} at learning rate {config.train.learning_rate:g}; for a node that takes part in every round"
+        f"{config.rule} at learning rate {config.train.learning_rate:g}; for a node that takes part in every round"
     )
     console.print(_costs(config, records, planned))
     from common.models import adapted  # what knows models takes seconds to import
@@ -152,7 +152,7 @@ def show(config: RunConfig, records: Sequence[int]) -> int:
     spec = adapted.describe(config.model, config.lora, config.task)
     plans = {plan.name: plan for plan in _plans(config, spec)}
     console.print(_rules(config, records, planned, plans))
-    for warning in warnings(config, records, planned, plans[config.rule.name]):
+    for warning in warnings(config, records, planned, plans[config.rule]):
         console.print(f"warning: {warning}", markup=False)
     return 0
 
@@ -191,12 +191,12 @@ def _rules(config: RunConfig, records: Sequence[int], planned: Sequence[Release]
             for size, release in zip(records, planned, strict=True)
         ]
         facts = (f"{plan.trained:,}", readable.size(plan.up), readable.size(plan.down), *(f"{r:.3g}" for r in ratios))
-        table.add_row(f"{name} *" if name == config.rule.name else name, *facts)
+        table.add_row(f"{name} *" if name == config.rule else name, *facts)
     return table
 
 
-def _rule(config: RunConfig, name: str) -> Rule:
-    return build(config.model_copy(update={"rule": config.rule.model_copy(update={"name": name})}))
+def _recipe(config: RunConfig, name: str) -> Recipe:
+    return Recipe.build(config.model_copy(update={"methods": {**config.methods, "rule.name": name}}))
 
 
 def _sizes(text: str) -> list[int]:

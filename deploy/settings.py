@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from common.config.renamed import renamed
 from common.config.section import flatten
 from common.error import BouquetError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-PLACES = ("data.source", "evaluation.source", "model.name", "rule.fed-sb.source")
 SHIPPED = ("embedded", "stdlib")
 
 
@@ -37,7 +37,7 @@ def read(settings: Sequence[str]) -> dict[str, Any]:
             raise BouquetError("a setting cannot be read", expected="key=value, or a .toml file", got=setting)
         else:
             flat[key] = _value(value)
-    return flat
+    return renamed(flat)
 
 
 def located(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +47,12 @@ def located(flat: Mapping[str, Any]) -> dict[str, Any]:
         place = Path(str(value)).expanduser()
         return str(place.resolve()) if value and value not in SHIPPED and place.exists() else value
 
-    return {key: absolute(value) if key in PLACES else value for key, value in flat.items()}
+    return {key: absolute(value) if is_place(key) else value for key, value in flat.items()}
+
+
+def is_place(key: str) -> bool:
+    """Whether a setting names a file or folder, or something else by one's name."""
+    return key == "model.name" or key.endswith(".source")
 
 
 def write(flat: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from flwr.app import Message
 
 from common.adapter.values import State, check_range
-from common.config.run import RunConfig
 from common.error import BouquetError, DiskError, RefusalError, brief
 from server_app.nodes import Nodes, state_bytes
 from server_app.record import Record
@@ -18,9 +17,8 @@ FIGURES = {"loss", "steps", "tokens", "examples", "seconds", "peak-memory", "cor
 class Intake:
     """What has come of one round that started from ``state``; the updates themselves lie in ``spool``."""
 
-    def __init__(
-        self, nodes: Nodes, strategy: LoraStrategy, config: RunConfig, record: Record, state: State, spool: Spool
-    ) -> None:
+    def __init__(self, nodes: Nodes, strategy: LoraStrategy, record: Record, state: State, spool: Spool) -> None:
+        config = strategy.recipe.config
         self._nodes = nodes
         self._strategy = strategy
         self._record = record
@@ -28,9 +26,9 @@ class Intake:
         self._spool = spool
         self._round = state.round + 1
         self._fraction = config.fraction_train
-        self._private = config.privacy.mode != "none"
+        self._private = config.privacy.on
         # Where the coordinator noises the mean, no single node's figure is kept, and none decides about another.
-        self._noised = config.privacy.mode == "update-central"
+        self._noised = config.privacy.central
         ratio = 0.0 if self._noised else config.round.max_ratio
         self._counted = strategy.weigh is None and config.train.weighting == "examples"
         weight = config.round.max_weight if strategy.weigh is None else 0.0

@@ -11,13 +11,12 @@ from flwr.serverapp import Grid
 from common import wire
 from common.config.ranges import is_node_name
 from common.config.roster import Roster
-from common.config.run import RunConfig
 from common.error import BouquetError, QuorumError, RefusalError, brief
 from common.sources.counts import Counts
 from common.version import ROOT, fingerprint
 from server_app.record import Record
 from server_app.transport import POLL_SECONDS, Transport, is_unsent
-from strategies import RULES, Rule
+from strategies import RULES, Recipe
 from strategies.strategy import choose, explained, raise_failure, share_of
 
 STEADY_SECONDS = 0.5
@@ -34,11 +33,11 @@ class Nodes:
     rule may lower; ``equipped`` are the nodes that hold what is sent once.
     """
 
-    def __init__(self, grid: Grid, rule: Rule, config: RunConfig, record: Record, roster: Roster | None = None) -> None:
+    def __init__(self, grid: Grid, recipe: Recipe, record: Record, roster: Roster | None = None) -> None:
         self._grid = grid
         self._transport = Transport(grid, record)
-        self._rule = rule
-        self._config = config
+        self._rule = recipe.rule
+        self._config = recipe.config
         self._record = record
         self._roster = roster
         self._names: dict[int, str] = {}
@@ -224,7 +223,7 @@ class Nodes:
                     raise_failure(message)
                     name, rank, self._bases[node], counts = _introduction(message)
                     self._admit(node, name, rank, connected)
-                    if counts is not None and self._config.privacy.mode == "none":
+                    if counts is not None and not self._config.privacy.on:
                         self._record.note("data", 0, self._names[node], f"has {counts}", **counts.numbers())
                 elif node in pending:
                     continue
@@ -282,7 +281,7 @@ class Nodes:
         able = ", ".join(name for name, rule in RULES.items() if rule.mixed_ranks)
         cure = f"Change lora-rank in its --node-config; rules that serve smaller ranks are {able}."
         self._rule.check_rank(rank, largest, where=f"{name}, lora-rank", cure=cure)
-        if rank != largest and self._config.privacy.mode == "update-central":
+        if rank != largest and self._config.privacy.central:
             raise BouquetError(
                 "a smaller rank under privacy.mode = 'update-central', which takes one mean over all nodes",
                 where=f"{name}, lora-rank",

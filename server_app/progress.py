@@ -1,24 +1,24 @@
 """Whether a run has come anywhere, which is said at its end where it has not."""
 
-from common.adapter.algebra import stacked
+from common.adapter.structures import stacked
 from common.adapter.values import Key, State
-from common.config.run import RunConfig
 from common.tasks import Task
 from server_app.rounds import Outcome
-from strategies import Rule
+from strategies import Recipe
 
 HARDLY = 0.02
 """What a run's figure has to gain to be another: of itself where lower is better, else in points from 0 to 1."""
 
 
-def stalled(outcome: Outcome, rule: Rule, task: Task, config: RunConfig) -> str:
+def stalled(outcome: Outcome, recipe: Recipe, task: Task) -> str:
     """A line for a run that ended where it began; empty for one that did not.
 
     Either the nodes' view of the last state adds nothing to the base model, or their held-out figure is what it was.
     """
     state, before, after = outcome.state, outcome.before, outcome.after
-    cure = f"raise train.learning-rate ({config.train.learning_rate:g} in this run), train.steps or num-server-rounds"
-    if not rule.personal and _is_base(rule.view(state, state.rank)):
+    rate = recipe.config.train.learning_rate
+    cure = f"raise train.learning-rate ({rate:g} in this run), train.steps or num-server-rounds"
+    if not recipe.personal and _is_base(recipe.rule.view(state, state.rank)):
         return f"the adapter adds nothing to the base model after {state.round} rounds: {cure}"
     if before is None or after is None or before is after:
         return ""

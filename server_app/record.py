@@ -218,7 +218,7 @@ def _listeners(config: RunConfig, folder: Path) -> list[Listener]:
         if config.metrics.port:
             from server_app.exporter import Exporter
 
-            listeners.append(Exporter(config.metrics, folder.name, config.rule.name))
+            listeners.append(Exporter(config.metrics, folder.name, config.rule))
             started.callback(listeners[-1].close)
         for name in config.tracking.names:
             from server_app.tracker import Tracker

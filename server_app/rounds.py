@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, MessageType
 
 from common.adapter.values import State
-from common.config.run import RunConfig
 from common.error import BouquetError, QuorumError, brief
 from common.readable import size
 from common.record import checkpoint
@@ -59,14 +58,14 @@ class Rounds:
         nodes: Nodes,
         strategy: LoraStrategy,
         task: Task,
-        config: RunConfig,
         record: Record,
         central: Central | None = None,
     ) -> None:
         self._nodes = nodes
         self._strategy = strategy
         self._task = task
-        self._config = config
+        self._recipe = strategy.recipe
+        self._config = strategy.recipe.config
         self._record = record
         self._central = central
         self._advised = False
@@ -122,7 +121,7 @@ class Rounds:
     def _choose(self, outcome: Outcome, turn: int, evaluation: Evaluation) -> None:
         """Let the run end with the state of an earlier round, where that is better and one model is all nodes'."""
         rule, last = self._strategy.rule, outcome.state.round
-        if turn == last or rule.personal or self._config.task.head == "local":
+        if turn == last or self._recipe.own_models:
             return
         try:
             outcome.state = checkpoint.load(checkpoint.file_of(self._record.checkpoints, turn), rule.name)
@@ -159,7 +158,7 @@ class Rounds:
         messages = self._messages(MessageType.TRAIN, state, nodes)
         down = sum(map(state_bytes, messages))
         with Spool(self._record.folder / "spool") as spool:
-            intake = Intake(self._nodes, self._strategy, config, self._record, state, spool)
+            intake = Intake(self._nodes, self._strategy, self._record, state, spool)
             intake.take(messages)
             up = intake.bytes_up
             watch.lap("training")
@@ -184,8 +183,8 @@ class Rounds:
         loss = {"loss": means["loss"]} if "loss" in means else {}
         said = f"loss {means['loss']:.3f}  " if loss else ""
         facts = {**loss, "bytes_up": up, "bytes_down": down, "seconds": watch.total, "phases": watch.seconds}
-        by_formula = round_bytes(self._strategy.rule, state, ranks, spool.names, config.wire)
-        facts |= {"formula_up": by_formula.up, "formula_down": by_formula.down, "peak_memory": peak_memory()}
+        values = round_bytes(self._recipe, state, ranks, spool.names)
+        facts |= {"formula_up": values.up, "formula_down": values.down, "peak_memory": peak_memory()}
         self._record.event("merge", outcome.state.round, nodes=len(spool), asked=len(nodes), **facts)
         self._record.say(
             f"round {outcome.state.round}/{config.num_server_rounds}  {said}"
@@ -197,7 +196,7 @@ class Rounds:
         """What measures how much is lost in this round; None for an exact rule, and where nobody may know."""
         rule = self._strategy.rule
         scattered = rule.scattered and any(rank != state.rank for rank in self._nodes.ranks.values())
-        if (rule.is_exact and not scattered) or rule.personal or self._strategy.private_mean is not None:
+        if (rule.exact and not scattered) or self._recipe.personal or self._strategy.private_mean is not None:
             return None
         return Meter(rule, state, len(updates))
 
@@ -206,7 +205,7 @@ class Rounds:
         lost = errors.pop("")
         self._record.event("aggregation-error", round, overall=lost, layers=errors)
         if lost > WORTH_SAYING and not self._advised:
-            exact = ", ".join(name for name, other in RULES.items() if other.exact)
+            exact = ", ".join(name for name, other in RULES.items() if other().exact)
             name = self._strategy.rule.name
             self._record.say(f"    {name} lost {lost:.0%} of the nodes' mean update; exact rules are {exact}")
             self._advised = True
@@ -230,10 +229,10 @@ class Rounds:
         the state all the same.
         """
         state, config, metric = outcome.state, self._config, self._task.metric
-        private, noised = config.privacy.mode != "none", config.privacy.score_noise > 0
+        private, noised = config.privacy.on, config.privacy.score_noise > 0
         if self._central is not None:
             self._score_centrally(state, self._central)
-        if private and not (noised or self._strategy.rule.personal or config.task.head == "local"):
+        if private and not (noised or self._recipe.own_models):
             return None
         watch = Stopwatch()
         nodes = self._nodes.sample(config.fraction_evaluate, state.round)

@@ -5,6 +5,8 @@ from flwr.serverapp import Grid
 
 from common import disk, tasks
 from common.adapter.algebra import digest
+from common.adapter.spec import Spec
+from common.adapter.values import State
 from common.config import roster
 from common.config.roster import Roster
 from common.config.run import RunConfig
@@ -17,20 +19,20 @@ from server_app.nodes import Nodes
 from server_app.progress import stalled
 from server_app.record import Record, peak_memory
 from server_app.rounds import Central, Outcome, Rounds
-from strategies import FedSB, Rule, build, read_config
+from strategies import Recipe
+from strategies.inits import GradientInit
 from strategies.private_mean import PrivateMean
 from strategies.strategy import LoraStrategy, Weigh
 
 
 def conduct(grid: Grid, context: Context) -> None:
     """One run, from its config to its adapter. Raises :class:`BouquetError` on what a user can mend."""
-    config = read_config(context.run_config)
-    rule = build(config)
-    task = tasks.build(config.task)
+    recipe = Recipe.read(context.run_config)
+    config, rule, task = recipe.config, recipe.rule, tasks.build(recipe.config.task)
     with Record(config, context.run_id) as record:
         record.say(f"run directory {record.folder}")
         site = roster.of_this_site()
-        nodes = Nodes(grid, rule, config, record, site)
+        nodes = Nodes(grid, recipe, record, site)
         nodes.summon()
 
         # The nodes read their data meanwhile; what knows models takes seconds to import on both sides.
@@ -38,18 +40,14 @@ def conduct(grid: Grid, context: Context) -> None:
         from common.models.coverage import coverage
         from common.record.export import export
 
-        spec = adapted.describe(config.model, config.lora, config.task, rule.blocks)
-        lengths.bounded(config.task, config.model, private=config.privacy.mode != "none")
+        spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
+        lengths.bounded(config.task, config.model, private=config.privacy.on)
         nodes.admit()
-        state = rule.initial(spec, config.seed)
         if config.resume and (saved := checkpoint.latest(record.checkpoints, rule.name)):
             state = saved
             record.say(f"resumed after round {state.round}")
-        elif isinstance(rule, FedSB) and rule.start == "public":
-            from server_app.start import from_public_data
-
-            record.say(f"the start is taken from {rule.examples} examples of {rule.source}")
-            state = from_public_data(rule, state, config)
+        else:
+            state = _start(recipe, spec, record)
         record.say(
             f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
             f"rule {rule.name}, {config.num_server_rounds} rounds"
@@ -58,27 +56,20 @@ def conduct(grid: Grid, context: Context) -> None:
             base.skeleton(config.model, adapted.classes(config.task)), spec.layers, config.model.quantization
         )
         record.say(f"of the base's weights {shares.adapted:.0%} are adapted, {shares.quantised:.0%} are quantised")
-        if config.privacy.mode != "none":
+        if config.privacy.on:
             scores = "noised scores" if config.privacy.score_noise else "no figure"
             record.say(f"private ({config.privacy.mode}): {scores} and no text leave a node")
-        strategy = LoraStrategy(
-            rule,
-            codec_down=config.wire.down,
-            codec_up=config.wire.up,
-            seed=config.seed,
-            private_mean=_private_mean(config, rule),
-            weigh=_weigh(config, site),
-        )
+        strategy = LoraStrategy(recipe, private_mean=_private_mean(recipe), weigh=_weigh(config, site))
         names = "proven" if site is not None else "claimed"
-        record.event("start", state.round, **_told(rule, nodes, len(spec.layers)), names=names)
-        outcome = Rounds(nodes, strategy, task, config, record, _central(config)).run(state)
-        if rule.personal:
+        record.event("start", state.round, **_told(recipe, nodes, len(spec.layers)), names=names)
+        outcome = Rounds(nodes, strategy, task, record, _central(recipe)).run(state)
+        if recipe.personal:
             record.say("no global model: each node has its own adapter in its state directory")
         else:
             final = rule.view(outcome.state, outcome.state.rank)
             with disk.writing("the adapter", record.adapter):
                 export(final, config, record.adapter, with_head=config.task.head != "local")
-        if said := stalled(outcome, rule, task, config):
+        if said := stalled(outcome, recipe, task):
             record.event("stalled", outcome.state.round, said=said)
             record.say(said)
         _report(outcome, task, record)
@@ -86,9 +77,21 @@ def conduct(grid: Grid, context: Context) -> None:
             raise outcome.ended
 
 
-def _private_mean(config: RunConfig, rule: Rule) -> PrivateMean | None:
+def _start(recipe: Recipe, spec: Spec, record: Record) -> State:
+    """The state before the first round; of the inits, some have to see the base model for it."""
+    init, seed = recipe.init, recipe.config.seed
+    if not isinstance(init, GradientInit):
+        return recipe.start(spec, seed)
+    from server_app.start import gradients
+
+    record.say(f"the start is taken from {init.examples} examples of {init.source}")
+    return recipe.start(spec, seed, gradients(recipe, init))
+
+
+def _private_mean(recipe: Recipe) -> PrivateMean | None:
     """The coordinator's own part in privacy, where it has one; its noise is for a node that is in every round."""
-    if config.privacy.mode != "update-central":
+    config, rule = recipe.config, recipe.rule
+    if not config.privacy.central:
         return None
     release = plan(config.privacy, records=1, steps_per_round=1, rounds=config.num_server_rounds)
     return PrivateMean(config.privacy.clip, release.noise_multiplier, rule.relative)
@@ -104,22 +107,21 @@ def _weigh(config: RunConfig, site: Roster | None) -> Weigh | None:
     return None
 
 
-def _central(config: RunConfig) -> Central | None:
-    if not config.evaluation.source:
+def _central(recipe: Recipe) -> Central | None:
+    if not recipe.config.evaluation.source:
         return None
     from server_app.evaluation import central  # what reads data takes seconds to import
 
-    return central(config)
+    return central(recipe)
 
 
-def _told(rule: Rule, nodes: Nodes, layers: int) -> dict[str, object]:
+def _told(recipe: Recipe, nodes: Nodes, layers: int) -> dict[str, object]:
     """What a report has to know of a run, and finds nowhere else."""
     facts = {
-        "paper": rule.paper,
-        "exact": rule.is_exact,
-        "personal": rule.personal,
-        "formulas": rule.formulas._asdict(),
-        "learning_rate": rule.learning_rate,
+        "paper": recipe.rule.paper,
+        "exact": recipe.rule.exact,
+        "personal": recipe.personal,
+        "learning_rate": recipe.rule.learning_rate,
     }
     return {"rule": facts, "layers": layers, "nodes": sorted(nodes.names.values())}
 

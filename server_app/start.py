@@ -1,28 +1,33 @@
-"""A start that is taken from the base model and public data, for the rules that want one."""
+"""What a start has to see of the base model: gradients of public data."""
+
+from collections.abc import Callable
+
+from torch import Tensor
 
 from common import tasks
-from common.adapter.values import State
-from common.config.run import RunConfig
 from common.models import adapted, base, lengths
 from common.sources import dealing
 from common.sources.records import fields
-from strategies import FedSB
+from strategies import Recipe
+from strategies.inits import GradientInit
 
 
-def from_public_data(rule: FedSB, state: State, config: RunConfig) -> State:
-    """LoRA-SB's start, from the gradient of the loss on the first examples of ``rule.source``.
+def gradients(recipe: Recipe, init: GradientInit) -> Callable[[str], Tensor]:
+    """By layer, the gradient that ``init`` wants to see, by the frozen weight.
 
     Here alone, and in central evaluation, the coordinator loads the base model; it needs as much memory again for the
     gradients of the adapted layers, in float32.
     """
+    config, source, count = recipe.config, init.source, init.examples
     tokenizer = base.load_tokenizer(config.model)
     # Each record is an example or more, unless it is left out.
-    found = dealing.read(rule.source)[: 4 * rule.examples]
+    found = dealing.read(source)[: 4 * count]
     task = lengths.fitted(config.task, config.model, found, tokenizer)
-    task.check(fields(found), where=rule.source)
+    task.check(fields(found), where=source)
     encoded, _ = tasks.encoded(task, found, tokenizer)
-    examples = [example for record in encoded for example in record][: rule.examples]
-    model = adapted.load(config.model, config.lora, config.task, "auto", rule.blocks)
+    examples = [example for record in encoded for example in record][:count]
+    # From LoRA's own start, where the model is the base model: an adapter lets a gradient reach its layer.
+    model = adapted.load(config.model, config.lora, config.task, "auto", recipe.structure)
+    state = Recipe.around(recipe.rule, config).start(model.spec, config.seed)
     model.install(state.adapter, state.scale, state.offset)
-    gradients = model.gradients(task, examples, int(tokenizer.pad_token_id))
-    return rule.from_gradient(state, gradients.__getitem__)
+    return model.gradients(task, examples).__getitem__

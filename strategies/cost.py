@@ -1,25 +1,18 @@
-"""What a message costs by the formula of its rule: ``Rule.formulas``, evaluated.
+"""What messages cost: the size of the codec over the tensors that a recipe sends, wherever bytes are told or planned.
 
-b   bytes a value            f   d_in + d_out of a layer      h   heads of a core
-r   the node's rank          t   rounds done                  p   directions that an offset keeps of a round
-K   nodes in a round         up, down   the rule's own shares
+A message's header comes on top, some kilobytes a thousand tensors.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-
-from common.adapter.values import HEAD, Key, LayerShape, Spec, State
-from common.config.ranges import CodecName
-from common.config.run import RunConfig, WireConfig
-from common.wire.codec import size_in_bytes
-from strategies.rules.rule import Rule
-
-MANY = 1 << 16
+from common.adapter.algebra import break_even_rank
+from common.adapter.spec import Spec
+from common.adapter.values import FACTORS, HEAD, Key, State
+from common.wire import message
+from strategies.recipe import Recipe
 
 
 class RoundBytes(NamedTuple):
@@ -29,79 +22,74 @@ class RoundBytes(NamedTuple):
     down: float
 
 
-def formula_bytes(rule: Rule, formula: str, state: State, *, rank: int, nodes: int, codec: CodecName) -> float:
-    """The bytes of one node's message in the round after ``state``: every layer's by ``formula``, and a shared head.
+class Values(NamedTuple):
+    """How many values a tensor has, and how many of them are not zero."""
 
-    A node of a smaller ``rank`` has its share of them: of the factors, or of the heads of a core.
-    It leaves out what the formula does: the message's header, and zeros that do not travel. What grows with the rounds
-    is an offset, which costs no more than the layer itself.
-    """
-    each = size_in_bytes(codec, MANY) / MANY
-    names = {"b": each, "r": state.rank, "K": nodes, "h": max(1, rule.blocks)}
-    names |= {share: getattr(rule, share) for share in ("up", "down") if hasattr(rule, share)}
-    compiled = compile(formula, f"<bytes of {rule.name}>", "eval")
-
-    def layer(shape: LayerShape, kept: int, rounds: int) -> float:
-        sizes = {"d_out": shape.d_out, "d_in": shape.d_in, "f": sum(shape), "p": kept / max(1, state.round)}
-        # The formulas are constants of our own rules.
-        return float(eval(compiled, {"__builtins__": {}}, names | sizes | {"t": rounds}))  # noqa: S307
-
-    total = 0.0
-    for (shape, kept), layers in _layers(state).items():
-        # Rules alternate between two rounds at most.
-        start, now = layer(shape, kept, state.round % 2), layer(shape, kept, state.round)
-        if state.round > 1 and now > start:
-            start = layer(shape, kept, 0)
-            now = start + min(now - start, each * math.prod(shape))
-        total += layers * now * rank / state.rank
-    if rule.head == "shared":
-        total += each * sum(tensor.numel() for key, tensor in state.adapter.items() if key.part in HEAD)
-    return total
+    whole: int
+    nonzero: int
 
 
-def round_bytes(
-    rule: Rule, state: State, ranks: Mapping[str, int], replied: Iterable[str], wire: WireConfig
-) -> RoundBytes:
+Load = Mapping[Key, Values]
+
+
+def round_bytes(recipe: Recipe, state: State, ranks: Mapping[str, int], replied: Iterable[str]) -> RoundBytes:
     """What the round after ``state`` costs: down to all nodes, of these ``ranks``, and up from those that replied."""
-
-    def messages(formula: str, sizes: Iterable[int], codec: CodecName) -> float:
-        alike = Counter(sizes)
-        return sum(
-            number * formula_bytes(rule, formula, state, rank=rank, nodes=len(ranks), codec=codec)
-            for rank, number in alike.items()
-        )
-
+    load = {
+        key: Values(tensor.numel(), int(tensor.count_nonzero()))
+        for key, tensor in {**state.adapter, **state.offset}.items()
+    }
+    replies = Counter(ranks[name] for name in replied)
+    up = sum(number * _up(recipe, load, state.round, rank / state.rank) for rank, number in replies.items())
     # Where slots are drawn anew, a node gets all of them, whatever it trains.
-    reached = (state.rank if rule.scattered else rank for rank in ranks.values())
-    up = messages(rule.formulas.up, (ranks[name] for name in replied), wire.up)
-    return RoundBytes(up, messages(rule.formulas.down, reached, wire.down))
+    reached = Counter(state.rank if recipe.rule.scattered else rank for rank in ranks.values())
+    down = sum(number * _down(recipe, load, state.round, rank / state.rank) for rank, number in reached.items())
+    return RoundBytes(up, down)
 
 
-def planned_bytes(rule: Rule, spec: Spec, config: RunConfig, nodes: int) -> RoundBytes:
-    """What a round of so many ``nodes`` costs one of the whole rank at most, over all rounds of a run.
+def planned_bytes(recipe: Recipe, spec: Spec, nodes: int) -> RoundBytes:
+    """What a round of so many ``nodes`` costs one of the whole rank at most, over all rounds of the recipe's run.
 
-    The same formulas as :func:`round_bytes`. How much of a round an offset keeps is not known before: at most all.
+    How much of a round an offset keeps, and what is zero at first, is not known before: all of it, and nothing.
     """
-    spec = replace(spec, blocks=rule.blocks)
-    shapes = {**spec.factor_shapes(), **spec.head}
-    ranks = {str(node): spec.rank for node in range(nodes)}
-    last, rounds = config.num_server_rounds - 1, []
+    rule, last = recipe.rule, recipe.config.num_server_rounds - 1
+    shapes = {**recipe.structure.shapes(spec.layers, spec.rank), **spec.head}
+    whole = {key: _full(math.prod(shape)) for key, shape in shapes.items()}
+    rounds = []
     # Rules alternate between two rounds, once they have settled, and what grows is largest at the end.
     for turn in {turn for turn in (*range(rule.settled + 2), last - 1, last) if 0 <= turn <= last}:
-        offset = {Key(layer, "Q"): (shape.d_out, turn * nodes * spec.rank) for layer, shape in spec.layers.items()}
-        adapter, kept = (
-            {key: torch.empty(shape, device="meta") for key, shape in named.items()} for named in (shapes, offset)
-        )
-        state = State(adapter, spec.scale, turn, kept)
-        rounds.append(round_bytes(rule, state, ranks, ranks, config.wire))
-    return RoundBytes(max(turn.up for turn in rounds) / nodes, max(turn.down for turn in rounds) / nodes)
+        offset: dict[Key, Values] = {}
+        if columns := turn * rule.growth(nodes, spec.rank):
+            for layer, (d_out, d_in) in spec.layers.items():
+                most = columns * (d_out + d_in) if columns <= break_even_rank(d_out, d_in) else d_out * d_in
+                offset[Key(layer, "Q")] = _full(most)
+        load = {**whole, **offset}
+        rounds.append(RoundBytes(_up(recipe, load, turn, 1.0), _down(recipe, load, turn, 1.0)))
+    return RoundBytes(max(turn.up for turn in rounds), max(turn.down for turn in rounds))
 
 
-def _layers(state: State) -> Counter[tuple[LayerShape, int]]:
-    """How many layers there are of each shape and rank of the offset."""
-    shapes: Counter[tuple[LayerShape, int]] = Counter()
-    for layer in state.layers():
-        offset = state.offset.get(Key(layer, "Q"))
-        shape = LayerShape(state.adapter[Key(layer, "B")].shape[0], state.adapter[Key(layer, "A")].shape[1])
-        shapes[shape, 0 if offset is None else offset.shape[1]] += 1
-    return shapes
+def _up(recipe: Recipe, load: Load, round: int, share: float) -> int:
+    sent = {key: values for key, values in load.items() if recipe.sends(round, key)}
+    # What a node trains is dense, whatever it received.
+    dense = {key: _full(values.whole) for key, values in sent.items()}
+    return _bytes(dense, share, recipe.rule.density[0], recipe.config.wire.up)
+
+
+def _down(recipe: Recipe, load: Load, round: int, share: float) -> int:
+    """A node gets the constant parts once: when they have settled."""
+    without = recipe.drawn | recipe.fixed if round > recipe.rule.settled else recipe.drawn
+    sent = {key: values for key, values in load.items() if key.part not in without}
+    return _bytes(sent, share, recipe.rule.density[1], recipe.config.wire.down)
+
+
+def _bytes(sent: Load, share: float, density: float, codec: str) -> int:
+    """The size of a message to or from a node that has a ``share`` of the slots."""
+    count = nonzero = 0.0
+    for key, values in sent.items():
+        slots = 1.0 if key.part in HEAD else share
+        kept = min(values.nonzero, density * values.whole) if key.part in FACTORS else values.nonzero
+        count, nonzero = count + slots * values.whole, nonzero + slots * kept
+    return message.size(round(count), round(nonzero), codec)
+
+
+def _full(count: int) -> Values:
+    return Values(count, count)

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from common.adapter.algebra import cored, squared_norm
+from common.adapter.algebra import squared_norm
 from common.adapter.values import Key, State, Update
 from strategies.rules.rule import Rule
 
@@ -85,7 +85,7 @@ class Estimate:
         model = self._rule.model(self._state, update)
         self._total += update.weight
         for layer, probe in self._probes.items():
-            left, right = model.adapter[Key(layer, "B")], cored(model.adapter, layer)
+            left, right = model.adapter[Key(layer, "B")], self._rule.structure.right(model.adapter, layer)
             self._sums[layer].addmm_(left, right @ probe, alpha=update.weight * model.scale)
 
     def squares(self, merged: State) -> Squares:
@@ -93,7 +93,7 @@ class Estimate:
         found: Squares = {}
         for layer, probe in self._probes.items():
             ideal = self._sums[layer].double() / self._total + _image(_offset(self._state, layer), probe)
-            reached = _image(_product(merged, layer) + _offset(merged, layer), probe)
+            reached = _image(_product(self._rule, merged, layer) + _offset(merged, layer), probe)
             found[layer] = ((reached - ideal).square().sum().item(), ideal.square().sum().item())
         return found
 
@@ -105,15 +105,15 @@ def _exact(rule: Rule, state: State, updates: list[Update], merged: State) -> Sq
     for layer in state.layers():
         ideal = _offset(state, layer)
         for update, model in zip(updates, models, strict=True):
-            ideal += [(left, update.weight / total * right) for left, right in _product(model, layer)]
-        reached = _product(merged, layer) + _offset(merged, layer)
+            ideal += [(left, update.weight / total * right) for left, right in _product(rule, model, layer)]
+        reached = _product(rule, merged, layer) + _offset(merged, layer)
         error = ideal + [(-left, right) for left, right in reached]
         squares[layer] = (_square(error), _square(ideal))
     return squares
 
 
-def _product(state: State, layer: str) -> Terms:
-    return [(state.adapter[Key(layer, "B")], state.scale * cored(state.adapter, layer))]
+def _product(rule: Rule, state: State, layer: str) -> Terms:
+    return [(state.adapter[Key(layer, "B")], state.scale * rule.structure.right(state.adapter, layer))]
 
 
 def _offset(state: State, layer: str) -> Terms:

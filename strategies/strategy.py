@@ -2,7 +2,7 @@
 
 A Flower user meets the usual grammar::
 
-    strategy = LoraStrategy(FFALora(), fraction_train=1.0)
+    strategy = FFALoraStrategy(fraction_train=1.0)
     strategy.start(grid=grid, initial_arrays=strategy.initial_arrays(spec), num_rounds=5)
 
 Bouquet's own round loop uses the same messages and the same checks, with a deadline and a quorum around them.
@@ -21,11 +21,11 @@ from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore import log
 
 from common import wire
-from common.adapter.values import Spec, State, Tensors, Update, check_values
-from common.config.ranges import CodecName, StateCodecName
+from common.adapter.spec import Spec
+from common.adapter.values import State, Tensors, Update, check_values
 from common.error import BouquetError, RefusalError, brief
 from strategies.private_mean import PrivateMean
-from strategies.rules.rule import Rule
+from strategies.recipe import Recipe
 
 # Characters of a node's own explanation; a traceback's last frames fit.
 MAX_REASON = 4000
@@ -56,30 +56,27 @@ class Reply:
 
 
 class LoraStrategy(Strategy):
-    """Any rule as a Flower strategy.
+    """Any recipe as a Flower strategy.
 
-    ``codec_down`` and ``codec_up`` are how tensors travel to the nodes and back; ``seed`` is the run's seed, from which
-    both sides draw what never travels, and which samples the nodes. ``private_mean`` is for linear rules: it stands in
-    for the nodes' updates. ``weigh`` gives the nodes' weights; without it each has the one that it claims.
+    Its config says how tensors travel, and has the seed from which both sides draw what never travels, and which
+    samples the nodes. ``private_mean`` is for linear rules: it stands in for the nodes' updates. ``weigh`` gives the
+    nodes' weights; without it each has the one that it claims.
     """
 
     def __init__(
         self,
-        rule: Rule,
+        recipe: Recipe,
         *,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_available_nodes: int = 2,
-        codec_down: StateCodecName = "fp32",
-        codec_up: CodecName = "fp32",
-        seed: int = 0,
         private_mean: PrivateMean | None = None,
         weigh: Weigh | None = None,
     ) -> None:
-        self.rule = rule
-        self.codec_down: StateCodecName = codec_down
-        self.codec_up = codec_up
-        self.seed = seed
+        self.recipe = recipe
+        self.rule = recipe.rule
+        self.codec_down, self.codec_up = recipe.config.wire.down, recipe.config.wire.up
+        self.seed = recipe.config.seed
         self.private_mean = private_mean
         self.weigh = weigh
         self._fractions = {MessageType.TRAIN: fraction_train, MessageType.EVALUATE: fraction_evaluate}
@@ -91,7 +88,7 @@ class LoraStrategy(Strategy):
 
     def initial_arrays(self, spec: Spec) -> ArrayRecord:
         """The state before the first round, whole and in float32, as ``start`` wants it."""
-        return wire.pack_state(self.rule.initial(spec, self.seed), self.rule.name)
+        return wire.pack_state(self.recipe.start(spec, self.seed), self.rule.name)
 
     def messages(
         self,
@@ -123,7 +120,7 @@ class LoraStrategy(Strategy):
             kind = (rank, draw, node_id in equipped)
             if kind not in records:
                 view = rule.view(state, *kind[:2])
-                without = rule.drawn | rule.fixed if kind[2] else rule.drawn
+                without = self.recipe.drawn | self.recipe.fixed if kind[2] else self.recipe.drawn
                 records[kind] = wire.pack_state(view, rule.name, codec=self.codec_down, without=without)
                 sent[kind] = Sent(view, self._as_received(view, records[kind]))
             self._sent[node_id] = sent[kind]
@@ -156,7 +153,7 @@ class LoraStrategy(Strategy):
 
         def fits(update: Update) -> None:
             _check_sent(sent.view, update)
-            self.rule.check_form(state, update)
+            self.recipe.check_form(state, update)
 
         header, update = wire.unpack_update(
             record,
@@ -175,7 +172,7 @@ class LoraStrategy(Strategy):
         """The state of the next round, from the checked ``updates`` of some of the ``asked`` nodes."""
         if self.private_mean is not None:
             updates = [self.private_mean(state, updates, asked)]
-        return self.rule.aggregate(state, updates)
+        return self.recipe.aggregate(state, updates)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from common.adapter.threads import each
-from common.adapter.values import Key, LayerShape, State, Tensors
+from common.adapter.values import Key, LayerShape, Tensors
 
 
 def leading(key: Key, tensor: Tensor, rank: int) -> Tensor:
@@ -39,6 +39,12 @@ def weighted_mean(updates: Iterable[tuple[float, Tensors]]) -> Tensors:
             else:
                 mean[key] = tensor.clone()
     return mean
+
+
+def mean_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The plain mean of tensors of one shape, as :func:`weighted_mean` takes it."""
+    key = Key("", "")
+    return weighted_mean((1.0, {key: tensor}) for tensor in tensors)[key]
 
 
 def towards(start: Tensor, end: Tensor, share: float | Tensor) -> Tensor:
@@ -143,28 +149,6 @@ def extend_offset(offset: Tensors, extra: Tensors, energy: float = 1.0) -> Tenso
     for layer, (left, right) in zip(layers, each(layers, extended), strict=True):
         total[Key(layer, "Q")], total[Key(layer, "P")] = left, right
     return total
-
-
-def cored(adapter: Tensors, layer: str) -> Tensor:
-    """A of one layer, multiplied by its core where it has one: ``r x d_in``."""
-    a = adapter[Key(layer, "A")]
-    core = adapter.get(Key(layer, "R"))
-    if core is None:
-        return a
-    size = core.shape[1]
-    return (core.reshape(-1, size, size) @ a.reshape(-1, size, a.shape[1])).reshape(a.shape)
-
-
-def stacked(state: State) -> Tensors:
-    """Factors A and B of scale 1 with the whole update of every layer: adapter, core and offset in one."""
-    factors: Tensors = {}
-    for layer in state.layers():
-        right, left = cored(state.adapter, layer), state.scale * state.adapter[Key(layer, "B")]
-        if Key(layer, "Q") in state.offset:
-            right = torch.cat([right, state.offset[Key(layer, "P")]], dim=0)
-            left = torch.cat([left, state.offset[Key(layer, "Q")]], dim=1)
-        factors[Key(layer, "A")], factors[Key(layer, "B")] = right, left
-    return factors
 
 
 def digest(tensors: Mapping[Key, Tensor]) -> str:

@@ -1,12 +1,74 @@
-"""The trained core of an adapter, between its two frozen frames.
+"""A trained core between two frozen factors: LoRA-SB (arXiv:2411.19557), and in blocks RAVAN (arXiv:2506.05568).
 
-PEFT computes ``s B(A(x))``. Here A is followed by a core of h square blocks, ``s B(R(A(x)))``: R is block-diagonal,
-its blocks of ``q x q`` with ``h q = r``, each multiplied by a scalar of its own. The blocks are linear layers, so that
+    W x + s B R A x        R  r x q    a core of h = r / q square blocks on the diagonal, one above the other
+                           s  h        what a node multiplies each block by while it trains
+
+PEFT computes ``s B(A(x))``. Here A is followed by the core, ``s B(R(A(x)))``. The blocks are linear layers, so that
 whoever needs gradients of single examples finds a layer that they know, and each can be frozen by itself.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from common.adapter.algebra import chosen_blocks
+from common.adapter.structure import Shape, Structure
+from common.adapter.values import FACTORS, Key, LayerShape, Tensors
+from common.error import BouquetError
+from common.method import given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core(Structure):
+    """A core of ``blocks`` square blocks; linear in it."""
+
+    blocks: int = given(1)
+
+    name = "core"
+    paper = "arXiv:2411.19557"
+    parts = FACTORS | {"R", "s"}
+    linear_in = frozenset({frozenset({"R"})})
+
+    def __post_init__(self) -> None:
+        self._demand("blocks", self.blocks >= 1, "1 or more")
+
+    def layer(self, shape: LayerShape, rank: int) -> Iterator[tuple[str, Shape]]:
+        if rank % self.blocks:
+            raise BouquetError(
+                "the rank is not a multiple of the core's blocks",
+                where="lora.rank",
+                expected=f"a multiple of {self.blocks}",
+                got=str(rank),
+            )
+        yield "A", (rank, shape.d_in)
+        yield "B", (shape.d_out, rank)
+        yield "R", (rank, rank // self.blocks)
+        yield "s", (self.blocks,)
+
+    def start(self, b: Tensor, a: Tensor, core: Tensor | None) -> Mapping[str, Tensor]:
+        rank = len(a)
+        square = torch.zeros(rank, rank // self.blocks) if core is None else core
+        return {"A": a, "B": b, "R": square, "s": torch.ones(self.blocks)}
+
+    def right(self, tensors: Tensors, layer: str) -> Tensor:
+        a, core = tensors[Key(layer, "A")], tensors[Key(layer, "R")]
+        size = core.shape[1]
+        return (core.reshape(-1, size, size) @ a.reshape(-1, size, a.shape[1])).reshape(a.shape)
+
+    def inject(self, module: Any) -> dict[str, list[nn.Parameter]]:
+        cored = module.lora_A["default"] = CoredDown(module.lora_A["default"], self.blocks)
+        return {
+            "A": [cored.down.weight],
+            "B": [module.lora_B["default"].weight],
+            "R": [block.weight for block in cored.blocks],
+            "s": list(cored.scales),
+        }
+
+    def chosen(self, key: Key, tensor: Tensor, slots: Sequence[int]) -> Tensor:
+        return chosen_blocks(key, tensor, slots)
 
 
 class CoredDown(nn.Module):

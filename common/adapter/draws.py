@@ -6,6 +6,7 @@ Integers are drawn, which is exact, and what follows is single additions and mul
 IEEE arithmetic rounds alike everywhere.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -23,6 +24,11 @@ STAGES = 6
 def uniform(shape: Sequence[int], bound: float, generator: torch.Generator) -> Tensor:
     """Uniform values in [-bound, bound), float32."""
     return _centred(shape, generator).float() * bound
+
+
+def kaiming(rank: int, width: int, generator: torch.Generator) -> Tensor:
+    """A as PEFT draws it (Kaiming uniform, a = sqrt 5), ``rank x width``."""
+    return uniform((rank, width), 1 / math.sqrt(width), generator)
 
 
 def normal(shape: Sequence[int], std: float, generator: torch.Generator) -> Tensor:
@@ -50,6 +56,11 @@ def orthonormal_rows(rank: int, width: int, generator: torch.Generator) -> Tenso
         turned = slice(0, size) if stage % 2 == 0 else slice(width - size, width)
         rows[:, turned] = _hadamard(rows[:, turned])
     return rows.float()
+
+
+def layer_seed(seed: int, round: int, layer: str) -> int:
+    """The seed of what is drawn anew for a layer in the state of ``round``, in a run of this ``seed``."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{round}/{layer}".encode()).digest()[:7])
 
 
 def _centred(shape: Sequence[int], generator: torch.Generator) -> Tensor:

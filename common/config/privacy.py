@@ -28,7 +28,7 @@ class PrivacyConfig(Section):
     units of a node, for nodes whose operator names none; the true one is never used. ``score_noise`` is the noise
     multiplier of a score on held-out units, 0 for no score.
     ``expected_batch`` is the mean size of a Poisson batch, computed ``train.batch_size`` at a time (and
-    ``train.accumulation`` plays no part); ``engine`` is how per-example gradients are had.
+    ``train.accumulation`` plays no part).
     """
 
     mode: Mode = "none"
@@ -44,4 +44,33 @@ class PrivacyConfig(Section):
     clipping: Literal["flat", "automatic"] = "flat"
     expected_batch: Annotated[int, Field(ge=1, le=10**9)] = 64
     accountant: Literal["prv", "rdp"] = "prv"
-    engine: Literal["fast", "hooks"] = "fast"
+
+    @property
+    def on(self) -> bool:
+        """Whether no figure may leave a node that noise does not cover."""
+        return self.mode != "none"
+
+    @property
+    def per_example(self) -> bool:
+        """Whether training is private as a whole, each example's gradient clipped and the sums noised."""
+        return self.mode == "example"
+
+    @property
+    def whole_change(self) -> bool:
+        """Whether a node noises the change of its round as a whole."""
+        return self.mode == "update-local"
+
+    @property
+    def central(self) -> bool:
+        """Whether the coordinator, which is trusted then, noises the mean of the nodes' changes."""
+        return self.mode == "update-central"
+
+    @property
+    def guarded(self) -> bool:
+        """Whether nothing that the records decide may leave a node, but for what its own noise covers."""
+        return self.per_example or self.whole_change
+
+    @property
+    def scored(self) -> bool:
+        """Whether held-out units are scored under noise of the node's own."""
+        return self.per_example and self.score_noise > 0

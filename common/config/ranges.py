@@ -1,7 +1,7 @@
 """What the values of a config may be, where more than one section has such values."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
@@ -13,9 +13,6 @@ CountOrOff = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-CodecName = Literal["fp32", "fp16", "bf16", "int8", "nf4"]
-StateCodecName = Literal["fp32", "fp16", "bf16"]
 
 LEAST_DELTA, MOST_DELTA = 1e-15, 0.1
 LEAST_NOISE, MOST_NOISE = 0.01, 1e6

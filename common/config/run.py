@@ -4,8 +4,7 @@ Flower's run config is flat: kebab-case keys with dots, values of bool, int, flo
 into frozen models and reports every mistake at once, in the keys that the user wrote.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
@@ -13,7 +12,6 @@ from pydantic_core import PydanticCustomError
 
 from common.config.privacy import PrivacyConfig
 from common.config.ranges import (
-    CodecName,
     Count,
     CountOrOff,
     FileName,
@@ -21,13 +19,11 @@ from common.config.ranges import (
     NonNegative,
     Positive,
     Share,
-    StateCodecName,
 )
-from common.config.section import ConfigError, Section, flatten, unknown_choice, validate
+from common.config.section import ConfigError, Section, flatten, validate
 from common.config.task import TaskConfig as TaskConfig  # for all who read a run's config
-from common.error import did_you_mean
-
-RuleOption = int | float | str
+from common.error import unknown_choice
+from common.method import Option, Registry
 
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 
@@ -76,29 +72,9 @@ class DataConfig(Section):
     pooled: bool = False
 
 
-class RuleConfig(Section):
-    """Which published rule merges the updates; ``options`` are the rules' own hyperparameters, by ``rule.field``."""
-
-    name: str = "fedit"
-    options: Mapping[str, RuleOption] = {}
-
-
 class MergeConfig(Section):
-    """What the server does around the rule's own mathematics.
+    """What the server does with every rule: ``offset_energy`` is kept of an offset that passes the break-even rank."""
 
-    ``optimizer`` = ``auto`` is the rule's own, if it has one; ``learning_rate`` = 0 is the optimizer's own
-    (1 for momentum, 0.001 for Adam). ``trim`` is the share cut at each end of a trimmed mean, ``hostile`` how many
-    nodes multi-Krum defends against. ``offset_energy`` is what is kept of an offset that passes the break-even rank.
-    """
-
-    mean: Literal["weighted", "median", "trimmed", "krum"] = "weighted"
-    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-    hostile: Count = 1
-    optimizer: Literal["auto", "none", "momentum", "adam"] = "auto"
-    learning_rate: NonNegative = 0.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    second_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    tau: Positive = 1e-3
     offset_energy: Share = 1.0
 
 
@@ -106,7 +82,7 @@ class TrainConfig(Section):
     """The local loop of one round.
 
     ``steps`` = 0 means ``epochs`` passes over the node's examples; ``learning_rate`` = 0 is the rule's own, and
-    ``head_learning_rate`` = 0 the adapter's rate; ``proximal`` is FedProx's mu, 0 for none.
+    ``head_learning_rate`` = 0 the adapter's rate.
     """
 
     steps: CountOrOff = 32
@@ -115,9 +91,7 @@ class TrainConfig(Section):
     accumulation: Count = 1
     learning_rate: LearningRate = 0.0
     head_learning_rate: LearningRate = 0.0
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     clip_norm: NonNegative = 1.0
-    proximal: Annotated[float, Field(ge=0, le=1000)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weighting: Literal["examples", "uniform", "declared"] = "examples"
@@ -126,8 +100,8 @@ class TrainConfig(Section):
 class WireConfig(Section):
     """How tensors travel to the nodes (``down``) and back (``up``)."""
 
-    down: StateCodecName = "fp32"
-    up: CodecName = "fp32"
+    down: str = "fp32"
+    up: str = "fp32"
 
 
 class EvaluationConfig(Section):
@@ -210,7 +184,11 @@ class CheckpointConfig(Section):
 
 
 class RunConfig(Section):
-    """One run of the federation, the same on every machine."""
+    """One run of the federation, the same on every machine.
+
+    ``methods`` are the choices on the axes of a recipe and their hyperparameters, in the flat form: ``rule.name``,
+    ``rule.florist.energy``.
+    """
 
     num_server_rounds: Count = 5
     min_nodes: Count = 2
@@ -224,7 +202,7 @@ class RunConfig(Section):
     lora: LoraConfig = LoraConfig()
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
-    rule: RuleConfig = RuleConfig()
+    methods: Mapping[str, Option] = {}
     merge: MergeConfig = MergeConfig()
     train: TrainConfig = TrainConfig()
     privacy: PrivacyConfig = PrivacyConfig()
@@ -239,29 +217,23 @@ class RunConfig(Section):
     def from_flower(
         cls,
         flat: Mapping[str, Any],
-        choices: Mapping[str, list[str]] | None = None,
-        rule_options: Mapping[str, RuleOption] | None = None,
+        axes: Sequence[Registry[Any]] = (),
+        names: Mapping[str, Sequence[str]] | None = None,
     ) -> Self:
         """Read Flower's flat run config.
 
-        Some of it is known only elsewhere: ``choices`` has names by key, such as ``{"rule.name": [...]}``, and
-        ``rule_options`` the hyperparameters of every rule with their defaults, such as ``{"florist.energy": 0.95}``.
-        Raises :class:`ConfigError` with every mistake.
+        What is known only elsewhere is given: the ``axes`` with their members, and further ``names`` to choose from by
+        key, such as ``{"task.name": [...]}``. Raises :class:`ConfigError` with every mistake.
         """
-        mistakes = [
-            unknown_choice(key, flat[key], names)
-            for key, names in (choices or {}).items()
-            if key in flat and flat[key] not in names
+        sections = tuple(f"{axis.section}." for axis in axes)
+        chosen = {key: value for key, value in flat.items() if key.startswith(sections)}
+        mistakes = [mistake for axis in axes for mistake in axis.mistakes(chosen)]
+        mistakes += [
+            unknown_choice(key, flat[key], known)
+            for key, known in (names or {}).items()
+            if key in flat and flat[key] not in known
         ]
-        defaults = {f"rule.{key}": value for key, value in (rule_options or {}).items()}
-        own = {key: value for key, value in flat.items() if re.fullmatch(r"rule\.[^.]+\.[^.]+", key)}
-        for key, value in own.items():
-            if key not in defaults:
-                mistakes.append(f"{key}: unknown key. {did_you_mean(key, defaults)}".rstrip())
-            elif not _is_like(value, defaults[key]):
-                kind = {int: "a whole number", float: "a number", str: "a string"}[type(defaults[key])]
-                mistakes.append(f"{key}: expected {kind}, got {value!r}")
-        rest = {key: value for key, value in flat.items() if key not in own}
+        rest = {key: value for key, value in flat.items() if key not in chosen}
         config = validate(
             cls,
             rest,
@@ -271,12 +243,18 @@ class RunConfig(Section):
         )
         if mistakes := config.task.contradictions():
             raise ConfigError(mistakes, "run config", "The names of the classes decide how many there are.")
-        if names := config.task.names:
-            config = config.model_copy(update={"task": config.task.model_copy(update={"labels": len(names)})})
+        if classes := config.task.names:
+            config = config.model_copy(update={"task": config.task.model_copy(update={"labels": len(classes)})})
         if mistakes := config.unprivate():
             raise ConfigError(mistakes, "run config", "A private run lets no un-noised number leave a node.")
-        options = {key.removeprefix("rule."): type(defaults[key])(value) for key, value in (defaults | own).items()}
-        return config.model_copy(update={"rule": RuleConfig(name=config.rule.name, options=options)})
+        defaults = {key: value for axis in axes for key, value in axis.defaults().items()}
+        methods = {key: type(value)(chosen.get(key, value)) for key, value in defaults.items()}
+        return config.model_copy(update={"methods": methods})
+
+    @property
+    def rule(self) -> str:
+        """The rule's name."""
+        return str(self.methods.get("rule.name", ""))
 
     def unprivate(self) -> list[str]:
         """What contradicts ``privacy.mode``: settings by which numbers would leave that no noise covers."""
@@ -317,14 +295,4 @@ class RunConfig(Section):
 
     def to_flower(self) -> dict[str, Any]:
         """The flat form, every key present."""
-        flat = dict(flatten(self.model_dump(by_alias=True)))
-        options = {key: value for key, value in flat.items() if key.startswith("rule.options.")}
-        return {key: value for key, value in flat.items() if key not in options} | {
-            key.replace("rule.options.", "rule."): value for key, value in options.items()
-        }
-
-
-def _is_like(value: object, default: RuleOption) -> bool:
-    """Whether a value may stand where ``default`` stood; a whole number may stand for a float."""
-    accepted = (int, float) if isinstance(default, float) else (type(default),)
-    return isinstance(value, accepted) and not isinstance(value, bool)
+        return dict(flatten(self.model_dump(by_alias=True, exclude={"methods"}))) | dict(self.methods)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.error import BouquetError, did_you_mean
+from common.error import BouquetError, unknown_key
 
 
 class ConfigError(BouquetError):
@@ -62,16 +62,11 @@ def validate(model: type[S], flat: Mapping[str, Any], mistakes: list[str], where
 def _describe(detail: dict[str, Any], known: list[str]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key. {did_you_mean(key, known)}".rstrip()
+        return unknown_key(key, known)
     if detail["type"] == "sequence_str":
         return f"{key}: expected a list, such as [{json.dumps(detail['input'])}], got {detail['input']!r}"
     expected = WORDS.get(detail["type"], detail["msg"].removeprefix("Input should be "))
     return f"{key}: expected {expected}, got {detail['input']!r}"
-
-
-def unknown_choice(key: str, got: object, names: list[str]) -> str:
-    """The mistake of a value that is not among ``names``."""
-    return f"{key}: expected one of {', '.join(names)}, got {got!r}. {did_you_mean(str(got), names)}".rstrip()
 
 
 def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

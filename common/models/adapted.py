@@ -17,31 +17,39 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from common.adapter.core import CoredDown
-from common.adapter.values import CORE, HEAD, Key, LayerShape, Spec, Tensors, check_shapes
+from common.adapter.lora import Lora
+from common.adapter.spec import Spec
+from common.adapter.structure import Pair, Structure
+from common.adapter.values import HEAD, Key, LayerShape, Tensors, check_shapes
 from common.config.run import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
 from common.models import base, head
 from common.tasks import TASKS, Batch, Example, Score, Task
 
 PREFIX = "base_model.model."
+PLAIN = Lora()
 PARTS = {"weight": "W", "bias": "b"}
 
 
-def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig, blocks: int = 0) -> Spec:
-    """The adapter's shapes, worked out on the meta device: no weight is loaded. ``blocks`` are those of a core."""
-    return LoraModel(base.skeleton(model, classes(task)), lora, blocks).spec
+def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig, structure: Structure = PLAIN) -> Spec:
+    """The adapter's shapes, worked out on the meta device: no weight is loaded."""
+    return LoraModel(base.skeleton(model, classes(task)), lora, structure).spec
 
 
 @lru_cache(maxsize=1)
 def load(
-    model: ModelConfig, lora: LoraConfig, task: TaskConfig, device: str, blocks: int = 0, mode: str = "none"
+    model: ModelConfig,
+    lora: LoraConfig,
+    task: TaskConfig,
+    device: str,
+    structure: Structure = PLAIN,
+    mode: str = "none",
 ) -> "LoraModel":
     """The base model in its quantised form, with a LoRA injected; kept for the life of the process.
 
     Not from one privacy ``mode`` to another: some models keep in buffers what they have seen.
     """
-    return LoraModel(base.load(model, classes(task), base.find_device(device)), lora, blocks)
+    return LoraModel(base.load(model, classes(task), base.find_device(device)), lora, structure)
 
 
 def classes(task: TaskConfig) -> int:
@@ -55,12 +63,9 @@ def is_transposed(network: nn.Module) -> bool:
 
 
 class LoraModel:
-    """A frozen base with one trained adapter, one frozen offset, and a head where the task has one.
+    """A frozen base with one trained adapter, one frozen offset, and a head where the task has one."""
 
-    ``blocks`` square blocks of a core stand between the adapter's factors; 0 for a plain LoRA.
-    """
-
-    def __init__(self, network: nn.Module, lora: LoraConfig, blocks: int = 0) -> None:
+    def __init__(self, network: nn.Module, lora: LoraConfig, structure: Structure = PLAIN) -> None:
         heads = head.find(network)
         self._targets = _targets(network, lora.targets, heads)
         self._transposed = is_transposed(network)
@@ -79,9 +84,9 @@ class LoraModel:
             head={key: tuple(parameter.shape) for key, parameter in self._head.items()},
             rank=lora.rank,
             scale=lora.scale,
-            blocks=blocks,
+            structure=structure,
         )
-        self._inject_core()
+        self._inject()
         self._rescale(lora.scale)
 
     @property
@@ -90,16 +95,23 @@ class LoraModel:
         device: torch.device = next(self.network.parameters()).device
         return device
 
+    @property
+    def pad(self) -> int:
+        """The padding token."""
+        return int(self.network.config.get_text_config().pad_token_id or 0)
+
     def parameters(self, key: Key) -> list[nn.Parameter]:
         """The parameters that hold one tensor of the adapter or the head, one below the other: a core's blocks."""
         if key.part in HEAD:
             return [self._head[key]]
-        module = self._layers[key.layer]
-        if key.part == "R":
-            return [block.weight for block in module.lora_A["default"].blocks]
-        if key.part == "s":
-            return list(module.lora_A["default"].scales)
-        return [(module.lora_A if key.part == "A" else module.lora_B)["default"].weight]
+        return self._parameters[key]
+
+    def pairs(self) -> list[Pair]:
+        """The factors of every layer, with the scale that they count with."""
+        return [
+            Pair(b=self._parameters[Key(layer, "B")][0], a=self._parameters[Key(layer, "A")][0], scale=self._scale)
+            for layer in self._layers
+        ]
 
     def live(self, keys: Sequence[Key]) -> Tensors:
         """The tensors themselves, for a loss term over them."""
@@ -114,7 +126,7 @@ class LoraModel:
             module.lora_A["default"] = nn.Linear(d_in, rank, bias=False, device=self.device)
             module.lora_B["default"] = nn.Linear(rank, d_out, bias=False, device=self.device)
         self.spec = replace(self.spec, rank=rank)
-        self._inject_core()
+        self._inject()
 
     @property
     def keys(self) -> list[Key]:
@@ -137,13 +149,13 @@ class LoraModel:
         self._install_offset(offset)
 
     def train_only(self, keys: Sequence[Key], blocks: Sequence[int] = ()) -> list[nn.Parameter]:
-        """Freeze everything but ``keys``, and of a core all but ``blocks`` if some are named; return what is left."""
+        """Freeze everything but ``keys``, and of a part in blocks all but ``blocks`` if some are named."""
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
         chosen = []
         for key in keys:
             parameters = self.parameters(key)
-            chosen += [parameters[block] for block in blocks] if blocks and key.part in CORE else parameters
+            chosen += [parameters[block] for block in blocks] if blocks and len(parameters) > 1 else parameters
         for parameter in chosen:
             parameter.requires_grad_(True)
         return chosen
@@ -162,17 +174,17 @@ class LoraModel:
         return output
 
     @torch.no_grad()
-    def score(self, task: Task, examples: Sequence[Example], pad_token: int, batch_size: int) -> Score:
+    def score(self, task: Task, examples: Sequence[Example], batch_size: int) -> Score:
         """The task's held-out sums over ``examples``, batched by length."""
         self.network.eval()
         total = Score()
         by_length = sorted(examples, key=lambda example: len(example.tokens))
         for first in range(0, len(by_length), batch_size):
-            batch = task.collate(by_length[first : first + batch_size], pad_token)
+            batch = task.collate(by_length[first : first + batch_size], self.pad)
             total += task.score(self.logits(batch).cpu(), batch["labels"])
         return total
 
-    def gradients(self, task: Task, examples: Sequence[Example], pad_token: int) -> dict[str, Tensor]:
+    def gradients(self, task: Task, examples: Sequence[Example]) -> dict[str, Tensor]:
         """The gradient of the mean loss by the frozen weight of every adapted layer: ``d_out x d_in``, on the CPU.
 
         The adapter must be trainable, so that a gradient reaches its layer; each layer's is the sum over positions of
@@ -196,7 +208,7 @@ class LoraModel:
         hooks = [module.register_forward_hook(watch(layer)) for layer, module in self._layers.items()]
         try:
             for example in examples:
-                batch = task.collate([example], pad_token)
+                batch = task.collate([example], self.pad)
                 logits = self.logits(batch)
                 task.loss(logits, batch["labels"].to(logits.device)).backward()  # type: ignore[no-untyped-call]
         finally:
@@ -222,13 +234,16 @@ class LoraModel:
         return str(tokenizer.decode(output[0], skip_special_tokens=True))
 
     def _rescale(self, scale: float) -> None:
+        self._scale = scale
         for module in self._layers.values():
             module.scaling["default"] = scale
 
-    def _inject_core(self) -> None:
-        if self.spec.blocks:
-            for module in self._layers.values():
-                module.lora_A["default"] = CoredDown(module.lora_A["default"], self.spec.blocks)
+    def _inject(self) -> None:
+        self._parameters: dict[Key, list[nn.Parameter]] = {
+            Key(layer, part): parameters
+            for layer, module in self._layers.items()
+            for part, parameters in self.spec.structure.inject(module).items()
+        }
 
     def _install_offset(self, offset: Tensors) -> None:
         current = self.network.peft_config.get("offset")

@@ -23,8 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad
 
-from common.adapter.algebra import stacked
-from common.adapter.values import CORE, HEAD, Key, State, Tensors
+from common.adapter import structures
+from common.adapter.lora import Lora
+from common.adapter.structures import stacked
+from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import adapted, base
@@ -33,7 +35,7 @@ from common.tasks import TASKS
 SUFFIX = {"A": "lora_A.weight", "B": "lora_B.weight", "W": "weight", "b": "bias"}
 ABOUT = "bouquet.json"
 # Whoever passes an adapter on need not tell where the data were, or where this site keeps its runs.
-UNTOLD = ("data.", "evaluation.", "run-directory", "rule.fed-sb.source", "resume")
+UNTOLD = ("data.", "evaluation.", "run-directory", "resume")
 POOLED = "encoder."
 
 
@@ -73,7 +75,7 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
     )
     settings.save_pretrained(str(folder))
     _save(folder / "adapter_model.safetensors", factors | head, adapted.PREFIX)
-    told = {key: value for key, value in config.to_flower().items() if not key.startswith(UNTOLD)}
+    told = {k: v for k, v in config.to_flower().items() if not (k.startswith(UNTOLD) or k.endswith(".source"))}
     (folder / ABOUT).write_text(json.dumps({"round": state.round, "config": told}, indent=2) + "\n")
 
 
@@ -83,7 +85,7 @@ def one_lora(state: State) -> State:
     A layer of fewer slots gets zeros, because not everybody reads PEFT's ``rank_pattern``: vLLM has one scale for all
     layers, and llama.cpp divides the one alpha by each layer's own rank.
     """
-    if not state.offset and not CORE & {key.part for key in state.adapter}:
+    if not state.offset and structures.of(state.adapter) == Lora():
         return state
     factors = stacked(state)
     rank = max(len(tensor) for key, tensor in factors.items() if key.part == "A")

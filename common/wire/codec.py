@@ -12,8 +12,7 @@ bfloat16 travels as its 16 bits, and the blockwise codecs as bytes: the codes, t
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.config.ranges import CodecName
 from common.error import BouquetError
+from common.method import Method, Registry
 
 Array = NDArray[Any]
 
@@ -36,8 +35,11 @@ NF4 = torch.tensor(
 )
 
 
-class Codec(ABC):
+class Codec(Method):
     """One wire format: ``dtype`` is numpy's type for it; the error of a ``coarse`` one is worth feeding back."""
+
+    section = "wire"
+    paper = "none"
 
     dtype: ClassVar[str]
     coarse: ClassVar[bool] = False
@@ -62,6 +64,7 @@ class Codec(ABC):
 class Float32(Codec):
     """The values themselves."""
 
+    name = "fp32"
     dtype = "float32"
 
     def size(self, count: int) -> int:
@@ -78,6 +81,7 @@ class Float32(Codec):
 class Float16(Float32):
     """IEEE half precision; holds nothing beyond its range."""
 
+    name = "fp16"
     dtype = "float16"
 
     def holds(self, values: Tensor) -> bool:
@@ -94,6 +98,7 @@ class Float16(Float32):
 class BFloat16(Float32):
     """The upper half of a float32, as an unsigned integer."""
 
+    name = "bf16"
     dtype = "uint16"
 
     def encode(self, values: Tensor) -> Array:
@@ -146,6 +151,7 @@ class Blockwise(Codec):
 class Int8(Blockwise):
     """Eight bits a value, evenly spaced."""
 
+    name = "int8"
     block = 256
 
     def code_bytes(self, count: int) -> int:
@@ -162,6 +168,8 @@ class Int8(Blockwise):
 class NormalFloat4(Blockwise):
     """Four bits a value, spaced like the quantiles of a normal distribution; two to a byte."""
 
+    name = "nf4"
+    paper = "arXiv:2305.14314"
     block = 64
 
     def code_bytes(self, count: int) -> int:
@@ -176,31 +184,25 @@ class NormalFloat4(Blockwise):
         return NF4[torch.stack([codes >> 4, codes & 15], dim=1).reshape(-1)[:count].long()]
 
 
-CODECS: Mapping[CodecName, Codec] = {
-    "fp32": Float32(),
-    "fp16": Float16(),
-    "bf16": BFloat16(),
-    "int8": Int8(),
-    "nf4": NormalFloat4(),
-}
+CODECS = Registry[Codec]("wire", Float32, Float16, BFloat16, Int8, NormalFloat4, default="fp32")
 
 
-def size_in_bytes(codec: CodecName, count: int) -> int:
+def size_in_bytes(codec: str, count: int) -> int:
     """The bytes that ``count`` values become."""
-    return CODECS[codec].size(count) * np.dtype(CODECS[codec].dtype).itemsize
+    return CODECS[codec]().size(count) * np.dtype(CODECS[codec].dtype).itemsize
 
 
-def able(values: Tensor, codec: CodecName) -> CodecName:
+def able(values: Tensor, codec: str) -> str:
     """``codec``; or, where a value lies beyond its range, one of the same size that holds it."""
-    return codec if CODECS[codec].holds(values) else "bf16"
+    return codec if CODECS[codec]().holds(values) else "bf16"
 
 
-def encode(values: Tensor, codec: CodecName) -> Array:
+def encode(values: Tensor, codec: str) -> Array:
     """Encode one flat float32 tensor."""
-    return CODECS[codec].encode(values.detach().cpu().contiguous())
+    return CODECS[codec]().encode(values.detach().cpu().contiguous())
 
 
-def decode(data: bytes, codec: CodecName, count: int) -> Tensor:
+def decode(data: bytes, codec: str, count: int) -> Tensor:
     """Decode ``count`` values into a flat float32 tensor of its own memory. Raises :class:`BouquetError` on others."""
     if len(data) != size_in_bytes(codec, count):
         raise BouquetError(
@@ -209,4 +211,4 @@ def decode(data: bytes, codec: CodecName, count: int) -> Tensor:
             expected=f"{size_in_bytes(codec, count):,} bytes for {count:,} values",
             got=f"{len(data):,}",
         )
-    return CODECS[codec].decode(np.frombuffer(data, dtype=CODECS[codec].dtype).copy(), count)
+    return CODECS[codec]().decode(np.frombuffer(data, dtype=CODECS[codec].dtype).copy(), count)

@@ -18,14 +18,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 from torch import Tensor
 
 from common.adapter.algebra import chosen_blocks, digest, leading
-from common.adapter.values import OFFSET, Key, State, Tensors, Update, check_shapes
-from common.config.ranges import CodecName
+from common.adapter.structures import STRUCTURES
+from common.adapter.values import HEAD, OFFSET, Key, State, Tensors, Update, check_shapes
 from common.error import BouquetError, brief
-from common.wire import codec
+from common.wire import codec as codecs
 
 FORMAT = 2
 FORM = "bytes"
@@ -45,6 +45,24 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=1000)]
 
 
+PARTS = OFFSET | HEAD | frozenset().union(*(structure.parts for structure in STRUCTURES.values()))
+
+
+def _known_part(name: str) -> str:
+    if name not in PARTS:
+        raise ValueError(f"expected a part, one of {', '.join(sorted(PARTS))}")
+    return name
+
+
+def _known_codec(name: str) -> str:
+    if name not in codecs.CODECS:
+        raise ValueError(f"expected a codec, one of {', '.join(codecs.CODECS)}")
+    return name
+
+
+Part = Annotated[str, AfterValidator(_known_part)]
+
+
 class Header(BaseModel):
     """What a message says of itself. ``held`` is the digest of the tensors that the receiver has without it."""
 
@@ -54,7 +72,7 @@ class Header(BaseModel):
     kind: Literal["state", "update"]
     rule: Name
     round: Count
-    codec: CodecName
+    codec: Annotated[str, AfterValidator(_known_codec)]
     scale: Positive
     weight: Positive = 1.0
     node: Name = ""
@@ -63,7 +81,7 @@ class Header(BaseModel):
     relative: bool = False
     slots: Annotated[list[Count], FailFast()] = []
     tensors: Annotated[
-        list[tuple[Name, Literal["A", "B", "R", "s", "Q", "P", "W", "b"], Annotated[list[Size], Field(max_length=2)]]],
+        list[tuple[Name, Part, Annotated[list[Size], Field(max_length=2)]]],
         FailFast(),
     ]
 
@@ -80,7 +98,7 @@ def pack_state(
     state: State,
     rule: str,
     *,
-    codec: CodecName = "fp32",
+    codec: str = "fp32",
     without: frozenset[str] = frozenset(),
 ) -> ArrayRecord:
     """A state as one record; ``without`` names the parts that the receiver has already, or draws for itself."""
@@ -106,7 +124,7 @@ def pack_update(
     round: int,
     node: str,
     *,
-    codec: CodecName = "fp32",
+    codec: str = "fp32",
     received: Tensors | None = None,
 ) -> ArrayRecord:
     """An update of ``round`` (the round of the state it started from) as one record.
@@ -178,6 +196,12 @@ def unpack_update(
     return header, _update(header, tensors)
 
 
+def size(count: int, nonzero: int, codec: str) -> int:
+    """The bytes of a message's ``count`` values, of which so many are not zero; its header comes on top."""
+    sparse = codecs.size_in_bytes(codec, nonzero) + math.ceil(count / 8)
+    return min(sparse, codecs.size_in_bytes(codec, count))
+
+
 def most_bytes(state: State) -> int:
     """What an honest answer to ``state`` can hold at most: its values in float32, and a fifth of that for a header."""
     return 5 * sum(tensor.numel() for tensor in state.adapter.values()) + SMALL_HEADER_BYTES
@@ -242,14 +266,13 @@ def _update(header: Header, tensors: Tensors) -> Update:
 def _pack(header: Header, tensors: Tensors) -> ArrayRecord:
     flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors.values()]
     values = torch.cat(flat) if flat else torch.empty(0)
-    header = header.model_copy(update={"codec": codec.able(values, header.codec)})
+    header = header.model_copy(update={"codec": codecs.able(values, header.codec)})
     arrays = {"header": _array(zlib.compress(header.model_dump_json(exclude_defaults=True).encode()))}
     mask = values != 0
-    whole, sparse = (codec.size_in_bytes(header.codec, count) for count in (len(values), int(mask.sum())))
-    if sparse + math.ceil(len(values) / 8) < whole:
+    if size(len(values), int(mask.sum()), header.codec) < codecs.size_in_bytes(header.codec, len(values)):
         arrays["mask"] = _array(np.packbits(mask.numpy()).tobytes())
         values = values[mask]
-    arrays["values"] = _array(codec.encode(values, header.codec).tobytes())
+    arrays["values"] = _array(codecs.encode(values, header.codec).tobytes())
     return ArrayRecord(arrays)
 
 
@@ -286,14 +309,14 @@ def _read_values(record: ArrayRecord, header: Header) -> Tensor:
     """All values of a message, flat; the zeros that a mask stands for included."""
     count = header.numel()
     if "mask" not in record:
-        return codec.decode(_bytes(record, "values"), header.codec, count)
+        return codecs.decode(_bytes(record, "values"), header.codec, count)
     bits = _bytes(record, "mask")
     if len(bits) != math.ceil(count / 8):
         raise BouquetError(
             "a mask of the wrong size", expected=f"{math.ceil(count / 8):,} bytes", got=f"{len(bits):,} bytes"
         )
     mask = torch.from_numpy(np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=count)).bool()
-    sent = codec.decode(_bytes(record, "values"), header.codec, int(mask.sum()))
+    sent = codecs.decode(_bytes(record, "values"), header.codec, int(mask.sum()))
     return torch.zeros(count).masked_scatter_(mask, sent)
 
 

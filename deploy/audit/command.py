@@ -18,7 +18,7 @@ from common.error import BouquetError
 from deploy import settings
 from deploy.audit.finding import Finding
 from deploy.settings import Commands
-from strategies import build, read_config
+from strategies import Recipe, read_config
 
 if TYPE_CHECKING:
     from deploy.audit.canaries import Canary, Record
@@ -89,7 +89,7 @@ def audit(config: RunConfig, wanted: Wanted, say: Callable[[str], None]) -> Iter
         session, units = node.session, len(node.units.train)
         release = session.spending.plan()
         say(
-            f"{config.privacy.mode}, {config.rule.name}, {units} units to train on; {config.num_server_rounds} rounds "
+            f"{config.privacy.mode}, {config.rule}, {units} units to train on; {config.num_server_rounds} rounds "
             f"of {release.steps} steps, sampling rate {release.sample_rate:.3g}, noise {release.noise_multiplier:.4g}"
         )
         # As planned for the whole run, whatever part of it is tried.
@@ -132,7 +132,7 @@ def _invariants(bench: "Bench", own: Sequence["Record"], canaries: Sequence["Can
 def _check(config: RunConfig, wanted: Wanted) -> None:
     """Raise :class:`BouquetError` unless this run can be audited in this way."""
     mode = config.privacy.mode
-    build(config)
+    Recipe.build(config)
     if mode == "none":
         raise BouquetError("a run without privacy has no promise", where="privacy.mode", cure="Set it to 'example'.")
     if mode == "update-central":

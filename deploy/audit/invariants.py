@@ -9,14 +9,15 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from client_app.privacy import train_privately
+from client_app.training import turn_of
 from client_app.units import Unit
 from common.adapter.values import State
 from common.config.ranges import LEAST_NOISE
@@ -26,6 +27,7 @@ from common.privacy.accounting import Release
 from deploy.audit.canaries import Canary, Record
 from deploy.audit.finding import Finding
 from deploy.audit.node import Bench, Lines, Node
+from strategies.objectives import Plain
 
 SHORT: Mapping[str, Any] = {"train.steps": 1, "num-server-rounds": 1}
 """What is changed of the run where one step shows as much as many."""
@@ -130,22 +132,25 @@ def noise(node: Node, state: State) -> Finding:
 def clipped_sum(node: Node, state: State, units: Sequence[Unit], release: Release) -> Tensor:
     """The sum of one step of a private round from ``state``, as one vector; noised if ``release`` is.
 
-    A penalty is what the local loop asks for between a step's gradients and the step: there they are seen.
+    An objective stands between a step's gradients and the step: there they are seen.
     """
     session = node.session
     found: list[Tensor] = []
     model, state = session.exchange.receive(node.message(MessageType.TRAIN, state))
-    keys = [key for key in model.keys if session.rule.trains(state.round, key)]
+    turn = turn_of(session.recipe, state, model.keys)
+    train_privately(model, replace(session.recipe, objective=Watcher(found)), session.task, units, turn, release)
+    return torch.cat(found) * node.config.privacy.expected_batch
 
-    def look(_: object) -> None:
-        # A copy: what follows in the step scales gradients in place.
-        found.extend(p.grad.double().flatten().cpu() for p in model.network.parameters() if p.grad is not None)
 
-    config, privacy = node.config.train, node.config.privacy
-    blocks = state.slots if session.rule.blocks else ()
-    options: dict[str, Any] = {"pad": session.pad, "round": 0, "rounds": 1, "blocks": blocks, "penalty": look}
-    train_privately(model, keys, session.task, units, config, privacy, release, **options)
-    return torch.cat(found) * privacy.expected_batch
+@dataclass(frozen=True)
+class Watcher(Plain):
+    """Adds nothing to the loss, and keeps the gradients of each step in ``seen``."""
+
+    seen: list[Tensor]
+
+    def add(self, parameters: Sequence[nn.Parameter], *_: object) -> None:
+        """Keep a copy: what follows in the step scales gradients in place."""
+        self.seen.extend(p.grad.double().flatten().cpu() for p in parameters if p.grad is not None)
 
 
 def _what_it_means(node: Node, factor: float) -> str:
@@ -175,7 +180,7 @@ def _form(node: Node, reply: Message) -> object:
         name: {key: array.data if key == "header" else (array.dtype, array.shape) for key, array in record.items()}
         for name, record in content.array_records.items()
         # With a mask, and where a rule cuts ranks off, sizes follow from the noised values.
-        if "mask" not in record and not node.rule.shrinks
+        if "mask" not in record and not node.recipe.rule.shrinks
     }
     figures = {
         name: {key: None if key in noised else value for key, value in record.items()}

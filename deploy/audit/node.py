@@ -25,7 +25,7 @@ from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import adapted
 from common.privacy import accounting, ledger
-from strategies import build
+from strategies import Recipe
 from strategies.strategy import LoraStrategy
 
 OPEN = 'models = ["*"]\n[data]\nsources = ["*"]\n'
@@ -100,10 +100,8 @@ class Node:
         self._context = Context(run_id=1, node_id=1, node_config=facts, state=RecordDict(), run_config=flat)
         self._log = log
         self.config = self.session.config
-        self.rule = build(self.config)
-        self._strategy = LoraStrategy(
-            self.rule, codec_down=self.config.wire.down, codec_up=self.config.wire.up, seed=self.config.seed
-        )
+        self.recipe = Recipe.build(self.config)
+        self._strategy = LoraStrategy(self.recipe)
 
     @property
     def session(self) -> Session:
@@ -118,7 +116,7 @@ class Node:
 
     def initial(self) -> State:
         """The state before the first round."""
-        return self.rule.initial(self._described(), self.config.seed)
+        return self.recipe.start(self._described(), self.config.seed)
 
     def message(self, kind: str, state: State | None = None) -> Message:
         """What the coordinator sends; without a state, the roll call."""
@@ -157,7 +155,7 @@ class Node:
 
     def _described(self) -> Any:
         config = self.config
-        return adapted.describe(config.model, config.lora, config.task, self.rule.blocks)
+        return adapted.describe(config.model, config.lora, config.task, self.recipe.structure)
 
 
 def checked(node: Node) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from client_app.training import outputs
+from client_app.training import outputs, turn_of
 from common.adapter.algebra import chosen_blocks
 from common.adapter.values import Key
 from common.error import BouquetError
@@ -116,13 +116,13 @@ def _gradients(node: Node, turn: Turn, canaries: Sequence[Canary]) -> Tensor:
     """The gradient of every canary in the state that the node got, in the coordinates that it sent: ``n x d``."""
     session = node.session
     model, state = session.exchange.receive(turn.message)
-    keys = [key for key in model.keys if session.rule.trains(state.round, key)]
-    model.train_only(keys, state.slots if session.rule.blocks else ())
+    trained = turn_of(session.recipe, state, model.keys)
+    model.train_only(trained.keys, trained.blocks)
     model.network.eval()
     sent, rows = _change(node, turn), []
     for canary in canaries:
         model.network.zero_grad(set_to_none=True)
-        losses = session.task.losses(*outputs(model, session.task.collate(canary.unit, session.pad)))
+        losses = session.task.losses(*outputs(model, session.task.collate(canary.unit, model.pad)))
         losses.sum().backward()  # type: ignore[no-untyped-call]
         gradients = {
             key: torch.cat([torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters(key)])
@@ -140,9 +140,11 @@ def _change(node: Node, turn: Turn) -> Mapping[Key, Tensor]:
     for key, tensor in turn.update.tensors.items():
         start = chosen_blocks(key, state.adapter[key], turn.update.slots) if key in state.adapter else None
         if start is not None and start.shape == tensor.shape:
-            sent[key] = tensor if node.rule.relative else tensor - start
+            sent[key] = tensor if node.recipe.rule.relative else tensor - start
     if not sent:
-        raise BouquetError("what is sent is not what is trained, and no canary is looked for in it", got=node.rule.name)
+        raise BouquetError(
+            "what is sent is not what is trained, and no canary is looked for in it", got=node.recipe.rule.name
+        )
     return sent
 
 

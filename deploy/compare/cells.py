@@ -10,7 +10,8 @@ from typing import Any
 
 from common.config.section import flatten
 from deploy.compare.profile import BASELINES, Profile, Settings
-from strategies import RULES, read_config
+from strategies import read_config
+from strategies.recipe import own_models
 
 # What a run is told beside its config, and may be told otherwise when it is resumed.
 TRANSIENT = ("run-name", "run-directory", "resume", "min-nodes")
@@ -91,9 +92,10 @@ def _methods(profile: Profile, first: int | None) -> Iterator[tuple[str, dict[st
 
 def _complete(flat: dict[str, Any], nodes: int) -> dict[str, Any]:
     """The whole run config, as the run will write it down. A model of its own on every node is scored there alone."""
-    config = read_config(flat).to_flower()
+    read = read_config(flat)
+    config = read.to_flower()
     if config["data.pooled"]:
         config["train.steps"] *= nodes
-    if RULES[config["rule.name"]].personal or config["task.head"] == "local":
+    if own_models(read):
         config["evaluation.source"] = ""
     return {key: value for key, value in config.items() if key not in TRANSIENT}

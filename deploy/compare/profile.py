@@ -11,7 +11,7 @@ from pydantic import Field
 from common.config.ranges import Count, CountOrOff
 from common.config.section import ConfigError, Section, flatten, validate
 from common.error import BouquetError, did_you_mean
-from strategies import RULES, build, read_config
+from strategies import RULES, Recipe
 
 FOLDER = Path(__file__).parents[2] / "profiles"
 BASELINES = ("local", "centralised")
@@ -110,7 +110,7 @@ def _mistakes(profile: Profile, over: Settings) -> Iterator[str]:
 
 def _refused(flat: Settings) -> list[str]:
     try:
-        build(read_config(flat))
+        Recipe.read(flat)
     except ConfigError as error:
         return error.mistakes
     except BouquetError as error:
@@ -120,7 +120,7 @@ def _refused(flat: Settings) -> list[str]:
 
 def _personal(profile: Profile) -> list[str]:
     names = {label: str(profile.rule(label)["rule.name"]) for label in profile.rules}
-    return [label for label, name in names.items() if name in RULES and RULES[name].personal]
+    return [label for label, name in names.items() if name in RULES and RULES[name].keeps != "nothing"]
 
 
 def _names() -> list[str]:

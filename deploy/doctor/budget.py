@@ -22,7 +22,7 @@ def budget(config: RunConfig, node: NodeConfig) -> str:
     for one run, and :class:`WarningError` where it would refuse a later one.
     """
     limit, delta, rounds = node.privacy_epsilon, node.privacy_delta, config.num_server_rounds
-    if config.privacy.mode == "none":
+    if not config.privacy.on:
         if limit:
             raise BouquetError(
                 "a run without privacy on a node with a budget",
@@ -32,11 +32,11 @@ def budget(config: RunConfig, node: NodeConfig) -> str:
             )
         return "the run is not private, and the node has no budget"
     policy = Policy.of(node)
-    spending = Spending(config, node, policy, config.rule.name, config.run_name)
+    spending = Spending(config, node, policy, config.rule, config.run_name)
     spending.check_places()
     planned = spending.plan()
     policy.check_release(planned)
-    if config.privacy.mode == "example" or policy.min_examples:
+    if config.privacy.per_example or policy.min_examples:
         policy.check_data(spending.records)
     spent = [entry.release for entry in ledger.related(node.ledger, node.witness, _dataset(config, node))]
 

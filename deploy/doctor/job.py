@@ -13,7 +13,7 @@ from torch import nn
 
 from client_app.policy import Policy
 from common import readable, tasks
-from common.adapter.values import Spec
+from common.adapter.spec import Spec
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.error import BouquetError
@@ -22,7 +22,7 @@ from common.privacy.dataset import canonical
 from common.sources import dealing
 from common.sources.records import content, fields
 from common.tasks import TASKS
-from strategies import build
+from strategies import Recipe
 from strategies.cost import planned_bytes
 from strategies.strategy import share_of
 
@@ -80,9 +80,9 @@ def data(config: RunConfig, node: NodeConfig) -> str:
 
 def policy(config: RunConfig, node: NodeConfig) -> str:
     """The run against what the node allows. Raises :class:`RefusalError` with everything that it does not."""
-    own, rule = Policy.of(node), build(config)
-    own.check_run(config, rule, node)
-    own.check_size(config, rule, node.lora_rank or config.lora.rank)
+    own, recipe = Policy.of(node), Recipe.build(config)
+    own.check_run(recipe, node)
+    own.check_size(recipe, node.lora_rank or config.lora.rank)
     return f"{node.policy or 'without a file, what is harmless'}: the run is allowed"
 
 
@@ -139,11 +139,12 @@ def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
 
 
 def traffic(config: RunConfig) -> str:
-    """The bytes that a node sends and receives in a round at most, by the rule's formula."""
-    rule, nodes = build(config), share_of(config.min_nodes, config.fraction_train)
-    planned = planned_bytes(rule, adapted.describe(config.model, config.lora, config.task), config, nodes)
+    """The bytes that a node sends and receives in a round at most."""
+    recipe, nodes = Recipe.build(config), share_of(config.min_nodes, config.fraction_train)
+    spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
+    planned = planned_bytes(recipe, spec, nodes)
     up, down = readable.size(planned.up), readable.size(planned.down)
-    return f"{up} up, {down} down, a node and round at most ({rule.name}, {config.wire.up}, {nodes} nodes)"
+    return f"{up} up, {down} down, a node and round at most ({config.rule}, {config.wire.up}, {nodes} nodes)"
 
 
 def _numel(spec: Spec) -> int:

@@ -103,7 +103,7 @@ def _facts(export: Export) -> Iterator[tuple[str, str]]:
     yield "task", config.task.name
     if config.task.names and TASKS[config.task.name].sequence_classification:
         yield "classes", ", ".join(f"{number}: {name}" for number, name in enumerate(config.task.names))
-    yield "aggregation rule", f"`{config.rule.name}` ({RULES[config.rule.name].paper})"
+    yield "aggregation rule", f"`{config.rule}` ({RULES[config.rule].paper})"
     yield "rounds", str(source.state.round)
     sizes = _sizes(source.run) if source.run else {}
     if sizes:

@@ -20,6 +20,7 @@ from common.error import BouquetError
 from common.models import base
 from common.models.adapted import LoraModel, classes
 from deploy import adapters
+from strategies import Recipe
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,10 +88,9 @@ def _alone(compute: Callable[P, T]) -> Callable[P, T]:
 @_alone
 def own(state: State, config: RunConfig, texts: Texts, device: str) -> Logits:
     """The logits of the run's own model, put together as a node does it: factors, core and offset apart."""
-    core = next((tensor for key, tensor in state.adapter.items() if key.part == "R"), None)
-    blocks = 0 if core is None else core.shape[0] // core.shape[1]
     network = base.load(config.model, classes(config.task), base.find_device(device))
-    model = LoraModel(network, config.lora.model_copy(update={"rank": state.rank}), blocks)
+    structure = Recipe.build(config).structure
+    model = LoraModel(network, config.lora.model_copy(update={"rank": state.rank}), structure)
     model.install(state.adapter, state.scale, state.offset)
     network = model.network.eval()
     adapted = _logits(network, texts)

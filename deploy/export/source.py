@@ -15,7 +15,8 @@ from common.record.export import ABOUT, read
 from common.sources.records import fields
 from deploy import adapters
 from deploy.adapters import RunDirectory
-from strategies import build
+from strategies import Recipe
+from strategies.recipe import own_models
 
 TEXTS = 8
 
@@ -66,7 +67,7 @@ def find(path: Path, node: str = "", state_directory: Path | None = None, model:
         adapters.demand_run(path, node)
         config = adapters.settings(path, model)
         # <state-directory>/runs/<run>/<node>/adapter
-        whose = path.resolve().parent.name if adapters.is_personal(config) else ""
+        whose = path.resolve().parent.name if own_models(config) else ""
         return Source(read(path).state, config, node=whose)
     run = adapters.open_run(path)
     config = adapters.moved(run.config, model)
@@ -78,7 +79,7 @@ def find(path: Path, node: str = "", state_directory: Path | None = None, model:
 
 def _state(run: RunDirectory) -> State:
     """The state that the run ended with, or the newest of one that has not ended."""
-    rule, folder = build(run.config), run.folder / "checkpoints"
+    rule, folder = Recipe.build(run.config).rule, run.folder / "checkpoints"
     try:
         summary = json.loads((run.folder / "summary.json").read_text())
         state = checkpoint.load(checkpoint.file_of(folder, summary["rounds"]), rule.name)

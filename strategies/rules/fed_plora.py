@@ -27,9 +27,7 @@ class FedPLora(Rule):
 
     name = "fed-plora"
     paper = "arXiv:2602.16936"
-    exact = False
     # Each slot has its own nodes, and its own sum of weights.
-    linear = False
     mixed_ranks = True
     scattered = True
 

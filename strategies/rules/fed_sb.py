@@ -8,29 +8,26 @@ Federated LoRA Fine-Tuning*, arXiv:2502.15436, on LoRA-SB, arXiv:2411.19557.
 Exact, at a cost of r^2 values a layer however many nodes there are. With orthonormal frames the step of R is the
 projection of the full gradient, so there is no alpha to tune: the scale is 1.
 
-LoRA-SB starts from the first step of full fine-tuning, U S Vh = svd(-eta sign G): B = U, R = S, A = Vh. The published
-code takes G from the nodes' pooled private data, un-noised. Here ``start`` is one of
+Frames that come from a gradient take ``init.name = "lora-sb"``, and a public file. Without one the nodes may find them
+(``start`` = nodes), by a sketch of their own gradients in two rounds: B is trained over a random A and gives its basis
+Q, then A is trained under Q, and
 
-    drawn    frames drawn at random from the seed on every side, R = 0: costs nothing, private or not
-    public   G from a public file that the coordinator names in ``source``
-    nodes    a sketch of the nodes' own gradients in two rounds: B is trained over a random A and gives its basis Q,
-             then A is trained under Q, and U S Vh = svd(A) gives  B = Q U,  R = S,  A = Vh
+    U S Vh = svd(A)        B = Q U,  R = S,  A = Vh
 
 The two rounds of ``nodes`` are rounds like any other: averaged, clipped and noised in a private run, and charged. What
 the first has learned is given up for its basis, so it alone is not exact. Frames that are not drawn are sent to each
 node once. A node's own singular vectors would not do: frames of different nodes do not fit each other.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from torch.nn.functional import pad
 
-from common.adapter.values import FACTORS, Key, Spec, State, Update
+from common.adapter.values import Key, State, Update
 from strategies.rules.core import CoreRule
-from strategies.rules.rule import Formulas, Plan
+from strategies.rules.rule import Plan
 
 CORE_ONLY = frozenset({"R"})
 
@@ -39,30 +36,13 @@ CORE_ONLY = frozenset({"R"})
 class FedSB(CoreRule):
     """Trains, sends and averages R; A and B are the same on every side from the start."""
 
-    start: str = "drawn"
-    source: str = ""
-    examples: int = 50
-    step: float = 1e-4
+    start: str = "init"
 
     name = "fed-sb"
     paper = "arXiv:2502.15436"
-    bytes_up = bytes_down = "b*r*r"
 
     def __post_init__(self) -> None:
-        self._demand("start", self.start in ("drawn", "public", "nodes"), "drawn, public or nodes")
-        self._demand("source", bool(self.source) == (self.start == "public"), "a file if, and only if, start is public")
-        self._demand("examples", self.examples >= 1, "1 or more")
-        self._demand("step", self.step > 0, "more than 0")
-
-    @property
-    def blocks(self) -> int:
-        """One core of the whole rank."""
-        return 1
-
-    @property
-    def drawn(self) -> frozenset[str]:
-        """Frames taken from a gradient cannot be drawn; they are sent once."""
-        return super().drawn - (frozenset() if self.start == "drawn" else FACTORS)
+        self._demand("start", self.start in ("init", "nodes"), "init or nodes")
 
     @property
     def settled(self) -> int:
@@ -70,35 +50,24 @@ class FedSB(CoreRule):
         return 2 if self.start == "nodes" else 0
 
     @property
-    def is_exact(self) -> bool:
+    def exact(self) -> bool:
         """Not while the nodes find the frames."""
-        return super().is_exact and self.start != "nodes"
-
-    @property
-    def formulas(self) -> Formulas:
-        """Frames that cannot be drawn travel until they have settled, and once more; what is still zero does not."""
-        if self.start == "drawn":
-            return super().formulas
-        if self.start == "public":
-            return Formulas(self.bytes_up, "b*r*(r if t else r + f)")
-        found = Formulas("d_out if t == 0 else d_in if t == 1 else r", "d_in if t == 0 else d_out if t == 1 else f")
-        return Formulas(f"b*r*({found.up})", f"b*r*(r + (({found.down}) if t < 3 else 0))")
+        return super().exact and self.start != "nodes"
 
     def plan(self, round: int) -> Plan:
         """R in every round, but where the nodes find the frames: B in the first and A in the second."""
         turn = frozenset({"BA"[round]}) if round < self.settled else CORE_ONLY
         return Plan(trained=turn, sent=turn)
 
-    def initial(self, spec: Spec, seed: int) -> State:
-        """Orthonormal frames and a core of zeros; where the nodes find the frames, B of zeros and a core of ones."""
-        start = super().initial(spec, seed)
+    def begin(self, state: State) -> State:
+        """Where the nodes find the frames, B of zeros and a core of ones."""
         if self.start != "nodes":
-            return start
-        adapter = dict(start.adapter)
-        for layer in spec.layers:
+            return state
+        adapter = dict(state.adapter)
+        for layer in state.layers():
             adapter[Key(layer, "B")] = torch.zeros_like(adapter[Key(layer, "B")])
-            adapter[Key(layer, "R")] = torch.eye(spec.rank)
-        return replace(start, adapter=adapter)
+            adapter[Key(layer, "R")] = torch.eye(state.rank)
+        return replace(state, adapter=adapter)
 
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """The mean; and from it the frames, where the nodes find them."""
@@ -119,17 +88,3 @@ class FedSB(CoreRule):
                 adapter[a] = pad(vh, (0, 0, 0, state.rank - found))
                 adapter[core] = torch.diag(pad(singular, (0, state.rank - found)))
         return replace(merged, adapter=adapter)
-
-    def from_gradient(self, state: State, gradient: Callable[[str], Tensor]) -> State:
-        """LoRA-SB's start: the best rank-r factors of the first step along ``gradient`` (``d_out x d_in``) by layer."""
-        adapter = dict(state.adapter)
-        for layer in state.layers():
-            step = -self.step * gradient(layer).sign()
-            rank = min(state.rank, *step.shape)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                u, singular, v = torch.svd_lowrank(step, q=rank, niter=10)
-            a, b, core = (torch.zeros_like(adapter[Key(layer, part)]) for part in ("A", "B", "R"))
-            a[:rank], b[:, :rank], core[:rank, :rank] = v.T, u, torch.diag(singular)
-            adapter[Key(layer, "A")], adapter[Key(layer, "B")], adapter[Key(layer, "R")] = a, b, core
-        return replace(state, adapter=adapter)

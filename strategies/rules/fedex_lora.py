@@ -33,17 +33,18 @@ class FedExLora(Rule):
 
     name = "fedex-lora"
     paper = "arXiv:2410.09432"
-    exact = True
-    bytes_down = "b*r*f + b*t*(K-1)*r*f"
-    linear = False
 
     def __post_init__(self) -> None:
         self._demand("residual_rank", self.residual_rank >= 0, "0 for all of it, or more")
 
     @property
-    def is_exact(self) -> bool:
-        """Only with the whole residual."""
-        return super().is_exact and self.residual_rank == 0
+    def exact(self) -> bool:
+        """With the whole residual, and an offset that is never cut."""
+        return self.offset_energy == 1 and self.residual_rank == 0
+
+    def growth(self, nodes: int, rank: int) -> int:
+        """The residual's rank."""
+        return min((nodes - 1) * rank, self.residual_rank or (nodes - 1) * rank)
 
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """(Abar, Bbar) for the nodes to continue from, and E beside what the offset already holds."""

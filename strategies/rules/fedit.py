@@ -19,4 +19,3 @@ class FedIT(MeanRule):
 
     name = "fedit"
     paper = "arXiv:2305.05644"
-    exact = False

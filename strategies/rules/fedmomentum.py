@@ -21,8 +21,15 @@ class FedMomentum(StackRule):
 
     name = "fedmomentum"
     paper = "arXiv:2603.08014"
-    exact = True
-    bytes_down = "b*r*f + b*t*(K-1)*r*f"
+
+    @property
+    def exact(self) -> bool:
+        """As long as the offset is never cut."""
+        return self.offset_energy == 1
+
+    def growth(self, nodes: int, rank: int) -> int:
+        """All directions of the stack but the leading ones."""
+        return (nodes - 1) * rank
 
     def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
         """The leading ``rank`` directions, and those after them that are not numerically zero."""

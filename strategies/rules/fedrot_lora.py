@@ -28,7 +28,6 @@ class FedRotLora(MeanRule):
 
     name = "fedrot-lora"
     paper = "arXiv:2602.23638"
-    exact = False
 
     def __post_init__(self) -> None:
         self._demand("softness", 0 <= self.softness <= 1, "0 to 1")

@@ -20,10 +20,7 @@ class FedSALora(MeanRule):
 
     name = "fedsa-lora"
     paper = "arXiv:2410.01463"
-    exact = False
-    personal = True
-    bytes_up = bytes_down = "b*r*d_in"
-    constant = frozenset({"B"})
+    keeps = "b"
 
     def plan(self, round: int) -> Plan:
         """Both trained, A sent, in every round."""

@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from common.adapter.threads import each
-from common.adapter.values import Key, State, Tensors, Update
-from strategies.optimizer import VARIANCE
+from common.adapter.values import VARIANCE, Key, State, Tensors, Update
 from strategies.rules.rule import MeanRule, Plan
 
 
@@ -27,9 +26,7 @@ class FedSVD(MeanRule):
 
     name = "fedsvd"
     paper = "arXiv:2505.12805"
-    exact = True
     reframes = True
-    bytes_up = "b*r*d_out"
     learning_rate = 2e-2
 
     def plan(self, round: int) -> Plan:

@@ -21,9 +21,6 @@ class FFALora(MeanRule):
 
     name = "ffa-lora"
     paper = "arXiv:2403.12313"
-    exact = True
-    bytes_up = bytes_down = "b*r*d_out"
-    constant = frozenset({"A"})
     learning_rate = 2e-2
 
     def plan(self, round: int) -> Plan:

@@ -13,8 +13,8 @@ same step. Masked values travel as a bitmap and the values that remain. A head i
 
 Two things differ from the paper, whose runs have 200 rounds. Its threshold on the way down is one over both factors;
 but B starts at zero, and no value of it passes those of A in a few rounds, so here each factor has a threshold of its
-own, for the same share. And its server steps by Adam at a rate of 1e-3 (``merge.optimizer = "adam"``), which moves next
-to nothing in a few rounds.
+own, for the same share. And its server steps by Adam at a rate of 1e-3 (``server-optimizer.name = "adam"``), which
+moves next to nothing in a few rounds.
 """
 
 from collections.abc import Iterable
@@ -35,14 +35,16 @@ class FLASC(MeanRule):
 
     name = "flasc"
     paper = "arXiv:2406.05233"
-    exact = False
     relative = True
-    bytes_up = "(b*up + 1/8)*r*f"
-    bytes_down = "(b*down + 1/8)*r*f"
 
     def __post_init__(self) -> None:
         self._demand("down", 0 < self.down <= 1, "more than 0, at most 1")
         self._demand("up", 0 < self.up <= 1, "more than 0, at most 1")
+
+    @property
+    def density(self) -> tuple[float, float]:
+        """The shares that are kept."""
+        return self.up, self.down
 
     def view(self, state: State, rank: int, draw: int = 0) -> State:
         """The state with all but the largest values of either factor zero."""
@@ -63,11 +65,9 @@ class FLASC(MeanRule):
 
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """A step from the whole state, not from its mask, along the mean difference."""
-        change = self.mean((update.weight, update.tensors) for update in updates)
+        change, memory = self.mean(state, self.collected(state, updates))
         target = {key: state.adapter[key] + tensor for key, tensor in change.items()}
-        if self.optimizer is not None:
-            return self.optimizer.step(state, target)
-        return replace(state, adapter={**state.adapter, **target})
+        return self.optimizer.step(replace(state, memory={**state.memory, **memory}), target)
 
 
 def largest(tensors: Tensors, share: float) -> Tensors:

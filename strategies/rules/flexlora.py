@@ -22,7 +22,6 @@ class FlexLora(StackRule):
 
     name = "flexlora"
     paper = "arXiv:2402.11505"
-    exact = False
 
     def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
         """The leading singular directions, with the singular values on B, as in the paper."""

@@ -22,8 +22,12 @@ class FLora(RestartRule):
 
     name = "flora"
     paper = "arXiv:2409.05976"
-    exact = True
 
-    def keep(self, stack: Stack) -> tuple[Tensor, Tensor]:
+    @property
+    def exact(self) -> bool:
+        """As long as the offset is never cut."""
+        return self.offset_energy == 1
+
+    def kept(self, stack: Stack) -> tuple[Tensor, Tensor]:
         """All of it."""
         return stack.left, stack.right

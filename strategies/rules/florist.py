@@ -25,13 +25,16 @@ class FLoRIST(RestartRule):
 
     name = "florist"
     paper = "arXiv:2506.09199"
-    exact = False
-    bytes_down = "b*t*p*f"
 
     def __post_init__(self) -> None:
         self._demand("energy", 0 < self.energy <= 1, "more than 0, at most 1")
 
-    def keep(self, stack: Stack) -> tuple[Tensor, Tensor]:
+    @property
+    def exact(self) -> bool:
+        """Where no direction is cut."""
+        return self.energy == 1 and self.offset_energy == 1
+
+    def kept(self, stack: Stack) -> tuple[Tensor, Tensor]:
         """The leading directions."""
         u, singular, vh = low_rank_svd(stack.left.double(), stack.right.double())
         kept = directions_holding(self.energy, singular)

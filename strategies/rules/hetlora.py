@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from common.adapter.algebra import leading, squared_norm, towards, weighted_mean
+from common.adapter.draws import layer_seed
 from common.adapter.values import HEAD, Key, State, Tensors, Update
 from strategies.rules.rule import Rule
-from strategies.rules.stack import layer_seed, revived
+from strategies.rules.stack import revived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,6 @@ class HetLora(Rule):
 
     name = "hetlora"
     paper = "arXiv:2401.06432"
-    exact = False
-    linear = False
     mixed_ranks = True
 
     def __post_init__(self) -> None:

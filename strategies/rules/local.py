@@ -17,10 +17,7 @@ class Local(MeanRule):
 
     name = "local"
     paper = "none"
-    exact = False
-    personal = True
-    bytes_up = bytes_down = "0"
-    constant = FACTORS
+    keeps = "adapter"
 
     def plan(self, round: int) -> Plan:
         """Both trained, neither sent, in every round."""

@@ -36,8 +36,6 @@ class LoraFair(Rule):
 
     name = "lora-fair"
     paper = "arXiv:2411.14961"
-    exact = False
-    linear = False
 
     def __post_init__(self) -> None:
         self._demand("ridge", self.ridge > 0, "more than 0")

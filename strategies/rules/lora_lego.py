@@ -31,7 +31,6 @@ class LoraLego(StackRule):
 
     name = "lora-lego"
     paper = "arXiv:2409.16167"
-    exact = False
 
     def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
         """One slot a cluster; a slot without a cluster starts anew."""

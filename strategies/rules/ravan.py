@@ -15,15 +15,16 @@ mean over the nodes that trained it, and stays where nobody did. Exact only whil
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from common.adapter.algebra import chosen_blocks
-from common.adapter.values import Key, Spec, State, Tensors, Update
+from common.adapter.core import Core
+from common.adapter.structure import Structure
+from common.adapter.values import Key, State, Tensors, Update
 from common.error import BouquetError
-from strategies.mean import WeightedMean
+from strategies.means import Weighted
 from strategies.rules.core import CoreRule
 from strategies.rules.rule import CHANGE_RANK, Plan
 
@@ -39,7 +40,6 @@ class Ravan(CoreRule):
     paper = "arXiv:2506.05568"
     mixed_ranks = True
     scattered = True
-    bytes_up = bytes_down = "b*r*r/h"
     learning_rate = 5e-2
 
     def __post_init__(self) -> None:
@@ -47,24 +47,13 @@ class Ravan(CoreRule):
         self._demand("scales", self.scales in (0, 1), "0 or 1")
 
     @property
-    def blocks(self) -> int:
+    def structure(self) -> Structure:
         """One block a head."""
-        return self.heads
+        return Core(blocks=self.heads)
 
     def plan(self, round: int) -> Plan:
         """R and s are trained, R is sent, in every round."""
         return Plan(trained=frozenset({"R", "s"} if self.scales else {"R"}), sent=frozenset({"R"}))
-
-    def initial(self, spec: Spec, seed: int) -> State:
-        """Frames that are orthonormal over all heads. Raises :class:`BouquetError` if they do not divide the rank."""
-        if spec.rank % self.heads:
-            raise BouquetError(
-                "the rank is not a multiple of the heads",
-                where="lora.rank, rule.ravan.heads",
-                expected=f"a multiple of {self.heads}",
-                got=str(spec.rank),
-            )
-        return super().initial(spec, seed)
 
     def check_rank(self, rank: int, whole: int, where: str = "lora-rank", cure: str = CHANGE_RANK) -> None:
         """A smaller rank must be one of whole heads, and the mean one that can be taken head by head."""
@@ -77,7 +66,7 @@ class Ravan(CoreRule):
                 got=str(rank),
                 cure=cure,
             )
-        if rank != whole and self.mean != WeightedMean():
+        if rank != whole and self.mean != Weighted():
             raise BouquetError(
                 "a robust mean over nodes that train different heads",
                 where=where,
@@ -100,21 +89,26 @@ class Ravan(CoreRule):
         for layer in received.layers():
             key = Key(layer, "R")
             scaled = sent[key] * local[Key(layer, "s")].repeat_interleave(sent[key].shape[1])[:, None]
-            sent[key] = chosen_blocks(key, scaled, received.slots)
+            sent[key] = self.structure.chosen(key, scaled, received.slots)
         return sent
 
     def model(self, state: State, update: Update) -> State:
         """The node's heads in place, the others as they were."""
         by_head = _by_head(update.tensors, update.slots)
-        return replace(state, adapter={**state.adapter, **self._joined(state, by_head)})
+        return replace(state, adapter={**state.adapter, **self.joined(state, by_head)})
 
-    def average(self, state: State, updates: Iterable[Update]) -> Tensors:
-        """The mean of every head over the nodes that trained it."""
-        return self._joined(
-            state, self.mean((update.weight, _by_head(update.tensors, update.slots)) for update in updates)
-        )
+    def collected(self, state: State, updates: Iterable[Update]) -> Iterator[tuple[float, Tensors]]:
+        """Every head by itself, from the nodes that trained it."""
+        return ((update.weight, _by_head(update.tensors, update.slots)) for update in updates)
 
-    def _joined(self, state: State, by_head: Tensors) -> Tensors:
+    def _averages_models(self, round: int) -> bool:
+        """The scales are multiplied in before the mean."""
+        return True
+
+    def _slots(self, state: State, update: Update) -> tuple[int, int]:
+        return len(update.slots), self.heads
+
+    def joined(self, state: State, by_head: Tensors) -> Tensors:
         """Whole cores again; a head that is not there is the state's."""
         joined = {key: tensor for key, tensor in by_head.items() if key.part != "R"}
         for layer in state.layers():

@@ -22,8 +22,6 @@ class RoLora(MeanRule):
 
     name = "rolora"
     paper = "arXiv:2502.01755"
-    exact = True
-    bytes_up = "b*r*(d_in if t % 2 else d_out)"
 
     def plan(self, round: int) -> Plan:
         """B in even rounds, counted from 0; A in odd ones."""

@@ -5,33 +5,23 @@ frozen object of hyperparameters with pure methods over tensors: server and node
 run config, and nothing of Flower, PEFT or a model is known here.
 """
 
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple, final
+from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
-from common.adapter import draws
-from common.adapter.algebra import chosen_blocks, leading
+from common.adapter.algebra import leading
 from common.adapter.limits import HEAVIEST
+from common.adapter.lora import Lora
+from common.adapter.structure import Structure
 from common.adapter.threads import one_thread
-from common.adapter.values import (
-    FACTORS,
-    HEAD,
-    Key,
-    Spec,
-    State,
-    Tensors,
-    Update,
-    check_shapes,
-    check_values,
-)
+from common.adapter.values import FACTORS, HEAD, Key, State, Tensors, Update, check_shapes, check_values
 from common.error import BouquetError
-from strategies.mean import Mean, WeightedMean
-from strategies.optimizer import ServerOptimizer
+from common.method import Method, given
+from strategies.means import Mean, Weighted
+from strategies.server_optimizers import ServerOptimizer, ToTheMean
 
 CHANGE_RANK = "Change lora-rank in --node-config, or lora.rank in the run config."
 
@@ -44,60 +34,50 @@ class Plan:
     sent: frozenset[str]
 
 
-class Formulas(NamedTuple):
-    """What a message of one layer costs, from a node and to it, as ``Rule.bytes_up`` has it."""
-
-    up: str
-    down: str
-
-
 @dataclass(frozen=True, kw_only=True)
-class Rule(ABC):
+class Rule(Method):
     """One published aggregation rule.
 
-    ``head`` says what becomes of a classification head, and ``offset_energy`` how much of an offset that has passed
-    the break-even rank is kept (1: all of it); both mean the same for every rule.
+    ``offset_energy`` is how much of an offset that has passed the break-even rank is kept (1: all of it); it means the
+    same for every rule that has one. Which tensors of a head are trained and sent is not a rule's to say: it treats
+    those that it is given as it treats what it averages.
     """
 
-    head: Literal["shared", "local", "frozen"] = "shared"
-    offset_energy: float = 1.0
+    offset_energy: float = given(1.0)
 
-    name: ClassVar[str]
-    paper: ClassVar[str]
-    exact: ClassVar[bool]
-    """Every node starts the next round from the weighted mean of the nodes' models."""
-    linear: ClassVar[bool]
+    section = "rule"
+    keeps: ClassVar[str] = "nothing"
+    """What a node keeps for itself, by the name of a member of that axis."""
+    init: ClassVar[str] = "drawn"
+    """Where the adapter starts, by the name of a member of that axis, unless the run config names another."""
+    linear: ClassVar[bool] = False
     """The server needs nothing but a weighted mean of what is sent."""
     mixed_ranks: ClassVar[bool] = False
-    personal: ClassVar[bool] = False
-    constant: ClassVar[frozenset[str]] = frozenset()
-    """Parts of the state that never change after the start."""
     relative: ClassVar[bool] = False
     """What is sent is a difference from what was received."""
     reframes: ClassVar[bool] = False
     """The server gives the nodes other factors than a mean of theirs: what a node kept back of one round means
     nothing in the next."""
+    restarts: ClassVar[bool] = False
+    """Every round begins with factors that both sides draw anew; only the offset travels to the nodes."""
     scattered: ClassVar[bool] = False
     """Nodes of a smaller rank work with slots that are drawn anew for each node and round."""
     learning_rate: ClassVar[float] = 5e-3
     """What the nodes train at where the run config names no rate: one at which the default rounds learn."""
-    bytes_up: ClassVar[str] = "b*r*f"
-    """What a node sends of a layer: b bytes a value, r the rank, f = d_in + d_out, K nodes, t rounds done."""
-    bytes_down: ClassVar[str] = "b*r*f"
 
     @property
-    def formulas(self) -> Formulas:
-        """What a message costs with the hyperparameters that the rule has."""
-        return Formulas(self.bytes_up, self.bytes_down)
+    def structure(self) -> Structure:
+        """What the rule trains beside a frozen layer."""
+        return Lora()
 
     @property
-    def blocks(self) -> int:
-        """Square blocks of the core between the factors; 0 for a rule without one."""
-        return 0
+    def exact(self) -> bool:
+        """Whether every node starts the next round from the weighted mean of the nodes' models."""
+        return False
 
     @property
     def settled(self) -> int:
-        """The round from which on the constant parts are constant."""
+        """The round from which on the parts that are never sent are constant."""
         return 0
 
     @property
@@ -106,32 +86,21 @@ class Rule(ABC):
         return False
 
     @property
-    def is_exact(self) -> bool:
-        """Whether the rule is exact with the hyperparameters that it has."""
-        return self.exact and self.offset_energy == 1
+    def density(self) -> tuple[float, float]:
+        """The share of the values that are not zero, from a node and to it, in messages that a rule makes sparse."""
+        return 1.0, 1.0
+
+    def growth(self, nodes: int, rank: int) -> int:
+        """By how many columns the offset grows at most in a round of so many nodes."""
+        return 0
+
+    def begin(self, state: State) -> State:
+        """The state before the first round, from the start of the run's init."""
+        return state
 
     def plan(self, round: int) -> Plan:
         """What is trained and sent in ``round``, counted from 0."""
         return Plan(trained=FACTORS, sent=FACTORS)
-
-    def initial(self, spec: Spec, seed: int) -> State:
-        """The shared start, drawn from ``seed``: A uniform as in PEFT (kaiming, a = sqrt 5), B zero, a normal head.
-
-        A core, where there is one, starts at zero, and what multiplies its blocks at one.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        adapter: Tensors = {}
-        for key, shape in spec.factor_shapes().items():
-            if key.part == "A":
-                adapter[key] = draws.uniform(shape, 1 / math.sqrt(shape[1]), generator)
-            else:
-                adapter[key] = torch.ones(shape) if key.part == "s" else torch.zeros(shape)
-        for key, shape in spec.head.items():
-            if len(shape) > 1:
-                adapter[key] = draws.normal(shape, 0.02, generator)
-            else:  # a norm's weight, or a bias
-                adapter[key] = torch.ones(shape) if key.part == "W" else torch.zeros(shape)
-        return State(adapter, spec.scale, seed=seed)
 
     def view(self, state: State, rank: int, draw: int = 0) -> State:
         """What a node of this rank works with: the leading slots of A and B. Idempotent.
@@ -160,10 +129,6 @@ class Rule(ABC):
                 cure=cure,
             )
 
-    def install(self, state: State, private: Tensors) -> Tensors:
-        """Where a node starts: the state's tensors, over them what the node kept for itself."""
-        return {**state.adapter, **private}
-
     def penalty(self, factors: Tensors) -> Tensor | None:
         """A term that the node adds to its loss, from the factors that it trains; None for most rules."""
         return None
@@ -187,32 +152,12 @@ class Rule(ABC):
     @final
     def trains(self, round: int, key: Key) -> bool:
         """Whether a tensor is trained in ``round``."""
-        return self.head != "frozen" if key.part in HEAD else key.part in self.plan(round).trained
+        return key.part in self.plan(round).trained | HEAD
 
     @final
     def sends(self, round: int, key: Key) -> bool:
         """Whether a tensor is sent in ``round``."""
-        return self.head == "shared" if key.part in HEAD else key.part in self.plan(round).sent
-
-    @final
-    def keeps(self, round: int, key: Key) -> bool:
-        """Whether a node keeps a tensor for itself: its own head, or what is personal of the factors."""
-        return (self.personal or key.part in HEAD) and self.trains(round, key) and not self.sends(round, key)
-
-    @property
-    def drawn(self) -> frozenset[str]:
-        """Parts that each side draws for itself with :meth:`draw`, so that they never travel to the nodes."""
-        return self.fixed
-
-    def draw(self, spec: Spec, seed: int, round: int) -> Tensors:
-        """The drawn parts of the state of ``round``: those of the start, unless the rule draws anew."""
-        return {key: tensor for key, tensor in self.initial(spec, seed).adapter.items() if key.part in self.drawn}
-
-    @final
-    @property
-    def fixed(self) -> frozenset[str]:
-        """The constant parts, the head among them where it is not shared; none travels more than once."""
-        return self.constant if self.head == "shared" else self.constant | HEAD
+        return key.part in self.plan(round).sent | HEAD
 
     @final
     def check(self, state: State, update: Update) -> None:
@@ -226,11 +171,10 @@ class Rule(ABC):
         self._check_slots(state, update)
         if self.mixed_ranks:
             state = self.view(state, min(update.rank or state.rank, state.rank))
-        sent = self.plan(state.round).sent | (HEAD if self.head == "shared" else frozenset())
         expected = {
-            key: tuple(chosen_blocks(key, tensor, update.slots).shape)
+            key: tuple(self.structure.chosen(key, tensor, update.slots).shape)
             for key, tensor in state.adapter.items()
-            if key.part in sent
+            if self.sends(state.round, key)
         }
         check_shapes(update.tensors, expected, f"an update does not fit the rule '{self.name}'")
         if not 0 < update.weight <= HEAVIEST:
@@ -245,7 +189,7 @@ class Rule(ABC):
             if self.scattered and update.rank not in (0, state.rank):
                 raise BouquetError("an update does not say which slots it has", expected=f"{update.rank} slots")
             return
-        count, most = (len(update.slots), self.blocks) if self.blocks else (update.rank, state.rank)
+        count, most = self._slots(state, update)
         if not (len(set(update.slots)) == len(update.slots) == count):
             raise BouquetError(
                 "an update names other slots than it has",
@@ -259,6 +203,10 @@ class Rule(ABC):
                 got=", ".join(str(slot) for slot in update.slots if not 0 <= slot < most),
             )
 
+    def _slots(self, state: State, update: Update) -> tuple[int, int]:
+        """How many slots an update that names some must have, and how many there are."""
+        return update.rank, state.rank
+
     @final
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         """The state of the next round. Takes updates one at a time; a linear rule holds no more than one.
@@ -268,12 +216,6 @@ class Rule(ABC):
         with one_thread():
             merged = self.merge(state, self._checked(state, updates))
         return replace(merged, round=state.round + 1)
-
-    def _demand(self, field: str, valid: bool, expected: str) -> None:
-        """Raise :class:`BouquetError` unless a hyperparameter is valid."""
-        if not valid:
-            where = f"rule.{self.name}.{field.replace('_', '-')}"
-            raise BouquetError("a value out of range", where=where, expected=expected, got=str(getattr(self, field)))
 
     def _checked(self, state: State, updates: Iterable[Update]) -> Iterator[Update]:
         empty = True
@@ -289,23 +231,30 @@ class Rule(ABC):
 class MeanRule(Rule):
     """A rule whose server only averages what is sent."""
 
-    mean: Mean = field(default_factory=WeightedMean)
-    optimizer: ServerOptimizer | None = None
+    mean: Mean = field(default_factory=Weighted)
+    optimizer: ServerOptimizer = field(default_factory=ToTheMean)
 
     linear = True
 
     @property
-    def is_exact(self) -> bool:
-        """Only a plain weighted mean can be."""
-        return super().is_exact and self.mean == WeightedMean() and self.optimizer is None
+    def exact(self) -> bool:
+        """By the structure's linearity: what every round trains is averaged, and the update is linear in it."""
+        plain = self.mean == Weighted() and self.optimizer == ToTheMean()
+        return plain and all(self._averages_models(turn) for turn in (0, 1))
+
+    def _averages_models(self, round: int) -> bool:
+        plan = self.plan(round)
+        return plan.trained == plan.sent and any(plan.trained <= parts for parts in self.structure.linear_in)
 
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """Every sent tensor becomes ``sum_k p_k x_k`` with ``p_k = weight_k / sum_j weight_j``, or goes towards it."""
-        mean = self.average(state, updates)
-        if self.optimizer is not None:
-            return self.optimizer.step(state, mean)
-        return replace(state, adapter={**state.adapter, **mean})
+        mean, memory = self.mean(state, self.collected(state, updates))
+        return self.optimizer.step(replace(state, memory={**state.memory, **memory}), self.joined(state, mean))
 
-    def average(self, state: State, updates: Iterable[Update]) -> Tensors:
-        """The mean of every tensor that is sent."""
-        return self.mean((update.weight, update.tensors) for update in updates)
+    def collected(self, state: State, updates: Iterable[Update]) -> Iterator[tuple[float, Tensors]]:
+        """What the mean is taken of, with its weights."""
+        return ((update.weight, update.tensors) for update in updates)
+
+    def joined(self, state: State, mean: Tensors) -> Tensors:
+        """Whole tensors of the state again, from a mean of what :meth:`collected` gave."""
+        return mean

@@ -1,7 +1,5 @@
 """Rules that stack the nodes' factors into the ideal update, and divide it."""
 
-import hashlib
-import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from common.adapter.algebra import extend_offset, weighted_mean
-from common.adapter.draws import uniform
+from common.adapter.draws import kaiming, layer_seed
 from common.adapter.threads import each
-from common.adapter.values import FACTORS, HEAD, Key, LayerShape, Spec, State, Tensors, Update
+from common.adapter.values import HEAD, Key, LayerShape, State, Tensors, Update
 from strategies.rules.rule import Rule
 
 
@@ -51,7 +49,6 @@ class StackRule(Rule):
     The stack has the rank of all nodes together, so the nodes' ranks may differ.
     """
 
-    linear = False
     mixed_ranks = True
     reframes = True
 
@@ -88,40 +85,26 @@ class StackRule(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class RestartRule(StackRule):
-    """A rule that puts what it keeps into the offset, and has the nodes start again from A fresh and B = 0.
+    """A rule that puts what it keeps into the offset, and has the nodes start again from A fresh and B = 0."""
 
-    Both sides draw the fresh factors, so only the offset travels to the nodes.
-    """
+    restarts = True
 
-    bytes_down = "b*t*K*r*f"
-
-    @property
-    def drawn(self) -> frozenset[str]:
-        """The factors too."""
-        return super().drawn | FACTORS
-
-    def draw(self, spec: Spec, seed: int, round: int) -> Tensors:
-        """The start, or the fresh factors of a later round."""
-        drawn = super().draw(spec, seed, round)
-        if round:
-            for layer, shape in spec.layers.items():
-                drawn[Key(layer, "B")], drawn[Key(layer, "A")] = fresh(shape, spec.rank, layer_seed(seed, round, layer))
-        return drawn
+    def growth(self, nodes: int, rank: int) -> int:
+        """All directions of the stack."""
+        return nodes * rank
 
     @abstractmethod
-    def keep(self, stack: Stack) -> tuple[Tensor, Tensor]:
+    def kept(self, stack: Stack) -> tuple[Tensor, Tensor]:
         """What of the ideal update of a layer joins the offset: Q (``d_out x q``) and P (``q x d_in``)."""
 
     def split(self, stack: Stack, rank: int, scale: float, seed: int) -> Split:
         """Nothing to go on from, and what is kept."""
-        return Split(*fresh(stack.shape, rank, seed), *self.keep(stack))
+        return Split(*fresh(stack.shape, rank, seed), *self.kept(stack))
 
 
 def fresh(shape: LayerShape, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """B and A for a new start of a layer: B zero, A drawn as in :meth:`Rule.initial`."""
-    generator = torch.Generator().manual_seed(seed)
-    a = uniform((rank, shape.d_in), 1 / math.sqrt(shape.d_in), generator)
-    return torch.zeros(shape.d_out, rank), a
+    """B and A for a new start of a layer: B zero, A as PEFT draws it."""
+    return torch.zeros(shape.d_out, rank), kaiming(rank, shape.d_in, torch.Generator().manual_seed(seed))
 
 
 def revived(b: Tensor, a: Tensor, seed: int) -> Tensor:
@@ -132,11 +115,6 @@ def revived(b: Tensor, a: Tensor, seed: int) -> Tensor:
     _, drawn = fresh(LayerShape(b.shape[0], a.shape[1]), len(a), seed)
     alive = a.any(dim=1) | b.any(dim=0)
     return torch.where(alive[:, None], a, drawn)
-
-
-def layer_seed(seed: int, round: int, layer: str) -> int:
-    """The seed of what is drawn anew for a layer in the state of ``round``, in a run of this ``seed``."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{round}/{layer}".encode()).digest()[:7])
 
 
 def padded(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:

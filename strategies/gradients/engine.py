@@ -1,14 +1,9 @@
-"""Per-example gradients of the trained layers, added up by unit: their norms, and one sum of them, each clipped.
+"""The contract of an engine: per-example gradients added up by unit, each clipped, in one sum.
 
-The fast engine is book-keeping (Bu et al., *Differentially Private Optimization on Large Foundation Models at Little
-Cost*, arXiv:2210.00038) cut to LoRA. In the one backward pass a trained linear layer ``y = x W^T + b`` hands over its
-input ``x`` (N x T x d_in) and the gradient of its output ``g`` (N x T x d_out) and leaves its ordinary weight gradient
-out. From them come the per-example gradients and, of every unit u (a record, or a person with several),
+An engine has the gradient of every example i of a physical batch by every trained parameter, and adds up, over the
+units u (a record, or a person with several),
 
-    G_i = sum_t g_it x_it^T        G_u = sum_(i of u) G_i        sum_u c_u G_u        c_u = min(1, C / |G_u|)
-
-which are small, because LoRA's factors are. Opacus's ``hooks`` stay selectable: they form the same gradients beside the
-ordinary ones. Ghost clipping is not to be had: a crafted state pulls its norms and what it sums apart.
+    G_u = sum_(i of u) G_i        sum_u c_u G_u        c_u = min(1, C / |G_u|)
 
 **Why no finite gradient is longer than C in the sum.** Gradients are float32, what is done with them is float64. There
 no square overflows or vanishes, so a norm of n values is right to n 2^-53 of itself; and since a factor below
@@ -16,21 +11,15 @@ no square overflows or vanishes, so a norm of n values is right to n 2^-53 of it
 its factor, which is at most C.
 """
 
-import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from bitsandbytes.nn.modules import Linear8bitLt
-from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from client_app.recording import recorded
 from common.error import BouquetError
 
 AUTO_S = 0.01
@@ -60,9 +49,10 @@ class Engine(AbstractContextManager["Engine"], ABC):
         self._surplus = self._batch_surplus = 0.0
         self._handles: list[Any] = []
         for module in network.modules():
-            if isinstance(module, Linear8bitLt):
+            state: Any = getattr(module, "state", None)
+            if hasattr(state, "threshold"):
                 # On a GPU, the columns that LLM.int8 leaves in 16 bit are chosen over the whole batch.
-                module.state.threshold = 0.0
+                state.threshold = 0.0
         layers = {n: m for n, m in network.named_modules() if any(p.requires_grad for p in m.parameters(recurse=False))}
         self._install(layers)
         if sequences:
@@ -146,101 +136,6 @@ class Engine(AbstractContextManager["Engine"], ABC):
             )
 
 
-class Fast(Engine):
-    """One backward pass that forms per-example gradients in the place of the ordinary ones."""
-
-    def _install(self, layers: Mapping[str, nn.Module]) -> None:
-        self._gradients: dict[Tensor, Tensor] = {}
-        self._examples = 0
-        self._layers: list[nn.Module] = []
-        for name, module in layers.items():
-            if type(module) is not nn.Linear or "forward" in vars(module):
-                self.__exit__()
-                raise BouquetError(
-                    "a trained layer is not a plain linear layer",
-                    where=name,
-                    expected="torch.nn.Linear",
-                    got=f"{type(module).__module__}.{type(module).__qualname__}",
-                    cure="Train LoRA factors and linear heads only, or set privacy.engine = 'hooks'.",
-                )
-            module.forward = partial(recorded, module, self._record)  # type: ignore[method-assign]
-            self._layers.append(module)
-
-    def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)
-        for module in self._layers:
-            del module.forward
-        self._layers.clear()
-
-    def forget(self) -> None:
-        super().forget()
-        self._gradients = {}
-
-    def _record(self, layer: nn.Linear, x: Tensor, g: Tensor) -> None:
-        if len(x) != self._examples:
-            raise _folded(f"an input of {self._examples} x ... x {layer.in_features}", x)
-        x, g = (tensor.reshape(len(tensor), -1, tensor.shape[-1]).float() for tensor in (x, g))
-        if layer.weight.requires_grad:
-            self._keep(layer.weight, torch.bmm(g.mT, x))
-        if layer.bias is not None and layer.bias.requires_grad:
-            self._keep(layer.bias, g.sum(1))
-
-    def _keep(self, parameter: Tensor, gradient: Tensor) -> None:
-        # A layer that is used twice has one gradient: the parts are added before the norm is taken.
-        if parameter in self._gradients:
-            self._gradients[parameter] += gradient
-        else:
-            self._gradients[parameter] = gradient
-
-    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
-        self._examples = len(losses)
-        torch.autograd.backward(losses.sum())
-        gradients, self._gradients = self._gradients, {}
-        self._check(gradients)
-        return self._clipped(gradients, units)
-
-
-class Hooks(Engine):
-    """Opacus's hooks: per-example gradients beside the ordinary ones, which are thrown away."""
-
-    def _install(self, layers: Mapping[str, nn.Module]) -> None:
-        if any(getattr(module, "gradient_checkpointing", False) for module in self.network.modules()):
-            raise BouquetError(
-                "Opacus's hooks do not work with gradient checkpointing",
-                where="privacy.engine",
-                expected="'fast', or model.gradient-checkpointing = false",
-            )
-        self._hooks: Any = GradSampleHooks(self.network, loss_reduction="sum")
-
-    def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)
-        self._hooks.cleanup()
-
-    def forget(self) -> None:
-        super().forget()
-        self._hooks.cleanup()
-        for module in self.network.modules():
-            # What a forward pass that had no whole backward pass has left would be taken for the next one's.
-            vars(module).pop("activations", None)
-            vars(module).pop("max_batch_len", None)
-        self._hooks = GradSampleHooks(self.network, loss_reduction="sum")
-
-    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
-        self.network.zero_grad(set_to_none=True)
-        with warnings.catch_warnings():
-            # The first layers' inputs are embeddings, which need no gradient.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            torch.autograd.backward(losses.sum())
-        samples = {p: getattr(p, "grad_sample", None) for p in self.parameters.values()}
-        gradients = {parameter: sample.float() for parameter, sample in samples.items() if sample is not None}
-        self._hooks.set_grad_sample_to_none()
-        self._check(gradients)
-        for gradient in gradients.values():
-            if len(gradient) != len(losses):
-                raise _folded(f"gradients of {len(losses)} examples", gradient)
-        return self._clipped(gradients, units)
-
-
 class Unclipped(Engine):
     """No norm to keep: the ordinary gradient of the summed losses, to the bit."""
 
@@ -253,20 +148,13 @@ class Unclipped(Engine):
         return {p: p.grad for p in self.parameters.values() if p.grad is not None}
 
 
-ENGINES: Mapping[str, type[Engine]] = {"fast": Fast, "hooks": Hooks}
-
-
-def attach(name: str, network: nn.Module, bound: float, clipping: Clipping = "flat", sequences: bool = False) -> Engine:
-    """The engine of this name on ``network``, whose trainable parameters are set; none is needed for no bound."""
-    return (Unclipped if math.isinf(bound) else ENGINES[name])(network, bound, clipping, sequences)
-
-
 def _refuse_rows(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
     if arguments[0].dim() < 3:
-        raise _folded("an input of N x T x d", arguments[0])
+        raise folded("an input of N x T x d", arguments[0])
 
 
-def _folded(expected: str, got: Tensor) -> BouquetError:
+def folded(expected: str, got: Tensor) -> BouquetError:
+    """The error of a layer by which the examples of a batch cannot be told apart."""
     return BouquetError(
         "a trained layer does not see one row an example",
         expected=expected,

@@ -1,0 +1,66 @@
+"""The contract of a structure: which tensors stand beside a frozen layer, and what they are as one LoRA.
+
+Shapes, for one adapted linear layer with weight ``d_out x d_in``:
+
+    A  r x d_in    B  d_out x r      the factors of every structure; the layer computes W x + s B A x, or more
+    Q  d_out x q   P  q x d_in       the frozen offset, scale 1; the layer adds Q P x
+    W  d_out x d_in   b  d_out       a head layer, trained in full
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from common.adapter.values import Key, LayerShape, Tensors
+from common.method import Method
+
+Shape = tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    """The factors of one layer, which adds ``scale B A x``; one that is frozen has no gradient."""
+
+    b: nn.Parameter
+    a: nn.Parameter
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure(Method):
+    """What is injected into every adapted layer. All of its tensors are told apart by their part alone."""
+
+    section = "adapter"
+    parts: ClassVar[frozenset[str]]
+    linear_in: ClassVar[frozenset[frozenset[str]]]
+    """Sets of parts in which, the others being fixed, the update of a layer is linear."""
+
+    @abstractmethod
+    def layer(self, shape: LayerShape, rank: int) -> Iterator[tuple[str, Shape]]:
+        """The parts of one layer and their shapes, A and B first. Raises :class:`BouquetError` for a misfit rank."""
+
+    @abstractmethod
+    def start(self, b: Tensor, a: Tensor, core: Tensor | None) -> Mapping[str, Tensor]:
+        """The parts of one layer that starts from B (``d_out x r``) and A (``r x d_in``).
+
+        ``core`` (r x r) is what an init wants between them: the update of the layer is then B core A. Where it is None
+        it is B A, but for a structure that trains something between the two, which starts at nothing.
+        """
+
+    @abstractmethod
+    def right(self, tensors: Tensors, layer: str) -> Tensor:
+        """What B is multiplied by in the layer's update, ``r x d_in``: A, or A under all that stands between."""
+
+    @abstractmethod
+    def inject(self, module: Any) -> dict[str, list[nn.Parameter]]:
+        """Put the structure into a layer of PEFT's; the parameters of each part, one below the other."""
+
+    def shapes(self, layers: Mapping[str, LayerShape], rank: int) -> dict[Key, Shape]:
+        """The shapes of all tensors of these layers, in their order."""
+        return {Key(name, part): size for name, shape in layers.items() for part, size in self.layer(shape, rank)}
+
+    def chosen(self, key: Key, tensor: Tensor, slots: Sequence[int]) -> Tensor:
+        """Of a tensor that has slots of its own, those that are named; any other, or without names, as it is."""
+        return tensor

@@ -1,0 +1,29 @@
+"""The structures by name, and a state as one plain LoRA whatever its structure."""
+
+import torch
+
+from common.adapter.core import Core
+from common.adapter.lora import Lora
+from common.adapter.structure import Structure
+from common.adapter.values import HEAD, Key, State, Tensors
+from common.method import AUTO, Registry
+
+STRUCTURES = Registry[Structure]("adapter", Lora, Core, default=AUTO)
+
+
+def of(adapter: Tensors) -> Structure:
+    """The structure of an adapter: the least one that has all of its parts."""
+    parts = {key.part for key in adapter} - HEAD
+    return next(kind() for kind in sorted(STRUCTURES.values(), key=lambda kind: len(kind.parts)) if parts <= kind.parts)
+
+
+def stacked(state: State) -> Tensors:
+    """Factors A and B of scale 1 with the whole update of every layer: adapter, core and offset in one."""
+    structure, factors = of(state.adapter), Tensors()
+    for layer in state.layers():
+        right, left = structure.right(state.adapter, layer), state.scale * state.adapter[Key(layer, "B")]
+        if Key(layer, "Q") in state.offset:
+            right = torch.cat([right, state.offset[Key(layer, "P")]], dim=0)
+            left = torch.cat([left, state.offset[Key(layer, "Q")]], dim=1)
+        factors[Key(layer, "A")], factors[Key(layer, "B")] = right, left
+    return factors

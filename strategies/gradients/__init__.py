@@ -1,0 +1,11 @@
+"""How a gradient is had: by an ordinary backward pass, or an example at a time and clipped."""
+
+from common.method import AUTO, Registry
+from strategies.gradients.engine import Engine
+from strategies.gradients.fast import Fast
+from strategies.gradients.gradient import Backward, Gradient
+from strategies.gradients.hooks import Hooks
+
+GRADIENTS = Registry[Gradient]("gradient", Backward, Fast, Hooks, default=AUTO)
+
+__all__ = ["GRADIENTS", "Backward", "Engine", "Fast", "Gradient", "Hooks"]

@@ -1,0 +1,120 @@
+"""Per-example gradients from one backward pass, in the place of the ordinary ones.
+
+Book-keeping (Bu et al., *Differentially Private Optimization on Large Foundation Models at Little Cost*,
+arXiv:2210.00038), cut to LoRA. In the one backward pass a trained linear layer ``y = x W^T + b`` hands over its input
+``x`` (N x T x d_in) and the gradient of its output ``g`` (N x T x d_out), and leaves its ordinary weight gradient out:
+
+    G_i = sum_t g_it x_it^T
+
+which is small, because LoRA's factors are. Ghost clipping, which never forms it, is not offered: a crafted state
+pulls its norms and what it sums apart.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from common.error import BouquetError
+from strategies.gradients.engine import Clipping, Engine, folded
+from strategies.gradients.gradient import Gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fast(Gradient):
+    """The fast engine, for linear layers."""
+
+    name = "fast"
+    paper = "arXiv:2210.00038"
+    private = True
+
+    def engine(self, network: nn.Module, bound: float, clipping: Clipping, sequences: bool) -> Engine:
+        return BookKeeping(network, bound, clipping, sequences)
+
+
+class BookKeeping(Engine):
+    """One backward pass that forms per-example gradients in the place of the ordinary ones."""
+
+    def _install(self, layers: Mapping[str, nn.Module]) -> None:
+        self._gradients: dict[Tensor, Tensor] = {}
+        self._examples = 0
+        self._layers: list[nn.Module] = []
+        for name, module in layers.items():
+            if type(module) is not nn.Linear or "forward" in vars(module):
+                self.__exit__()
+                raise BouquetError(
+                    "a trained layer is not a plain linear layer",
+                    where=name,
+                    expected="torch.nn.Linear",
+                    got=f"{type(module).__module__}.{type(module).__qualname__}",
+                    cure="Train LoRA factors and linear heads only, or set gradient.name = 'hooks'.",
+                )
+            module.forward = partial(recorded, module, self._record)  # type: ignore[method-assign]
+            self._layers.append(module)
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        for module in self._layers:
+            del module.forward
+        self._layers.clear()
+
+    def forget(self) -> None:
+        super().forget()
+        self._gradients = {}
+
+    def _record(self, layer: nn.Linear, x: Tensor, g: Tensor) -> None:
+        if len(x) != self._examples:
+            raise folded(f"an input of {self._examples} x ... x {layer.in_features}", x)
+        x, g = (tensor.reshape(len(tensor), -1, tensor.shape[-1]).float() for tensor in (x, g))
+        if layer.weight.requires_grad:
+            self._keep(layer.weight, torch.bmm(g.mT, x))
+        if layer.bias is not None and layer.bias.requires_grad:
+            self._keep(layer.bias, g.sum(1))
+
+    def _keep(self, parameter: Tensor, gradient: Tensor) -> None:
+        # A layer that is used twice has one gradient: the parts are added before the norm is taken.
+        if parameter in self._gradients:
+            self._gradients[parameter] += gradient
+        else:
+            self._gradients[parameter] = gradient
+
+    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
+        self._examples = len(losses)
+        torch.autograd.backward(losses.sum())
+        gradients, self._gradients = self._gradients, {}
+        self._check(gradients)
+        return self._clipped(gradients, units)
+
+
+Record = Callable[[nn.Linear, Tensor, Tensor], None]
+"""Takes a layer, its input (N x ... x d_in), and the gradient of its output (N x ... x d_out)."""
+
+
+def recorded(layer: nn.Linear, record: Record, x: Tensor) -> Tensor:
+    """The layer's output; its weight's ordinary gradient is left out, and ``record`` called in its place."""
+    if not torch.is_grad_enabled():
+        return linear(x, layer.weight, layer.bias)
+    # The weight is an argument so that the layer has a gradient even where its input needs none.
+    output: Tensor = _Linear.apply(x, layer.weight, layer, record)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer whose backward pass records in the place of forming the weight's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: nn.Linear, record: Record) -> Tensor:
+        ctx.save_for_backward(x)
+        # The layer itself: under gradient checkpointing a saved parameter comes back as another object.
+        ctx.layer, ctx.record = layer, record
+        return linear(x, weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (g,) = outputs
+        ctx.record(ctx.layer, ctx.saved_tensors[0], g)
+        return g @ ctx.layer.weight if ctx.needs_input_grad[0] else None, None, None, None

@@ -1,0 +1,10 @@
+"""What a node's loss has beside the loss of its examples."""
+
+from common.method import Registry
+from strategies.objectives.fedprox import FedProx
+from strategies.objectives.fedspeed import FedSpeed
+from strategies.objectives.objective import Figures, Objective, Plain
+
+OBJECTIVES = Registry[Objective]("objective", Plain, FedProx, FedSpeed, default="none")
+
+__all__ = ["OBJECTIVES", "FedProx", "FedSpeed", "Figures", "Objective", "Plain"]

@@ -1,0 +1,10 @@
+"""How a node steps."""
+
+from common.method import Registry
+from strategies.optimizers.adamw import AdamW
+from strategies.optimizers.lora_pro import LoraPro
+from strategies.optimizers.optimizer import Group, Optimizer
+
+OPTIMIZERS = Registry[Optimizer]("optimizer", AdamW, LoraPro, default="adamw")
+
+__all__ = ["OPTIMIZERS", "AdamW", "Group", "LoraPro", "Optimizer"]

@@ -1,0 +1,35 @@
+"""The contract of a node's optimizer: how it steps, from gradients that are clipped and noised already."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+from common.adapter.structure import Pair
+from common.method import Method
+
+
+class Group(NamedTuple):
+    """Parameters, and the learning rate that is theirs."""
+
+    parameters: Sequence[nn.Parameter]
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Method):
+    """Builds a torch optimizer, fresh in every round."""
+
+    section = "optimizer"
+    structures: ClassVar[frozenset[str] | None] = None
+    """The structures whose gradients it knows, by name; None for any."""
+
+    @abstractmethod
+    def build(self, pairs: Sequence[Pair], adapter: Group, head: Group) -> torch.optim.Optimizer:
+        """The optimizer of what is trained: of the ``adapter``, whose factors are also in ``pairs``, and the ``head``.
+
+        Either group may be empty.
+        """

@@ -1,0 +1,58 @@
+"""Every axis that a run config chooses on, and the config read with all of them known."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.adapter.structures import STRUCTURES
+from common.config.renamed import renamed
+from common.config.run import RunConfig
+from common.method import AUTO, Option, Registry
+from common.tasks import TASKS
+from common.wire.codec import CODECS
+from strategies.gradients import GRADIENTS
+from strategies.inits import INITS
+from strategies.keeps import KEEPS
+from strategies.means import MEANS
+from strategies.objectives import OBJECTIVES
+from strategies.optimizers import OPTIMIZERS
+from strategies.rules import RULES
+from strategies.server_optimizers import SERVER_OPTIMIZERS
+
+AXES: tuple[Registry[Any], ...] = (
+    RULES,
+    MEANS,
+    SERVER_OPTIMIZERS,
+    STRUCTURES,
+    INITS,
+    OPTIMIZERS,
+    OBJECTIVES,
+    GRADIENTS,
+    KEEPS,
+)
+
+
+def defaults() -> dict[str, Option]:
+    """The keys of all axes, and their defaults."""
+    return {key: value for axis in AXES for key, value in axis.defaults().items()}
+
+
+def chosen(flat: Mapping[str, Option], section: str, auto: str) -> str:
+    """The name that a config gives for an axis, or ``auto`` where it leaves the choice open."""
+    name = str(flat[f"{section}.name"])
+    return auto if name == AUTO else name
+
+
+def read_config(flat: Mapping[str, Any]) -> RunConfig:
+    """Flower's flat run config, with the members of every axis and their hyperparameters known.
+
+    A learning rate that is left open is the rule's own from here on. Raises :class:`ConfigError` with every mistake.
+    """
+    flat = renamed(flat)
+    names = {
+        "task.name": list(TASKS),
+        "wire.up": list(CODECS),
+        "wire.down": [name for name, codec in CODECS.items() if not codec.coarse],
+    }
+    config = RunConfig.from_flower(flat, AXES, names)
+    rate = config.train.learning_rate or RULES[str(config.methods["rule.name"])].learning_rate
+    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})
