@@ -19,7 +19,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from common.adapter.values import Key, LayerShape, Spec, State, Tensors, Update
+from common.adapter import Key, LayerShape, Spec, State, Tensors, Update
 from strategies import RULES
 
 LLAMA_3_8B = {

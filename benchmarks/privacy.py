@@ -25,11 +25,10 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from client_app.per_example import ENGINES, attach
 from client_app.training import outputs
-from common import tasks
-from common.config.run import RunConfig
-from common.models import adapted
-from common.models.adapted import LoraModel
-from common.privacy.gaussian import Gaussian, rounded_normal
+from common import models, tasks
+from common.config import RunConfig
+from common.gaussian import Gaussian, rounded_normal
+from common.models import LoraModel
 from common.tasks import Batch, Example, Task
 from strategies import FedIT
 
@@ -91,7 +90,7 @@ class Bench:
         """The bench of a line of the table, with the model in ``folder``."""
         name = str(folder / case.model)
         config = RunConfig.from_flower({"model.name": name, "lora.rank": case.rank, **SETTINGS[case.model]})
-        model = adapted.load(config.model, config.lora, config.task, "auto")
+        model = models.load(config.model, config.lora, config.task, "auto")
         return cls(model, tasks.build(config.task), case.examples, case.tokens)
 
     def plain(self) -> None:

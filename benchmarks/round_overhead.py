@@ -12,8 +12,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from common.models import embedded
-from common.sources import stdlib
+from common import embedded, stdlib
 from tests.processes import APP, Federation, federation
 
 NODES, STEPS, BATCH = 2, 3, 4

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import torch
 
-from common.adapter.values import LayerShape, Spec, State, Tensors, Update
+from common.adapter import LayerShape, Spec, State, Tensors, Update
 from server_app.scrutiny import Against, Scrutiny
 from strategies import RULES, Ravan, Rule
 

@@ -5,19 +5,17 @@ from pathlib import Path
 
 import torch
 
-from common.adapter.algebra import digest
-from common.adapter.values import HEAD, Key, State, Tensors, Update
-from common.config.run import RunConfig
-from common.models import adapted
-from common.record import checkpoint
-from common.record.export import export
+from common import checkpoint, models
+from common.adapter import HEAD, Key, State, Tensors, Update, digest
+from common.config import RunConfig
+from common.export import export
 from strategies import build, read_config
 
 
 def trained(config: RunConfig, rounds: int = 2, seed: int = 0) -> State:
     """The state after rounds in which three nodes made large random changes."""
     rule = build(config)
-    state = rule.initial(adapted.describe(config.model, config.lora, config.task, rule.blocks), config.seed)
+    state = rule.initial(models.describe(config.model, config.lora, config.task, rule.blocks), config.seed)
     generator = torch.Generator().manual_seed(seed)
 
     def changed(tensors: Tensors) -> Tensors:

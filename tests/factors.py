@@ -2,8 +2,7 @@
 
 import torch
 
-from common.adapter.algebra import stacked
-from common.adapter.values import Key, LayerShape, Spec, State, Update
+from common.adapter import Key, LayerShape, Spec, State, Update, stacked
 from strategies import RULES, Ravan, Rule
 
 # Non-square both ways, square, and a layer whose dimension equals the rank.

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
-from common.adapter.values import Key, LayerShape, Spec, check_form, check_range
+from common import wire
+from common.adapter import Key, LayerShape, Spec, check_form, check_range
+from common.codec import CODECS
 from common.error import BouquetError
-from common.wire import message as wire
-from common.wire.codec import CODECS
 from strategies import FLASC, FedIT, FedPLora, FLora, Ravan, Rule
 from strategies.strategy import LoraStrategy
 from tests.factors import trained

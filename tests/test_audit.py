@@ -13,9 +13,7 @@ from scipy.stats import beta, binom
 from client_app import units
 from client_app.per_example import Engine
 from client_app.session import Session
-from common.config import node as node_config
-from common.privacy import gaussian
-from common.sources import stdlib
+from common import gaussian, node_config, stdlib
 from deploy.audit import bounds, invariants, trials
 from deploy.audit.canaries import Maker, usable
 from deploy.audit.node import Bench

@@ -40,14 +40,14 @@ def test_every_module_and_the_embedded_model_ship_and_nothing_else(bundle):
         if path.suffix in {".py", ".json", ".jsonl", ".md"} and "__pycache__" not in path.parts
     }
     assert shipped == expected
-    assert "common/models/embedded/weights.jsonl" in shipped
+    assert "common/embedded/weights.jsonl" in shipped
     others = {name.split("/")[0] for name in bundle.namelist()} - set(PACKAGES)
     assert others <= {"pyproject.toml", ".info", "README.md", "LICENSE"}, others
 
 
 def test_the_embedded_model_is_found_in_the_installed_bundle(bundle, tmp_path):
     bundle.extractall(tmp_path / "app")
-    script = "from common.models import embedded; print(embedded.unpack())"
+    script = "from common import embedded; print(embedded.unpack())"
     found = subprocess.run(
         [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, '.'); {script}"],
         cwd=tmp_path / "app",

@@ -7,10 +7,9 @@ import pytest
 import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 
-from common import wire
-from common.adapter.values import LayerShape
-from common.config.run import WireConfig
-from common.wire import codec
+from common import codec, wire
+from common.adapter import LayerShape
+from common.config import WireConfig
 from server_app.run import conduct
 from strategies import RULES, FedSB, Ravan, read_config
 from strategies.cost import formula_bytes, planned_bytes, round_bytes

@@ -6,9 +6,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from common import tasks
-from common.models import base
-from common.models.adapted import LoraModel
+from common import base, tasks
+from common.models import LoraModel
 from deploy.chat.command import _show
 from deploy.command import main
 from tests.adapters import run_directory

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from common import tasks
-from common.config.run import ModelConfig, TaskConfig
-from common.models import base
+from common import base, tasks
+from common.config import ModelConfig, TaskConfig
 from deploy.check import LEARNED, _shown
 from deploy.command import main
 

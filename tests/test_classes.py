@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from common import tasks
-from common.config.run import ModelConfig, RunConfig, TaskConfig
-from common.config.section import ConfigError
+from common import base, tasks
+from common.config import ModelConfig, RunConfig, TaskConfig
 from common.error import BouquetError
-from common.models import base
+from common.section import ConfigError
 from common.tasks import Example, Score
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from client_app.clipping import Clip
 from client_app.per_example import ENGINES, attach
-from common.config.privacy import PrivacyConfig
 from common.error import BouquetError
+from common.privacy_config import PrivacyConfig
 from tests.test_per_example import EXAMPLES, brute_force, clipped_sum, fresh, losses, relative
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from flwr.common.config import parse_config_args
 
-from common.config.node import NodeConfig
-from common.config.run import RunConfig
-from common.config.section import ConfigError
+from common.config import RunConfig
 from common.error import BouquetError
+from common.node_config import NodeConfig
+from common.section import ConfigError
 from common.tasks import TASKS
 from strategies import OPTIONS, RULES, build, read_config
 

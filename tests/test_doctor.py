@@ -16,9 +16,9 @@ import grpc
 import pytest
 from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
 
-from common.config.node import NodeConfig
+from common import accounting
 from common.error import BouquetError
-from common.privacy import accounting
+from common.node_config import NodeConfig
 from deploy.command import main
 from deploy.doctor import job, machine, network
 from deploy.doctor.budget import budget

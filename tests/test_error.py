@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from common.config.section import ConfigError
 from common.error import BouquetError
+from common.section import ConfigError
 
 ROOT = Path(__file__).parents[1]
 # Whatever raises while a record is at hand.
 NEAR_RECORDS = [
-    "common/sources/records.py",
-    "common/sources/dealing.py",
-    "common/sources/files.py",
-    "common/sources/stable.py",
-    "common/sources/fields.py",
-    "common/privacy/dataset.py",
+    "common/records.py",
+    "common/sources.py",
+    "common/files.py",
+    "common/stable.py",
+    "common/fields.py",
+    "common/dataset.py",
     "client_app/units.py",
     "client_app/scoring.py",
     *(str(file.relative_to(ROOT)) for file in (ROOT / "common/tasks").glob("*.py")),

@@ -12,8 +12,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common import wire
-from common.adapter.values import Key, State, Update
-from common.config.run import RunConfig
+from common.adapter import Key, State, Update
+from common.config import RunConfig
 from common.error import BouquetError
 from server_app.nodes import Nodes
 from server_app.record import Record
@@ -264,7 +264,7 @@ def test_a_sign_flipped_update_is_named(settings, tmp_path, capsys):
 
 
 def spec(update: Update):
-    from common.adapter.values import LayerShape, Spec
+    from common.adapter import LayerShape, Spec
 
     layers = {
         key.layer: LayerShape(update.tensors[Key(key.layer, "B")].shape[0], tensor.shape[1])

@@ -9,10 +9,8 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
-from common.adapter.algebra import leading
-from common.adapter.values import Key, State, Update
-from common.models import adapted
-from common.wire import message as wire
+from common import models, wire
+from common.adapter import Key, State, Update, leading
 from server_app.run import conduct
 from strategies import RULES, build, read_config
 from tests.grid import RUN_ID, OneProcessGrid, introduction, pose_as_an_app, travelled
@@ -31,7 +29,7 @@ class Nodes(OneProcessGrid):
         self.nodes, self.spoil = list(nodes), spoil
         config = read_config(flat)
         self.rule = build(config)
-        self.spec = adapted.describe(config.model, config.lora, config.task, self.rule.blocks)
+        self.spec = models.describe(config.model, config.lora, config.task, self.rule.blocks)
         self._waiting: dict[str, Message] = {}
         self._pushed = 0
 

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.adapter.algebra import digest
-from common.adapter.values import HEAD, Key, State, Update
+from common.adapter import HEAD, Key, State, Update, digest
 from common.error import BouquetError
 from strategies import RULES, Ravan
 from tests.factors import LAWFUL, LAYERS, dense, spec, started, trained

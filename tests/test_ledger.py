@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from client_app.budget import Budget, Limits
-from common import owned
+from common import ledger, owned
 from common.error import BouquetError, RefusalError
-from common.privacy import ledger
-from common.privacy.ledger import DataSet
+from common.ledger import DataSet
 from tests.budgets import BROKEN, DELTA, FORK, NOTES, PRIVACY, RECORDS, RELEASE, charge, cost, read, read_head
 
 

@@ -10,12 +10,10 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from safetensors.torch import load_file
 
-from common import wire
-from common.adapter.algebra import digest
-from common.adapter.values import Key, Update
-from common.config.run import RunConfig
+from common import checkpoint, wire
+from common.adapter import Key, Update, digest
+from common.config import RunConfig
 from common.error import BouquetError
-from common.record import checkpoint
 from strategies import RULES
 from tests.conftest import tiny_bert
 from tests.grid import run_in_process

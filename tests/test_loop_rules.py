@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 
-from common import wire
-from common.adapter.values import Key
+from common import checkpoint, wire
+from common.adapter import Key
 from common.error import BouquetError
-from common.record import checkpoint
 from tests.grid import run_in_process
 from tests.test_loop import failures, lines, replace_tensors
 

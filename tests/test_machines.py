@@ -14,8 +14,7 @@ import pytest
 COMPUTED = """
 import json
 import torch
-from common.adapter.values import LayerShape, Spec
-from common.adapter.algebra import digest
+from common.adapter import LayerShape, Spec, digest
 from tests.factors import LAWFUL, after_a_round, trained
 
 starts, merges = {}, {}

@@ -11,12 +11,11 @@ import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 
 import server_app.nodes
-from common.adapter.values import Key, State, Update
-from common.config import roster
-from common.config.roster import Registered
+from common import checkpoint, roster
+from common.adapter import Key, State, Update
 from common.error import QuorumError
-from common.record import checkpoint
-from common.record.run import Run
+from common.record import Run
+from common.roster import Registered
 from server_app.record import Record
 from server_app.run import conduct
 from server_app.scrutiny import FEWEST, Scrutiny

@@ -5,7 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.adapter.values import Key, LayerShape, Spec
+from common.adapter import (
+    Key,
+    LayerShape,
+    Spec,
+)
 from common.error import BouquetError
 from strategies import (
     FedIT,
@@ -17,7 +21,7 @@ from strategies import (
     Ravan,
     RoLora,
 )
-from strategies.rules.fedrot_lora import nearest_rotation
+from strategies.fedrot_lora import nearest_rotation
 from tests.factors import LAYERS, dense, layer_of, matrices, product, spec, started, trained
 
 

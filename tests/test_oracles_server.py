@@ -7,8 +7,12 @@ import statistics
 import pytest
 import torch
 
-from common.adapter.algebra import weighted_mean
-from common.adapter.values import Key, LayerShape, Spec
+from common.adapter import (
+    Key,
+    LayerShape,
+    Spec,
+    weighted_mean,
+)
 from strategies import (
     FedAdam,
     FedAvgM,

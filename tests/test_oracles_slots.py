@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from common import wire
-from common.adapter.algebra import digest
-from common.adapter.values import Key, LayerShape, Spec
+from common.adapter import Key, LayerShape, Spec, digest
 from common.error import BouquetError
 from strategies import (
     FLASC,
@@ -18,8 +17,8 @@ from strategies import (
     LoraLego,
     Ravan,
 )
+from strategies.flasc import largest
 from strategies.mean import TrimmedMean
-from strategies.rules.flasc import largest
 from tests.factors import LAYERS, layer_of, matrices, product, spec, started, trained
 
 

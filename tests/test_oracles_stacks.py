@@ -5,8 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.adapter.algebra import break_even_rank, extend_offset, low_rank_svd, recompress
-from common.adapter.values import Key, LayerShape, Spec
+from common.adapter import (
+    Key,
+    LayerShape,
+    Spec,
+    break_even_rank,
+    extend_offset,
+    low_rank_svd,
+    recompress,
+)
 from common.error import BouquetError
 from strategies import (
     FedExLora,

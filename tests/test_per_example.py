@@ -9,10 +9,9 @@ from torch.nn.functional import mse_loss
 
 from client_app.per_example import ENGINES, attach
 from client_app.training import outputs
-from common import tasks
-from common.config.run import LoraConfig, ModelConfig, RunConfig, TaskConfig
+from common import base, models, tasks
+from common.config import LoraConfig, ModelConfig, RunConfig, TaskConfig
 from common.error import BouquetError
-from common.models import adapted, base
 from common.tasks import Example
 from strategies import FedIT
 from tests.conftest import tiny_bert
@@ -27,7 +26,7 @@ def fresh(quantization="nf4", rank=8, checkpointing=None, blocks=0):
     network = base.load(ModelConfig.model_validate({"quantization": quantization}), 0, torch.device("cpu"))
     if checkpointing is not None:
         network.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
-    return scattered(adapted.LoraModel(network, LoraConfig(rank=rank), blocks))
+    return scattered(models.LoraModel(network, LoraConfig(rank=rank), blocks))
 
 
 def scattered(model):
@@ -98,7 +97,7 @@ def test_the_clipped_sum_is_that_of_a_loop_over_the_examples(engine, quantizatio
 def test_a_head_and_its_bias_are_clipped_with_the_rest(pooling, tmp_path):
     settings = {"model.name": tiny_bert(tmp_path), "model.pooling": pooling, "task.name": "classify"}
     config = RunConfig.from_flower(settings | {"lora.targets": "query,value"})
-    model = scattered(adapted.load(config.model, config.lora, config.task, "cpu"))
+    model = scattered(models.load(config.model, config.lora, config.task, "cpu"))
     for module in model.network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

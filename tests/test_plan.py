@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.adapter.values import Key, LayerShape, Spec
-from common.privacy import accounting
+from common import accounting
+from common.adapter import Key, LayerShape, Spec
 from deploy import plan
 from deploy.command import main
 from strategies import build, read_config

@@ -12,12 +12,11 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from client_app import audit
 from client_app.policy import Policy
-from common import wire
-from common.adapter.values import Key, Update
-from common.config.node import NodeConfig
-from common.config.section import ConfigError
+from common import ledger, wire
+from common.adapter import Key, Update
 from common.error import BouquetError, RefusalError
-from common.privacy import ledger
+from common.node_config import NodeConfig
+from common.section import ConfigError
 from strategies import build, read_config
 from tests.grid import NAMED, run_in_process, with_budget
 from tests.test_private_run import PRIVATE, events, spent

@@ -13,12 +13,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from client_app.privacy import poisson_sample, privatise, train_privately
 from client_app.training import train
-from common.adapter.values import Key, State, Update
-from common.config.privacy import PrivacyConfig
-from common.config.run import LoraConfig, RunConfig, TrainConfig
+from common import models
+from common.accounting import Release
+from common.adapter import Key, State, Update
+from common.config import LoraConfig, RunConfig, TrainConfig
 from common.error import BouquetError
-from common.models import adapted
-from common.privacy.accounting import Release
+from common.privacy_config import PrivacyConfig
 from common.tasks import Example
 from strategies import FLASC, RULES, FedIT, Ravan, build, read_config
 from strategies.private_mean import PrivateMean
@@ -162,13 +162,13 @@ def test_a_tensor_that_did_not_move_ends_the_round():
     with pytest.raises(BouquetError, match=r"a trained tensor has not moved .*expected a change in every tensor"):
         train_here(fresh(), EXAMPLES, Release(1.0, 1.0, 1), config=PLAIN.model_copy(update={"learning_rate": 1e-30}))
 
-    class Corrupted(adapted.LoraModel):
+    class Corrupted(models.LoraModel):
         """What is trained is no longer what is sent: PEFT and Opacus have done it in silence."""
 
         def tensors(self):
             return {key: torch.ones(2) for key in self.keys}
 
-    model = Corrupted(adapted.base.load(RunConfig().model, 0, torch.device("cpu")), LoraConfig())
+    model = Corrupted(models.base.load(RunConfig().model, 0, torch.device("cpu")), LoraConfig())
     with pytest.raises(BouquetError, match=r"Raise train.learning-rate if it is tiny; else what is trained is not"):
         train_here(model, EXAMPLES, Release(1.0, 1.0, 1))
 

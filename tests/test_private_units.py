@@ -5,8 +5,8 @@ import math
 import pytest
 
 from client_app.privacy import _physical_batches
+from common.accounting import Release
 from common.error import BouquetError
-from common.privacy.accounting import Release
 from common.tasks import Example
 from tests.test_clipping import out_of_memory
 from tests.test_per_example import EXAMPLES, fresh

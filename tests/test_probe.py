@@ -11,11 +11,10 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig, PreTrainedConfig
 
 from client_app.per_example import attach
 from client_app.probe import made_up, probe, probe_scores
-from common import tasks
-from common.config.run import LoraConfig, RunConfig, TaskConfig
+from common import base, models, tasks
+from common.config import LoraConfig, RunConfig, TaskConfig
 from common.error import BouquetError
-from common.models import adapted, base
-from common.models.adapted import LoraModel
+from common.models import LoraModel
 from strategies import FedIT
 from tests.conftest import tiny_bert
 from tests.test_per_example import TEXT, fresh
@@ -35,7 +34,7 @@ def llama(rope=None, positions=64):
     return Causal.from_config(config)
 
 
-def with_lora(network, targets="all-linear"):
+def adapted(network, targets="all-linear"):
     """With LoRA as it starts: B is zero."""
     model = LoraModel(network, LoraConfig.model_validate({"targets": targets}))
     state = FedIT().initial(model.spec, 0)
@@ -73,7 +72,7 @@ def test_the_embedded_model_passes(engine, quantization):
     ],
 )
 def test_ordinary_language_models_pass_with_their_dropout(config, targets, bound):
-    look(with_lora(Causal.from_config(config), targets), bound=bound)
+    look(adapted(Causal.from_config(config), targets), bound=bound)
 
 
 @pytest.mark.parametrize("pooling", ["default", "mean"])
@@ -83,21 +82,21 @@ def test_an_encoder_passes_with_its_dropout_head_and_pooler(pooling, checkpointi
     settings = {"model.name": tiny_bert(tmp_path), "model.pooling": pooling, "task.name": "classify"}
     settings |= {"model.gradient-checkpointing": checkpointing, "model.quantization": quantization}
     config = RunConfig.from_flower(settings | {"lora.dropout": 0.2})
-    look(with_lora(base.load(config.model, 2, torch.device("cpu"))), tasks.build(config.task))
+    look(adapted(base.load(config.model, 2, torch.device("cpu"))), tasks.build(config.task))
 
 
 @pytest.mark.parametrize("engine", ["fast", "hooks"])
 def test_a_layer_that_folds_all_tokens_into_rows_is_refused(engine):
     config = OPTConfig(**SIZES, ffn_dim=128, max_position_embeddings=32, word_embed_proj_dim=64)
     with pytest.raises(BouquetError, match=r"does not see one row an example: expected an input of N x T x d"):
-        look(with_lora(Causal.from_config(config)), engine=engine)
+        look(adapted(Causal.from_config(config)), engine=engine)
 
 
 @pytest.mark.parametrize("rope", ROPES)
 def test_rotary_embeddings_that_depend_on_the_longest_text_are_refused(rope):
-    look(with_lora(llama(rope, 64)))
+    look(adapted(llama(rope, 64)))
     with pytest.raises(BouquetError, match=r"does not keep the examples of a batch apart \(the state before step 1\)"):
-        look(with_lora(llama(rope, 16)))
+        look(adapted(llama(rope, 16)))
 
 
 class Small(nn.Module):
@@ -140,7 +139,7 @@ CLASSIFY = tasks.build(TaskConfig.model_validate({"name": "classify", "max-lengt
 
 @pytest.mark.parametrize("middle", [nn.Identity, nn.Tanh])
 def test_what_computes_every_example_by_itself_passes(middle):
-    look(with_lora(Small(middle()), "first"), CLASSIFY)
+    look(adapted(Small(middle()), "first"), CLASSIFY)
 
 
 @pytest.mark.parametrize(("middle", "targets"), [(lambda: Normalised(16), "first"), (Expert, "first,linear")])
@@ -148,7 +147,7 @@ def test_what_couples_the_examples_is_refused(middle, targets):
     with pytest.raises(
         BouquetError, match=r"does not keep the examples of a batch apart .*got a difference of [0-9.]+e"
     ):
-        look(with_lora(Small(middle()), targets), CLASSIFY)
+        look(adapted(Small(middle()), targets), CLASSIFY)
 
 
 class Late(nn.Module):
@@ -165,7 +164,7 @@ class Late(nn.Module):
 
 
 def test_coupling_that_the_start_of_lora_hides_is_found_with_made_up_values():
-    model = with_lora(Small(Late()), "linear")
+    model = adapted(Small(Late()), "linear")
     model.train_only([key for key in model.keys if key.layer != "classifier"])
     with pytest.raises(BouquetError, match=r"apart \(made-up values of what is trained\)"):
         look(model, CLASSIFY)
@@ -182,13 +181,13 @@ def test_a_state_that_magnifies_rounding_is_refused_before_the_round_and_in_it()
 
 
 def test_nothing_is_promised_without_a_bound():
-    look(with_lora(llama("dynamic", 16)), bound=float("inf"))
+    look(adapted(llama("dynamic", 16)), bound=float("inf"))
 
 
 def test_a_text_that_the_model_has_no_positions_for_is_refused():
     config = GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=4, n_positions=16)
     with pytest.raises(BouquetError, match=r"cannot compute a made-up text .*got IndexError. Lower task.max-length"):
-        look(with_lora(Causal.from_config(config)))
+        look(adapted(Causal.from_config(config)))
 
 
 def held(model):
@@ -209,7 +208,7 @@ def held(model):
     ],
 )
 def test_it_leaves_no_trace_whether_or_not_it_refuses(network, task, targets):
-    model = with_lora(network(), targets)
+    model = adapted(network(), targets)
     model.network.eval()
     dropout, before = nn.functional.dropout, held(model)
     with suppress(BouquetError):
@@ -238,7 +237,7 @@ def test_made_up_examples_are_valid_and_always_the_same():
 
 def test_the_model_may_be_loaded_as_a_node_does(tmp_path):
     config = RunConfig()
-    model = adapted.load(config.model, config.lora, config.task, "cpu")
+    model = models.load(config.model, config.lora, config.task, "cpu")
     model.train_only(model.keys)
     look(model, tasks.build(config.task))
 
@@ -246,7 +245,7 @@ def test_the_model_may_be_loaded_as_a_node_does(tmp_path):
 @pytest.mark.parametrize("rope", [None, *ROPES])
 def test_a_score_that_depends_on_what_was_scored_before_is_refused_every_time(rope):
     """Dynamic positions keep the longest text that was seen; those of longrope go by the text itself."""
-    model = with_lora(llama(rope, 16 if rope else 64))
+    model = adapted(llama(rope, 16 if rope else 64))
     for _ in range(2):
         with nullcontext() if rope != "dynamic" else pytest.raises(BouquetError, match="whatever was scored before it"):
             probe_scores(model, SHORT_TEXT, 0)

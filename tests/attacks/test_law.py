@@ -6,7 +6,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from common import wire
-from common.adapter.values import Key, State
+from common.adapter import Key, State
 from tests.attacks.hostile import (
     CLASSIFY,
     INSTRUCT,

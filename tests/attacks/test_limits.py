@@ -2,8 +2,8 @@
 
 import pytest
 
-from common.privacy import accounting
-from common.privacy.accounting import Release
+from common import accounting
+from common.accounting import Release
 from tests.attacks.hostile import LOCAL, MANY_VALUES, RUN, Node, failure, refused, start, update
 from tests.attacks.tools import FORK
 
