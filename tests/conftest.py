@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertModel
 
-from common import embedded
 from common.config import RunConfig
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -64,16 +62,3 @@ def settings(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return RunConfig().to_flower() | small | changes
 
     return make
-
-
-def tiny_bert(folder: Path) -> str:
-    """A random encoder with the embedded tokenizer, saved as a user's local model would be."""
-    config = BertConfig(
-        vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
-    )
-    # What a test trains, and what follows in it, must not depend on the tests before it.
-    torch.manual_seed(0)
-    network = BertModel(config)
-    network.save_pretrained(folder / "bert")
-    AutoTokenizer.from_pretrained(embedded.unpack()).save_pretrained(folder / "bert")
-    return str(folder / "bert")

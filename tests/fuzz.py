@@ -25,8 +25,8 @@ from common.codec import CODECS
 from common.error import BouquetError
 from strategies import FLASC, FedIT, FedPLora, FLora, Ravan, Rule
 from strategies.strategy import LoraStrategy
-from tests.factors import trained
-from tests.grid import pose_as_an_app
+from tests.support.factors import trained
+from tests.support.grid import pose_as_an_app
 
 RULES: list[Rule] = [FedIT(), FLASC(), FedPLora(), FLora(), Ravan(heads=2)]
 LAYERS = {f"model.layers.{number}.{name}": LayerShape(96, 64) for number in range(4) for name in ("up", "down")}
