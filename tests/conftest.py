@@ -1,6 +1,12 @@
 """Shared fixtures. Real data and models are read from ``../shared``; tests that need them skip where it is not."""
 
+import json
 import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+from common import webhook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -62,3 +68,26 @@ def settings(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return RunConfig().to_flower() | small | changes
 
     return make
+
+
+@pytest.fixture
+def heard(monkeypatch) -> Iterator[list[dict]]:
+    """What is posted to the address that the environment names."""
+    bodies = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv(webhook.VARIABLE, f"http://127.0.0.1:{server.server_port}/secret")
+        yield bodies
+        server.shutdown()
+        thread.join()

@@ -26,6 +26,7 @@ from strategies.strategy import LoraStrategy
 from tests.attacks.tools import tiny_llama, written
 from tests.support.budgets import DELTA
 from tests.support.grid import pose_as_an_app, travelled
+from tests.support.replies import packed
 
 NODE_ID = 1000
 SHAPING = ("lora.rank", "lora.targets", "model.", "rule.", "task.", "seed", "wire.down")
@@ -157,7 +158,7 @@ def whole(state: State, rule: str) -> ArrayRecord:
     header = wire.Header(
         kind="state", rule=rule, round=state.round, codec="fp32", scale=state.scale, slots=slots, tensors=named
     )
-    return wire._pack(header, tensors)
+    return packed(header, tensors)
 
 
 def turned(state: State, change: Callable[[Any, torch.Tensor], torch.Tensor], **others: Any) -> State:

@@ -1,5 +1,6 @@
 """The ``bouquet`` command, up to where Flower takes over."""
 
+import fcntl
 import json
 import signal
 import sqlite3
@@ -15,7 +16,7 @@ from common.record import Run
 from deploy.command import main
 from deploy.flower import program
 from deploy.settings import located
-from deploy.simulation import FLOWERS_LOG, _alone, _own_superlink
+from deploy.simulation import FLOWERS_LOG
 from tests.support.processes import Process, wait_for
 
 
@@ -58,18 +59,26 @@ def test_a_second_run_of_a_name_leaves_the_log_of_the_first(tmp_path, capsys):
     log = tmp_path / "one" / FLOWERS_LOG
     log.parent.mkdir()
     log.write_text("started run 7\n")
-    with _alone(log):
+    with log.open("a") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
         assert main(["run", "--directory", str(tmp_path), "run-name=one"]) == 2
     assert f"this run is under way ({tmp_path}/one). Wait for it" in capsys.readouterr().err
     assert log.read_text() == "started run 7\n"
 
 
-def test_an_environment_that_is_not_ours_to_write_has_its_simulations_in_the_users_home(monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.prefix", "/proc/x")
+def test_simulations_are_in_the_users_home_if_not_beside_the_environment(monkeypatch, tmp_path):
+    """A stand-in for `flwr` says where Flower would keep its SuperLink."""
+    (tmp_path / "bin").mkdir()
+    flwr = tmp_path / "bin/flwr"
+    flwr.write_text(f'#!/bin/sh\necho "$FLWR_HOME" >> {tmp_path}/homes\n')
+    flwr.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "bin/python"))
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert Path(_own_superlink()["FLWR_HOME"]).parent == tmp_path / ".bouquet/flower"
-    monkeypatch.setattr("sys.prefix", str(tmp_path))
-    assert Path(_own_superlink()["FLWR_HOME"]).parent == tmp_path / "flower"
+    for prefix, home in (("/proc/x", ".bouquet/flower"), (str(tmp_path), "flower")):
+        monkeypatch.setattr("sys.prefix", prefix)
+        assert main(["run", "--directory", str(tmp_path / "runs")]) == 1
+        assert {Path(line).parent for line in (tmp_path / "homes").read_text().splitlines()} == {tmp_path / home}
+        (tmp_path / "homes").unlink()
 
 
 def test_an_interruption_while_the_command_is_imported_is_told(monkeypatch, capsys):

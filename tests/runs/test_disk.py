@@ -218,27 +218,15 @@ def test_a_report_that_finds_no_room_is_told_and_the_run_is_complete(settings, t
     assert Run.read(tmp_path / "run").state == "finished"
 
 
-def test_who_is_told_of_a_runs_end_hears_of_a_full_disk(settings, tmp_path):
-    heard = []
-
-    class Listener:
-        name = "listener"
-
-        def hear(self, event):
-            heard.append(event["phase"])
-
-        def close(self):
-            heard.append("closed")
-
+def test_who_is_told_of_a_runs_end_hears_of_a_full_disk(settings, tmp_path, heard):
     def go() -> None:
         with Record(read_config(settings()), 1) as record:
-            record._listeners.append(Listener())
             fill(tmp_path / "run/metrics.jsonl")
             record.event("merge", 1)
 
     with pytest.raises(DiskError, match="the record of a run cannot be written"):
         go()
-    assert heard == ["merge", "stopped", "closed"]
+    assert [told["text"] for told in heard] == ["run run: stopped: broken off"]
 
 
 # On a node

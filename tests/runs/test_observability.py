@@ -5,10 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from typing import Any
 from urllib.request import urlopen
 
+import psutil
 import pytest
 from flwr.app import Context, RecordDict
+from torch.utils.tensorboard import SummaryWriter
 
 from common.error import BouquetError
 from server_app.record import FEW, Record
@@ -74,9 +77,20 @@ def test_prometheus_reads_the_figures_while_the_run_lasts_and_no_longer(settings
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_nobody_listens_unless_asked(settings):
+def test_nobody_listens_unless_asked(settings, tmp_path):
+    def listening() -> list[Any]:
+        return [each for each in psutil.Process().net_connections() if each.status == psutil.CONN_LISTEN]
+
+    before = listening()
     with Record(read_config(settings()), 1) as record:
-        assert record._listeners == []
+        record.event("merge", 1, loss=2.0)
+        assert listening() == before
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "report.html",
+        "run.log",
+    }
 
 
 def test_a_port_for_prometheus_that_is_taken_is_named(settings):
@@ -94,17 +108,21 @@ def test_a_tracker_that_is_not_installed_or_not_known_is_named(settings, monkeyp
         read_config(settings(**{"tracking.to": "tensorboard,comet"}))
 
 
-def test_a_tracker_that_breaks_down_does_not_end_the_run(settings, tmp_path, capsys):
+def test_a_tracker_that_breaks_down_does_not_end_the_run(settings, tmp_path, capsys, monkeypatch):
+    def gone(*_: object) -> None:
+        raise OSError("the service is gone")
+
     with Record(read_config(settings(**{"tracking.to": "tensorboard"})), 1) as record:
         record.event("merge", 1, loss=2.0)
-        record._listeners[0]._tracker.writer = None  # what a service that goes away leaves
+        monkeypatch.setattr(SummaryWriter, "add_scalar", gone)
         tell(record)
     written = [line["phase"] for line in lines(tmp_path / "run")]
     assert written == ["opened", "merge", *(phase for phase, _, _ in EVENTS)]
     assert capsys.readouterr().out.count("tensorboard takes no more figures of this run") == 1
 
     with Record(read_config(settings(**{"tracking.to": "tensorboard", "run-name": "last"})), 1) as record:
-        record._listeners[0]._tracker.writer = None
+        monkeypatch.setattr(SummaryWriter, "close", gone)
+        record.event("roll-call", 0)
     assert "tensorboard did not take its last figures" in capsys.readouterr().out
 
 

@@ -7,15 +7,21 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from common import models, wire
-from common.adapter import Key, State, Update, leading
-from strategies import build, read_config
+from common.adapter import Key, Spec, State, Update, leading
+from strategies import Rule, build, read_config
 from tests.support.grid import OneProcessGrid, introduction, pose_as_an_app, travelled
-from tests.support.replies import bare
+from tests.support.replies import bare, packed
 
 HONEST, HOSTILE = (1, 2, 3, 4), 5
-
-
 SEED = 3
+
+
+def received(message: Message, rule: Rule, spec: Spec) -> State:
+    """What a node has after a message of the seed :data:`SEED`: what was sent, and what it draws for itself."""
+    header, state = wire.unpack_state(message.content.array_records["state"], rule=rule.name)
+    drawn = rule.draw(spec, SEED, state.round)
+    held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
+    return State(held | state.adapter, state.scale, state.round, state.offset, slots=state.slots)
 
 
 class Nodes(OneProcessGrid):
@@ -58,7 +64,7 @@ class Nodes(OneProcessGrid):
             return RecordDict({"node": ConfigRecord(introduction(f"node-{node}", rank))})
         if message.metadata.message_type == MessageType.EVALUATE:
             return RecordDict({"metrics": MetricRecord({"loss": 2.0 + node / 10, "correct": node, "count": 10 * node})})
-        state = self._received(message)
+        state = received(message, self.rule, self.spec)
         generator = torch.Generator().manual_seed(100 * state.round + node)
         local = {
             key: tensor + 0.01 * torch.randn(tensor.shape, generator=generator)
@@ -69,12 +75,6 @@ class Nodes(OneProcessGrid):
         update = Update(self.rule.send(state, local), 10.0 * node, state.scale, state.slots)
         record = wire.pack_update(update, self.rule.name, state.round, f"node-{node}")
         return RecordDict({"update": record, "metrics": MetricRecord({"loss": 2.0, "examples": 10 * node})})
-
-    def _received(self, message: Message) -> State:
-        header, state = wire.unpack_state(message.content.array_records["state"], rule=self.rule.name)
-        drawn = self.rule.draw(self.spec, SEED, state.round)
-        held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
-        return State(held | state.adapter, state.scale, state.round, state.offset, slots=state.slots)
 
 
 class Spoil:
@@ -87,17 +87,13 @@ class Spoil:
         return self.change(content)
 
 
-def packed(header: wire.Header, tensors: dict[Key, torch.Tensor], **changes: Any) -> ArrayRecord:
-    return wire._pack(header.model_copy(update={"tensors": wire._names(tensors), **changes}), tensors)
-
-
 def update(change: Callable[[wire.Header, dict[Key, torch.Tensor]], ArrayRecord]) -> Spoil:
     """A reply whose update is packed anew."""
 
     def spoilt(content: RecordDict) -> RecordDict:
         header = wire.read_header(content.array_records["update"])
-        tensors = wire._tensors(content.array_records["update"], header)
-        content["update"] = change(header, tensors)
+        _, sent = wire.unpack_update(content.array_records["update"], rule=header.rule, round=header.round)
+        content["update"] = change(header, dict(sent.tensors))
         return content
 
     return Spoil(spoilt)

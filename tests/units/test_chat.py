@@ -4,11 +4,10 @@ import io
 
 import pytest
 import torch
-from rich.console import Console
+from transformers import TextStreamer
 
 from common import base, tasks
 from common.models import LoraModel
-from deploy.chat.command import _show
 from deploy.command import main
 from tests.support.adapters import run_directory
 from tests.support.architectures import tiny_bert
@@ -53,9 +52,11 @@ def test_a_classifier_gives_every_class_its_probability(tmp_path, capsys):
     assert "the base model has no classes of its own (--base)" in capsys.readouterr().err
 
 
-def test_what_steers_a_terminal_is_not_shown(capsys):
-    _show(Console(), "a\x1b[31m\x07b\n[bold]c")
-    assert capsys.readouterr().out == "a\ufffd[31m\ufffdb\n[bold]c"
+def test_what_steers_a_terminal_is_not_shown(tmp_path, capsys, monkeypatch):
+    run_directory(tmp_path / "flu")
+    monkeypatch.setattr(TextStreamer, "put", lambda self, _: self.on_finalized_text("a\x1b[31m\x07b\n[bold]c"))
+    assert main(["chat", str(tmp_path / "flu"), "--prompt", "a", "--tokens", "1"]) == 0
+    assert "a\ufffd[31m\ufffdb\n[bold]c" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_torn_is_told(tmp_path, capsys):

@@ -5,9 +5,6 @@ import re
 
 import pytest
 
-from common import base, tasks
-from common.config import ModelConfig, TaskConfig
-from deploy.check import LEARNED, _shown
 from deploy.command import main
 
 TICKETS = "kind;message\nham;Lunch at noon?\nspam;You have won\nham;\nspam;Buy it now, now\nham;See you\nham;Hello\n"
@@ -29,19 +26,19 @@ def test_it_says_what_each_node_has_and_shows_an_example(tmp_path, capsys, monke
     assert lines[8] == f"next: bouquet run --nodes 1 data.source=tickets.csv {' '.join(FIELDS)} task.max-length=4"
 
 
-def test_what_is_learned_stands_between_marks_or_in_colour():
-    tokenizer = base.load_tokenizer(ModelConfig())
+def test_what_is_learned_stands_between_marks_or_in_colour(tmp_path, capsys, monkeypatch):
     turns = [("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second.")]
-    task = tasks.build(TaskConfig.model_validate({"name": "chat", "max-length": 128}))
-    (example,) = task.encode({"messages": [{"role": who, "content": said} for who, said in turns]}, tokenizer)
-    plain = _shown(example, task, tokenizer, coloured=False).plain
+    record = {"messages": [{"role": who, "content": said} for who, said in turns]}
+    (tmp_path / "talks.jsonl").write_text(json.dumps(record) + "\n")
+    command = ["check", "--nodes", "1", "task.name=chat", "task.max-length=128", f"data.source={tmp_path}/talks.jsonl"]
+    assert main(command) == 0
+    plain = capsys.readouterr().out
     assert "### Response:\n    «First.</s>»" in plain
-    assert plain.endswith("«Second.</s>»")
-    coloured = _shown(example, task, tokenizer, coloured=True)
-    assert [coloured.plain[span.start : span.end] for span in coloured.spans if span.style == LEARNED] == [
-        "First.</s>",
-        "Second.</s>",
-    ]
+    assert plain.split("\nnext:")[0].endswith("«Second.</s>»")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert main(command) == 0
+    assert re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", capsys.readouterr().out) == ["First.</s>", "Second.</s>"]
 
 
 def test_a_private_run_is_shown_as_its_nodes_read_it(tmp_path, capsys):

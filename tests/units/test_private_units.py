@@ -4,11 +4,10 @@ import math
 
 import pytest
 
-from client_app.privacy import _physical_batches
 from common.accounting import Release
 from common.error import BouquetError
 from common.tasks import Example
-from tests.support.private_steps import EXAMPLES, PRIVATE, fresh, gradients, out_of_memory, train_here, within
+from tests.support.private_steps import EXAMPLES, PLAIN, PRIVATE, fresh, gradients, out_of_memory, train_here, within
 
 
 def test_what_one_person_changes_is_at_most_the_clipping_norm_however_much_there_is_of_them():
@@ -22,11 +21,14 @@ def test_what_one_person_changes_is_at_most_the_clipping_norm_however_much_there
 
 
 def test_physical_batches_hold_whole_units_of_like_length():
-    unit = lambda *lengths: [Example([1] * length, [1] * length) for length in lengths]  # noqa: E731
-    sample = [unit(9, 2), unit(3), [], unit(4), unit(5, 5, 5, 5, 5), unit(2), unit(8)]
-    batches = [[[len(e.tokens) for e in unit] for unit in batch] for batch in _physical_batches(sample, 3)]
-    assert batches == [[[2], [3], [4]], [[5, 5, 5, 5, 5]], [[8], [9, 2]]]
-    assert not list(_physical_batches([[]], 3))
+    lengths = [(9, 2), (3,), (), (4,), (5, 5, 5, 5, 5), (2,), (8,)]
+    units = [[Example([1] * length, [1] * length) for length in unit] for unit in lengths]
+    model, batches = fresh(), []
+    model.network.register_forward_pre_hook(
+        lambda _, args, inputs: batches.append(inputs["attention_mask"].sum(1).tolist()), with_kwargs=True
+    )
+    train_here(model, [], Release(1.0, 1.0, 1), config=PLAIN.model_copy(update={"batch_size": 3}), units=units)
+    assert batches[-3:] == [[2, 3, 4], [5, 5, 5, 5, 5], [8, 9, 2]]
 
 
 UNKNOWN = Example([1, 10, 5000], [1, 10, 5000])

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import replace
 
 import pytest
 
@@ -54,9 +56,20 @@ def test_adapters_mixed_in_one_batch_give_what_each_gives_alone(batches):
 
 
 def test_the_end_token_ends_an_answer_and_is_not_part_of_it(batches):
-    (end,) = batches._ends
-    assert batches._cut([7, 8, end, 0, 0], 5) == Completion([7, 8], "stop")
-    assert batches._cut([7, 8, end, 0, 0], 2) == Completion([7, 8], "length")
+    asked = request(batches, "flu", "def get(self")
+    (whole,) = batches.generate([asked])
+
+    def end_at_the_third(module, inputs, logits):
+        if steps.append(1) or len(steps) == 3:
+            logits[..., batches.tokenizer.eos_token_id] = 1e9
+
+    handle = batches.network.get_output_embeddings().register_forward_hook(end_at_the_third)
+    try:
+        for limit, finished in ((12, "stop"), (2, "length")):
+            steps: list[int] = []
+            assert batches.generate([replace(asked, limit=limit)]) == [Completion(whole.tokens[:2], finished)]
+    finally:
+        handle.remove()
 
 
 def test_requests_that_come_together_are_answered_right(batches):
@@ -73,26 +86,30 @@ def test_requests_that_come_together_are_answered_right(batches):
     assert [answers[0], answers[1]] == expected
 
 
-def test_what_the_model_has_no_room_for_together_is_answered_apart(batches):
-    long = Request("flu", [1] * 400, 8)
-    wide = Request("flu", [1, 2], 200)
-    warm = Request("flu", [1, 2], 200, 0.5)
-    grouped = [[each for each, _ in group] for group in batches._batches([(long, None), (wide, None), (warm, None)])]
-    assert grouped == [[long], [wide], [warm]]
+def test_what_the_model_has_no_room_for_together_is_answered_apart(folders):
+    batches, asked = Batches({"flu": folders["flu"]}, adapters.settings(folders["flu"]), "cpu"), []
+    requests = [Request("flu", [1] * 400, 8), Request("flu", [1, 2], 200), Request("flu", [1, 2], 200, 0.5)]
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(batches.complete, each) for each in requests]
+        time.sleep(0.5)  # all three wait when the first is taken
+        batches.network.get_base_model().register_forward_pre_hook(
+            lambda _, args, inputs: asked.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+        )
+        with batches:
+            lengths = [len(answer.result(60).tokens) for answer in answers]
+    assert lengths[0] == 8
+    assert [shape for shape in asked if shape[1] > 1] == [(1, 400), (1, 2), (1, 2)]
 
 
 def test_too_many_requests_are_refused_at_once_and_the_others_answered(folders):
     batches = Batches({"flu": folders["flu"]}, adapters.settings(folders["flu"]), "cpu", waiting=1)
-    answers: list[Completion] = []
-    first = threading.Thread(target=lambda: answers.append(batches.complete(request(batches, "flu", "a", 3))))
-    first.start()
-    while not batches._waiting.full():
-        time.sleep(0.01)
-    with pytest.raises(BusyError, match=r"too many requests are waiting: got 1\. Try later"):
-        batches.complete(request(batches, "flu", "b"))
-    with batches:
-        first.join(60)
-    assert [len(answer.tokens) for answer in answers] == [3]
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(batches.complete, request(batches, "flu", "a", 3)) for _ in range(2)]
+        (refused,), (waiting,) = wait(asked, 60, return_when=FIRST_COMPLETED)
+        with pytest.raises(BusyError, match=r"too many requests are waiting: got 1\. Try later"):
+            refused.result()
+        with batches:
+            assert len(waiting.result(60).tokens) == 3
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -14,29 +12,6 @@ from common.error import QuorumError
 from common.node_config import NodeConfig
 from server_app.record import Record
 from strategies import read_config
-
-
-@pytest.fixture
-def heard(monkeypatch) -> Iterator[list[dict]]:
-    """What is posted to the address that the environment names."""
-    bodies = []
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setenv(webhook.VARIABLE, f"http://127.0.0.1:{server.server_port}/secret")
-        yield bodies
-        server.shutdown()
-        thread.join()
 
 
 def test_a_run_tells_void_rounds_nodes_that_sit_out_and_its_end_and_no_reasons(settings, heard, tmp_path):
