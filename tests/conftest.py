@@ -4,9 +4,11 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from common import webhook
+from tests.support.configs import small
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -18,8 +20,6 @@ from typing import Any
 
 import pytest
 import torch
-
-from common.config import RunConfig
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -51,23 +51,7 @@ def _no_trace_in_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def settings(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """A small run config in Flower's flat form: ``settings(**{"rule.name": "fedit"})``."""
 
-    def make(**changes: Any) -> dict[str, Any]:
-        small = {
-            "run-directory": str(tmp_path),
-            "run-name": "run",
-            "num-server-rounds": 2,
-            "task.max-length": 32,
-            "data.limit": 40,
-            "train.steps": 3,
-            "train.batch-size": 4,
-            "evaluation.limit": 8,
-            "evaluation.prompt": "",
-            "round.deadline": 60.0,
-            "round.wait": 0.3,
-        }
-        return RunConfig().to_flower() | small | changes
-
-    return make
+    return partial(small, tmp_path)
 
 
 @pytest.fixture

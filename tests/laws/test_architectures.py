@@ -198,7 +198,7 @@ HEADS = {
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8"])
 @pytest.mark.parametrize("family", HEADS)
-def test_what_a_checkpoint_lacks_is_the_head_and_neither_adapted_nor_quantised(family: str, quantisation: str) -> None:
+def test_what_a_checkpoint_lacks_is_neither_adapted_nor_quantised(family: str, quantisation: str) -> None:
     model = loaded(settings(checkpoint(family), "classify", quantisation))
     assert list(dict.fromkeys(key.layer for key in model.spec.head)) == HEADS[family]
     assert not [layer for layer in model.spec.layers if head.inside(layer, HEADS[family])]
@@ -271,7 +271,7 @@ def test_an_answer_ends_where_any_of_template_tokenizer_and_model_says(tmp_path:
     assert network.generation_config.eos_token_id == [2, 5, len(tokenizer) - 1]
 
 
-def test_a_tokenizer_with_words_that_the_model_has_not_is_refused_unless_they_pad(tmp_path: Path) -> None:
+def test_words_that_the_model_lacks_are_refused_unless_they_pad(tmp_path: Path) -> None:
     folder = save("llama", tmp_path / "llama")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
@@ -329,7 +329,7 @@ def test_experts_are_left_out_and_named_where_they_are_asked_for() -> None:
         models.describe(config.model, config.lora, config.task)
 
 
-def test_the_two_texts_of_a_pair_are_told_apart_as_plain_transformers_does() -> None:
+def test_the_texts_of_a_pair_are_told_apart_as_in_transformers() -> None:
     config = settings(checkpoint("bert"), "classify", **{"task.text-pair": "second"})
     task, tokenizer, model = tasks.build(config.task), base.load_tokenizer(config.model), loaded(config)
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]

@@ -95,7 +95,7 @@ def test_a_node_of_half_the_rank_sends_half_of_what_the_formula_says(name):
 
 
 @pytest.mark.parametrize(("name", "share"), [("hetlora", 0.5), ("fed-plora", 1.0), ("ravan", 1.0)])
-def test_a_node_of_half_the_rank_gets_half_unless_its_slots_are_drawn_anew(name, share):
+def test_a_node_of_half_the_rank_gets_half_unless_slots_are_drawn(name, share):
     rule = RULES[name]()
     state = after_a_round(rule, LAYERS, RANK, NODES)
     full, half = (round_bytes(rule, state, {"a": rank}, [], WireConfig()).down for rank in (RANK, RANK // 2))

@@ -138,7 +138,7 @@ def test_a_node_that_missed_rounds_installs_what_the_others_install(rule):
 
 
 @rules
-def test_the_first_round_starts_from_the_base_and_every_side_draws_the_same(rule):
+def test_the_first_round_starts_from_the_base_on_every_side(rule):
     one, two, other = (rule.initial(spec(rule), seed) for seed in (0, 0, 1))
     assert digest(one.adapter) == digest(two.adapter) != digest(other.adapter)
     assert all(not matrix.any() for matrix in dense(one).values())

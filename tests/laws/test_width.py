@@ -58,7 +58,7 @@ def test_a_start_has_the_sizes_of_pefts(rule):
 
 
 @pytest.mark.parametrize("rule", [FedMomentum(), FlexLora(), LAWFUL["hetlora"]], ids=lambda rule: rule.name)
-def test_a_slot_that_starts_anew_is_drawn_as_at_the_start_and_otherwise_in_every_round(rule):
+def test_a_slot_that_starts_anew_is_drawn_as_at_the_start_each_round(rule):
     layers = {"l": LayerShape(96, 1024)}
     state = rule.initial(Spec(layers, {}, RANK, 2.0), seed=0)
     drawn = []
@@ -82,7 +82,7 @@ def learns(state: State) -> torch.Tensor:
 @pytest.mark.parametrize(
     "rule", [rule for rule in LAWFUL.values() if not rule.personal and not rule.blocks], ids=lambda rule: rule.name
 )
-def test_no_slot_dies_where_one_small_node_replies_or_one_that_learned_nothing(rule):
+def test_no_slot_dies_with_one_small_or_idle_reply(rule):
     state = after_a_round(rule, WIDE, RANK, nodes=2)
     small = rule.view(state, 1 if rule.mixed_ranks else RANK, draw=0)
     narrow = trained(rule, small, 1, 1.0)

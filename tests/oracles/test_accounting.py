@@ -99,7 +99,7 @@ def test_epsilon_grows_with_steps_and_rate_and_falls_with_noise(noise, rate, ste
     assert cost(noise * factor, rate, steps) <= cheap
 
 
-def test_the_plan_keeps_to_epsilon_with_every_round_and_would_not_with_one_more():
+def test_the_plan_spends_epsilon_in_its_rounds_and_no_more_fit():
     release = accounting.plan(example(epsilon=3.0), records=1000, steps_per_round=10, rounds=20)
     assert (release.sample_rate, release.steps) == (0.064, 10)
     assert 2.99 <= accounting.epsilon([release] * 20, DELTA, "prv") <= 3.0

@@ -117,7 +117,7 @@ def test_fedrot_turns_towards_the_reference_and_keeps_every_product():
 
 @pytest.mark.parametrize("softness", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("turn", [1, 2])
-def test_fedrots_mixture_is_a_rotation_again_and_turns_no_further_than_its_softness(softness, turn):
+def test_fedrots_mixture_is_a_rotation_within_its_softness(softness, turn):
     state = replace(started(FedRotLora()), round=turn)
     generator = torch.Generator().manual_seed(0)
     local = {k: t + 0.5 * torch.randn(t.shape, generator=generator) for k, t in state.adapter.items()}
@@ -146,7 +146,7 @@ def test_no_rotation_brings_a_node_of_fedrot_closer_than_its_whole_one(turn):
             assert torch.linalg.norm(torch.linalg.matrix_exp(skew - skew.T) @ rows[0] - rows[1]) > least
 
 
-def test_fed_sb_trains_a_core_between_orthonormal_frames_that_never_change():
+def test_fed_sb_trains_a_core_between_fixed_orthonormal_frames():
     rule = FedSB()
     state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, blocks=1), seed=0)
     a, b = state.adapter[Key("l", "A")], state.adapter[Key("l", "B")]
@@ -209,7 +209,7 @@ def test_ravan_averages_the_products_of_scale_and_core():
         rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 3, 2.0, blocks=2), seed=0)
 
 
-def test_frames_that_the_nodes_find_span_what_they_learned_and_settle_after_two_rounds():
+def test_found_frames_span_what_was_learned_and_settle_in_two_rounds():
     rule = FedSB(start="nodes")
     state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, blocks=1), seed=0)
     a, b, r = (Key("l", part) for part in "ABR")

@@ -171,7 +171,7 @@ def test_a_layer_that_folds_examples_together_is_refused_with_opacus_too():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_rows_that_are_as_many_as_the_examples_are_refused_where_there_should_be_sequences(engine):
+def test_rows_are_not_taken_for_the_sequences_that_should_be_there(engine):
     layer = nn.Linear(4, 2)
     message = r"expected an input of N x T x d, got shape \(3, 4\)"
     with attach(engine, layer, 1.0, sequences=True), pytest.raises(BouquetError, match=message):

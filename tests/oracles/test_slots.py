@@ -22,7 +22,7 @@ from strategies.mean import TrimmedMean
 from tests.support.factors import LAYERS, layer_of, matrices, product, spec, started, trained
 
 
-def test_hetlora_weighs_by_norm_pads_with_zeros_and_prunes_the_last_slots_only():
+def test_hetlora_weighs_by_norm_pads_with_zeros_and_prunes_last_slots():
     rule = HetLora()
     state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 1.0), seed=0)
     a, b = Key("l", "A"), Key("l", "B")
@@ -51,7 +51,7 @@ def test_hetlora_weighs_by_norm_pads_with_zeros_and_prunes_the_last_slots_only()
     )
 
 
-def test_fed_plora_averages_a_slot_over_those_who_trained_it_and_leaves_the_others():
+def test_fed_plora_averages_a_slot_over_those_who_trained_it():
     rule = FedPLora()
     state = started(rule)
     views = [rule.view(state, 1, draw) for draw in (0, 1, 2)]
@@ -74,7 +74,7 @@ def test_fed_plora_averages_a_slot_over_those_who_trained_it_and_leaves_the_othe
         torch.testing.assert_close(tensor, fedit[key])
 
 
-def test_ravan_averages_a_head_over_those_who_trained_it_and_leaves_the_others():
+def test_ravan_averages_a_head_over_those_who_trained_it():
     rule = Ravan(heads=3)
     state = started(rule, rank=2)
     views = [rule.view(state, rank, draw) for draw, rank in enumerate((2, 2, 6, 4))]
@@ -144,7 +144,7 @@ def test_flasc_without_masks_is_fedit_with_adam_to_the_bit():
         state = one
 
 
-def test_flasc_sends_the_largest_differences_from_the_masked_start_over_all_layers():
+def test_flasc_sends_the_largest_differences_over_all_layers():
     rule = FLASC(down=0.25, up=0.1)
     state = replace(started(FedIT()), round=1)
     received = rule.view(state, state.rank)
@@ -173,7 +173,7 @@ def test_flasc_lets_b_reach_the_nodes_however_small_it_is_beside_a():
         assert int(values.count_nonzero()) == int(0.25 * len(values))
 
 
-def test_lego_returns_equal_nodes_whatever_their_gauge_and_everything_with_a_cluster_a_slot():
+def test_lego_returns_equal_nodes_in_any_gauge_and_all_distinct_slots():
     rule = LoraLego()
     state, updates, _ = layer_of(rule)
     a, b = Key("l", "A"), Key("l", "B")

@@ -28,7 +28,7 @@ from strategies.meter import aggregation_error
 from tests.support.factors import LAYERS, dense, layer_of, matrices, product, spec, started, trained
 
 
-def test_the_residual_of_fedex_has_rank_k_minus_1_times_r_and_makes_the_merge_exact():
+def test_the_residual_of_fedex_has_its_rank_and_makes_the_merge_exact():
     rule = FedExLora()
     layers = {"layer": LayerShape(40, 30)}
     state = rule.initial(Spec(layers, {}, 3, 0.5), seed=0)
@@ -52,7 +52,7 @@ def test_the_residual_of_fedex_is_zero_when_all_nodes_share_a():
         assert product.abs().max() < 1e-6
 
 
-def test_fedex_stays_exact_over_rounds_of_changing_nodes_and_the_offset_stays_thin():
+def test_fedex_stays_exact_as_nodes_change_and_its_offset_thin():
     rule = FedExLora()
     state = rule.initial(spec(rule), seed=0)
     for step in range(5):
@@ -93,7 +93,7 @@ def test_the_error_of_flexlora_is_the_tail_of_the_spectrum_at_every_rank():
         torch.testing.assert_close(error, singular[rank:].square().sum().sqrt(), rtol=1e-5, atol=1e-6)
 
 
-def test_flora_equals_pefts_concatenation_and_starts_the_next_round_from_zero():
+def test_flora_equals_pefts_concatenation_and_restarts_from_zero():
     state, updates, ideal = layer_of(FLora())
     merged = FLora().aggregate(state, updates)
     assert not merged.adapter[Key("l", "B")].any()
@@ -136,7 +136,7 @@ def test_fedmomentum_leaves_the_smallest_offset():
     torch.testing.assert_close(b.norm(dim=0), a.norm(dim=1), rtol=1e-4, atol=1e-5)
 
 
-def test_lora_fair_is_exact_where_the_rows_of_every_a_lie_in_those_of_the_mean():
+def test_lora_fair_is_exact_where_every_a_lies_in_the_means_rows():
     rule = LoraFair(ridge=1e-9)
     state, updates, _ = layer_of(rule)
     a = Key("l", "A")
@@ -161,7 +161,7 @@ def test_the_truncated_fedex_loses_the_tail_of_its_residual():
         assert not rule.is_exact
 
 
-def test_lora_fair_by_cosine_points_closer_to_the_ideal_and_more_so_with_less_ridge():
+def test_lora_fair_by_cosine_points_closer_to_the_ideal():
     state, updates, ideal = layer_of(LoraFair())
 
     def cosine(rule):

@@ -17,7 +17,7 @@ from deploy.command import main
 from deploy.flower import program
 from deploy.settings import located
 from deploy.simulation import FLOWERS_LOG
-from tests.support.processes import Process, wait_for
+from tests.support.processes import CORES, Process, wait_for
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_an_interruption_while_the_command_is_imported_is_told(monkeypatch, caps
 
 
 @pytest.mark.slow
-def test_a_run_tells_each_round_and_does_not_go_on_when_ended_from_outside(tmp_path):
+def test_a_run_tells_each_round_and_ends_when_ended_from_outside(tmp_path):
     runs = tmp_path / "runs"
     # What 40 rounds print fits in a pipe's buffer: held back, it would come when all have ended.
     settings = ["num-server-rounds=40", "run-name=long", "data.limit=40", "train.steps=1", "train.batch-size=4"]
-    command = [program("bouquet"), "run", "--nodes", "2", "--directory", str(runs), *settings]
+    command = [program("bouquet"), "run", "--nodes", "2", "--cpus", str(CORES), "--directory", str(runs), *settings]
     process = Process(command, tmp_path / "log", PYTHONUNBUFFERED="")
     try:
         wait_for(lambda: "\nround 1/40" in process.log.read_text(), "the first round's line")
@@ -112,9 +112,9 @@ def test_a_run_tells_each_round_and_does_not_go_on_when_ended_from_outside(tmp_p
 
 
 @pytest.mark.slow
-def test_a_run_with_too_few_nodes_has_an_exit_code_of_its_own_and_says_why(tmp_path, capfd):
+def test_a_run_with_too_few_nodes_has_an_exit_code_and_says_why(tmp_path, capfd):
     """What it says is what the run said, whatever words are in it; Flower's own log is in the run's directory."""
-    arguments = ["--nodes", "2", "--directory", str(tmp_path), "min-nodes=3", "round.wait=1.0"]
+    arguments = ["--nodes", "2", "--cpus", str(CORES), "--directory", str(tmp_path), "min-nodes=3", "round.wait=1.0"]
     assert main(["run", *arguments, "run-name=ERROR"]) == 3
     told = capfd.readouterr()
     assert f"run directory {tmp_path}/ERROR" in told.out

@@ -19,6 +19,8 @@ from deploy.compare.runs import Runs
 from deploy.compare.table import markdown
 from strategies import read_config
 from tests.support.comparison import ROUNDS, finish
+from tests.support.grid import run_in_process
+from tests.support.processes import CORES
 
 DATA = {"data.source": "/data/train.jsonl", "evaluation.source": "/data/validation.jsonl"}
 SMALL = """
@@ -281,27 +283,28 @@ def test_a_dry_run_lists_the_runs(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_a_comparison_runs_what_is_due_and_goes_on(capsys, tmp_path):
-    """The baselines as real simulations beside two prepared rules; then one is broken off, and goes on alone."""
+    """One baseline as a real simulation, one that was broken off after its round, and two prepared rules."""
     profile = read(find("stdlib"), {})
-    due, prepared = [], []
-    for cell in cells(profile, {}, quick=True):
-        (due if cell.is_baseline else prepared).append(cell)
+    _, pooled, *prepared = cells(profile, {}, quick=True)
     for cell in prepared:
         finish(cell, tmp_path / "runs", {f"node-{number:03d}": 40.0 for number in range(4)}, metric="perplexity")
-    arguments = ["compare", "stdlib", "--quick", "--output", str(tmp_path)]
+    named = {"run-name": pooled.name, "run-directory": str(tmp_path / "runs"), "min-nodes": profile.nodes}
+    run_in_process(dict(pooled.config) | named, profile.nodes)
+    summary = tmp_path / "runs" / pooled.name / "summary.json"
+    unbroken = json.loads(summary.read_text())
+    summary.unlink()
+    arguments = ["compare", "stdlib", "--quick", "--cpus", str(CORES), "--output", str(tmp_path)]
     assert main(arguments) == 0
     told = capsys.readouterr().out
     assert "2 of 4 runs are finished already" in told
+    assert "[1/2] local" in told
     assert "[2/2] centralised" in told
-    first = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert [line["method"] for line in first] == ["base", "local", "centralised", "fedit", "fedex-lora"]
-    base, local, pooled = (float(line["heldout_mean"]) for line in first[:3])
-    assert 1 < local < base
-    assert 1 < pooled < base
-    (tmp_path / "runs" / due[0].name / "summary.json").unlink()
+    assert "resumed after round 1" in (tmp_path / "runs" / pooled.name / "run.log").read_text()
+    assert json.loads(summary.read_text())["adapter_digest"] == unbroken["adapter_digest"]
+    table = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [line["method"] for line in table] == ["base", "local", "centralised", "fedit", "fedex-lora"]
+    base, alone, together = (float(line["heldout_mean"]) for line in table[:3])
+    assert 1 < alone < base
+    assert 1 < together < base
     assert main(arguments) == 0
-    assert "3 of 4 runs are finished already" in (told := capsys.readouterr().out)
-    assert "[1/1] local" in told
-    assert "resumed after round 1" in (tmp_path / "runs" / due[0].name / "run.log").read_text()
-    again = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert [line["heldout_mean"] for line in again] == [line["heldout_mean"] for line in first]
+    assert "4 of 4 runs are finished already" in capsys.readouterr().out

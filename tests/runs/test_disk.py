@@ -143,7 +143,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on(name, settings, tmp_
     goes_on(settings, tmp_path / "run", unbroken, finished)
 
 
-def test_a_spool_that_finds_no_room_ends_in_a_sentence_and_the_run_goes_on(settings, tmp_path, unbroken):
+def test_a_spool_without_room_ends_in_a_sentence(settings, tmp_path, unbroken):
     limit = ExitStack()
     grid = Then(lambda number: limit.enter_context(of_at_most(24 * 4096)) if number == 2 else None)
     with limit, pytest.raises(DiskError, match=rf"the updates of a round cannot be written .*too large.*{AGAIN}"):
@@ -155,9 +155,7 @@ def test_a_spool_that_finds_no_room_ends_in_a_sentence_and_the_run_goes_on(setti
 @pytest.mark.parametrize(
     ("room", "finished"), [("800k", []), ("1300k", [1]), ("1800k", [1, 2])], ids=["none", "one round", "two rounds"]
 )
-def test_a_disk_that_has_room_for_some_rounds_ends_in_a_sentence_and_the_run_goes_on(
-    room, finished, settings, tmp_path, unbroken
-):
+def test_a_disk_with_room_for_some_rounds_ends_in_a_sentence(room, finished, settings, tmp_path, unbroken):
     """The updates of two nodes take a megabyte, and a checkpoint half of one."""
     (tmp_path / "run").mkdir()
     mount("-t", "tmpfs", "-o", f"size={room}", "none", tmp_path / "run")
@@ -176,9 +174,7 @@ def test_a_disk_that_has_room_for_some_rounds_ends_in_a_sentence_and_the_run_goe
         ("adapter", "the adapter cannot be written", [1, 2, 3]),
     ],
 )
-def test_a_folder_that_turns_read_only_ends_in_a_sentence_and_the_run_goes_on(
-    name, said, finished, settings, tmp_path, unbroken
-):
+def test_a_folder_that_turns_read_only_ends_in_a_sentence(name, said, finished, settings, tmp_path, unbroken):
     folder, mounts = tmp_path / "run" / name, ExitStack()
 
     def shut(number: int) -> None:
@@ -251,7 +247,7 @@ def stuff(folder: Path) -> Path:
     return filler
 
 
-def test_a_ledger_that_finds_no_room_charges_nothing_and_is_whole_afterwards(small):
+def test_a_ledger_without_room_charges_nothing_and_stays_whole(small):
     """On a full disk, and on one that can only be read; a refusal for good it is not."""
     first = charge(small)
     filler = stuff(small)
@@ -293,7 +289,7 @@ def test_what_a_node_keeps_is_that_of_before_where_there_is_no_room(small):
     assert memory.clip == 2.0
 
 
-def test_what_is_not_in_the_audit_log_does_not_leave_and_the_node_is_asked_again(settings, tmp_path):
+def test_what_is_not_in_the_audit_log_does_not_leave(settings, tmp_path):
     """One of two nodes finds no room for the line in the first round."""
     state = tmp_path / "ward"
 

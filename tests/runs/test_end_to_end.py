@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client_app import audit
+from client_app import audit, worker
 from common import accounting, ledger
 from deploy.bundles import bundle
 from deploy.flower import app_alone
@@ -30,8 +30,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def wards(tmp_path_factory) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation")
-    with federation(folder, NODES, lambda node: [f"partition-id={node}", f"num-partitions={NODES}"]) as running:
+    with federation(folder, NODES, own) as running:
         yield running
+
+
+def own(node: int) -> list[str]:
+    """The settings of a node. The first starts a process for each message, the others keep a warm worker."""
+    return [f"partition-id={node}", f"num-partitions={NODES}", *(["warm=600.0"] if node else [])]
 
 
 def test_a_federation_over_grpc_gives_the_simulations_adapter(wards, tmp_path):
@@ -118,7 +123,7 @@ def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     state = tmp_path / "state"
     bouquet("site", "add", str(wards.site), "frugal")
     limits = [f"privacy-epsilon={(once + twice) / 2}", f"policy={tmp_path}/policy.toml", f"state-directory={state}"]
-    place = ["--port", str(free_ports(2)), "partition-id=2", "num-partitions=3"]
+    place = ["--port", str(free_ports(2)), "partition-id=2", "num-partitions=3", "warm=600.0"]
     bouquet("site", "kit", str(wards.site), "frugal", *place, *limits)
     wards.allow("kits/frugal")
     bouquet("site", "register", str(wards.site))
@@ -126,11 +131,12 @@ def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     try:
         wait_for(lambda: "online" in _statuses(wards, "frugal"), "the frugal node", pause=1.0)
         asked = " ".join(f"{key}={json.dumps(value)}" for key, value in private.items())
-        settings = f"num-server-rounds={rounds} {SMALL} {asked}"
+        settings = f"num-server-rounds={rounds} evaluation.every=0 {SMALL} {asked}"
         run = wards.submit("private", settings, tmp_path / "runs")
         assert wards.wait(run) == "finished:completed", (wards.folder / "superexec.log").read_text()[-4000:]
     finally:
         node.stop()
+        worker.stop(state)
     events = _events(tmp_path / "runs/private")
     whole, rest = [event["nodes"] for event in events if event["phase"] == "merge"]
     assert rest == whole - 1 >= 2

@@ -19,7 +19,7 @@ from deploy.command import main
 from deploy.flower import app_alone, environment, program
 from deploy.simulation import SIMULATION
 from tests.support import ROOT
-from tests.support.processes import Process, free_port, free_ports, quiet, wait_for
+from tests.support.processes import CORES, Process, free_port, free_ports, quiet, wait_for
 
 pytestmark = pytest.mark.slow
 COLLIDING = ("common", "strategies", "client_app", "server_app", "deploy")
@@ -76,7 +76,7 @@ def test_the_wheel_runs_beside_foreign_packages_of_our_names(installed, tmp_path
         return ran.stdout
 
     settings = ["num-server-rounds=1", "data.limit=40", "train.steps=1", "run-name=one", 'evaluation.prompt=""']
-    assert "round 1/1" in bouquet("run", "--nodes", "2", *settings)
+    assert "round 1/1" in bouquet("run", "--nodes", "2", "--cpus", str(CORES), *settings)
     assert (tmp_path / "runs/one/adapter/adapter_model.safetensors").exists()
     assert "fedit" in bouquet("rules")
     code = "from bouquet import RULES, LoraStrategy; print(LoraStrategy(RULES['ffa-lora']()).rule.name)"

@@ -39,7 +39,7 @@ def test_whoever_reads_while_others_write_reads_the_witness_first(state, monkeyp
     assert len(read(state)) == 2
 
 
-def test_whoever_reads_while_the_first_row_of_all_is_written_raises_no_alarm(state, monkeypatch):
+def test_whoever_reads_while_the_first_row_is_written_raises_no_alarm(state, monkeypatch):
     found = ledger._witness
 
     def charged_after(file: Path) -> ledger.Head | None:
@@ -66,7 +66,7 @@ def held(directory: Path) -> bool:
     return False
 
 
-def test_the_witness_is_written_under_the_lock_and_nothing_is_accounted_under_it(state, monkeypatch):
+def test_the_witness_is_written_under_the_lock_and_epsilon_is_not(state, monkeypatch):
     charge(state)
     testify, epsilon, seen = ledger._testify, accounting.epsilon, []
     monkeypatch.setattr(ledger, "_testify", lambda *a: (seen.append(("witness", held(state))), testify(*a)))
@@ -100,7 +100,7 @@ def charge_for_ever(directory: Path) -> None:
     ("reads", "chargers"),
     [(300, 3), pytest.param(10_000, 5, marks=pytest.mark.exhaustive)],
 )
-def test_reads_beside_chargers_raise_no_alarm_and_the_witness_never_goes_back(reads, chargers, state):
+def test_reads_beside_chargers_raise_no_alarm(reads, chargers, state):
     """Two in five did, where the witness was read after the rows and written by whoever came last."""
     cost(1)
     children = [FORK.Process(target=charge_for_ever, args=(state,)) for _ in range(chargers)]
@@ -177,7 +177,7 @@ def overspent_after(kills: int, folder: Path, releases: int, charge_first: bool 
 
 
 @pytest.mark.slow
-def test_killed_at_200_random_instants_it_never_overspends_and_the_chain_holds(tmp_path):
+def test_killed_at_200_random_instants_it_never_overspends(tmp_path):
     assert not overspent_after(200, tmp_path, releases=40)
 
 

@@ -58,7 +58,7 @@ def test_a_prompt_is_continued_before_and_after(settings, capsys):
     assert "after:\n    class " in shown
 
 
-def test_two_runs_with_one_seed_are_equal_to_the_bit_whatever_ids_flower_gives(settings, tmp_path):
+def test_two_runs_with_one_seed_are_equal_to_the_bit(settings, tmp_path):
     for name, first_id in (("one", 1000), ("two", 77)):
         run_in_process(settings(**{"run-name": name, "fraction-train": 0.5}), nodes=4, first_id=first_id)
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))

@@ -52,7 +52,7 @@ def test_fed_sb_starts_from_a_public_gradient_and_sends_its_frames_once(settings
 
 
 @pytest.mark.slow
-def test_frames_that_the_nodes_find_are_sent_until_they_settle_and_once_more(settings, tmp_path):
+def test_found_frames_are_sent_until_they_settle_and_once_more(settings, tmp_path):
     changes = {"rule.name": "fed-sb", "rule.fed-sb.start": "nodes", "num-server-rounds": 5, "lora.rank": 16}
     grid = run_in_process(settings(**{**changes, "train.learning-rate": 0.02, "train.steps": 6}), nodes=2)
     train = [m for m in grid.sent if m.metadata.message_type == "train"]

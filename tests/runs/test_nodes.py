@@ -41,7 +41,7 @@ class Leaving(StubGrid):
         return list(self.nodes)[: self._left] if checkpoint.rounds(self._folder / "checkpoints") else list(self.nodes)
 
 
-def test_a_node_is_called_what_its_key_is_called_and_no_stranger_takes_part(settings, tmp_path, monkeypatch):
+def test_a_node_is_called_as_its_key_and_no_stranger_takes_part(settings, tmp_path, monkeypatch):
     """Of three nodes one goes under another's name, and one has a key that the site does not know."""
     known = {1000: Registered(name="node-000", weight=5.0), 1001: Registered(name="ward-7")}
     (tmp_path / "nodes.json").write_bytes(roster.dumped(known))
@@ -109,7 +109,7 @@ def test_a_round_that_does_not_count_is_tried_again_with_growing_pauses(settings
     assert [line["round"] for line in lines(tmp_path / "run") if line["phase"] == "void"] == [1] * 4
 
 
-def test_a_run_that_too_few_nodes_are_left_for_leaves_its_adapter_and_goes_on_later(settings, tmp_path):
+def test_a_run_with_too_few_nodes_left_leaves_its_adapter_and_resumes(settings, tmp_path):
     changes = {"num-server-rounds": 3, "min-nodes": 3, "evaluation.every": 0}
     began = time.monotonic()
     with pytest.raises(QuorumError, match=r"too few nodes: expected 3 within 0.3 s \(min-nodes, round.wait\), got 2"):

@@ -85,7 +85,7 @@ def test_noise_on_the_whole_change_is_charged_too(mode, move, settings, tmp_path
     }
 
 
-def test_a_node_whose_budget_is_spent_refuses_and_the_run_goes_on_without_it(settings, tmp_path):
+def test_a_node_whose_budget_is_spent_refuses_and_the_run_goes_on(settings, tmp_path):
     flat = settings(**PRIVATE, **{"round.min-replies": 1.0, "min-nodes": 1})
     grid = run_in_process(flat, nodes=2, node_config={1: with_budget(tmp_path / "ward", cost(1))})
     (failure,) = events(tmp_path, "failure")
@@ -135,7 +135,7 @@ def test_a_node_with_a_budget_takes_no_part_in_a_run_without_noise(settings, tmp
     ]
 
 
-def test_a_node_with_a_budget_answers_nothing_that_its_policy_does_not_name(settings, tmp_path):
+def test_a_node_with_a_budget_answers_only_what_its_policy_names(settings, tmp_path):
     silent = tmp_path / "silent.toml"
     silent.write_text('[data]\nsources = ["*"]\n')
     budget = with_budget(tmp_path / "ward", 8.0, str(silent))
@@ -148,7 +148,7 @@ def test_a_node_with_a_budget_answers_nothing_that_its_policy_does_not_name(sett
     assert not (tmp_path / "ward/ledger.sqlite").exists()
 
 
-def test_a_node_with_a_budget_trusts_a_coordinators_noise_only_where_its_policy_says_so(settings, tmp_path):
+def test_the_coordinators_noise_is_trusted_only_where_the_policy_says_so(settings, tmp_path):
     trusting = tmp_path / "trusting.toml"
     trusting.write_text(Path(NAMED).read_text().replace('"update-local"', '"update-central"'))
     nodes = {
@@ -180,7 +180,7 @@ def test_a_refused_node_has_not_trained(settings, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_round_that_is_tried_again_is_charged_again_and_the_run_keeps_to_what_it_declared(settings, tmp_path, capsys):
+def test_a_round_that_is_tried_again_is_charged_again_within_the_plan(settings, tmp_path, capsys):
     replies = []
 
     def loses_the_first(content: RecordDict) -> RecordDict | None:
@@ -229,7 +229,7 @@ def test_a_noised_score_is_charged_planned_for_and_the_only_figure(settings, tmp
     assert "over 2 nodes, noised" in capsys.readouterr().out
 
 
-def test_a_run_that_is_resumed_charges_what_it_gives_away_and_each_of_it_once(settings, tmp_path):
+def test_a_resumed_run_charges_each_thing_it_gives_away_once(settings, tmp_path):
     """Broken off in the second round, after the charge: that round is done and charged again, and no score is."""
     flat = settings(
         **PRIVATE
@@ -264,7 +264,7 @@ def test_a_run_that_is_resumed_charges_what_it_gives_away_and_each_of_it_once(se
     assert charged == [(row.run, row.round, row.epsilon) for row in rows]
 
 
-def test_what_is_scored_is_never_trained_on_and_the_noise_is_what_is_charged():
+def test_what_is_scored_is_never_trained_on_and_noise_as_charged():
     """Of a perfect model: what is read is the number of units, with the noise that was asked for."""
 
     class Right:
@@ -281,7 +281,7 @@ def test_what_is_scored_is_never_trained_on_and_the_noise_is_what_is_charged():
         assert drawn.std() == pytest.approx(4 * math.sqrt(2), rel=0.2)
 
 
-def test_a_node_with_a_model_of_its_own_still_leaves_it_in_its_state_directory(settings, tmp_path):
+def test_a_nodes_own_model_is_left_in_its_state_directory(settings, tmp_path):
     grid = run_in_process(settings(**{**PRIVATE, "rule.name": "fedsa-lora"}), nodes=2)
     assert leaks(grid.returned) == []
     assert events(tmp_path, "failure") == []

@@ -35,7 +35,7 @@ def test_a_run_that_hardly_moved_says_so_and_what_to_raise(settings, tmp_path, c
 
 
 @pytest.mark.parametrize("rule", [FedIT(), FedSB(), FLora(), FLASC()], ids=lambda rule: rule.name)
-def test_a_view_that_adds_nothing_to_the_base_is_told_whatever_the_figures_are(rule):
+def test_a_view_that_adds_nothing_is_told_whatever_the_figures(rule):
     blank, moved = rule.initial(spec(rule), seed=0), after_a_round(rule, WIDE, 8, nodes=2)
     assert said_of(rule, replace(blank, round=5)).startswith(
         "the adapter adds nothing to the base model after 5 rounds"

@@ -62,7 +62,7 @@ def test_a_run_of_the_release_before_is_not_gone_on_with(former, settings, capsy
     assert checkpoint.rounds(former / "checkpoints") == [2]
 
 
-def test_a_site_of_the_release_before_is_read_and_its_coordinator_gets_this_releases_scripts(tmp_path):
+def test_a_former_site_is_read_and_its_coordinator_gets_new_scripts(tmp_path):
     folder = tmp_path / "hospitals"
     create = ["site", "create", str(folder), "--name", "hospitals", "--address", "127.0.0.1"]
     assert main([*create, "--nodes", "ward-1"]) == 0
@@ -80,7 +80,7 @@ def test_a_site_of_the_release_before_is_read_and_its_coordinator_gets_this_rele
     assert "ReadWritePaths=/var/lib/bouquet" in unit
 
 
-def test_a_site_is_installed_with_this_releases_scripts_where_it_was_made_for(tmp_path):
+def test_a_former_site_is_installed_with_this_releases_scripts(tmp_path):
     folder = tmp_path / "hospitals"
     place = ["--installed", "/srv/coordinator", "--user", "fl", "--programs", "/srv/bin", "--state", "/srv/state"]
     assert main(["site", "create", str(folder), "--address", "127.0.0.1", "--fleet-port", "9999", *place]) == 0
@@ -93,7 +93,7 @@ def test_a_site_is_installed_with_this_releases_scripts_where_it_was_made_for(tm
     assert {file: file.read_text() for file in scripts} == written
 
 
-def test_a_nodes_config_of_the_release_before_is_read_or_told_what_it_lacks():
+def test_a_nodes_config_of_the_release_before_is_read_or_completed():
     """A budget needs a folder of its own now, which that release's kits name and its operators need not have."""
     node = NodeConfig.read(FORMER / "site/node.toml")
     assert (node.name, node.data, node.privacy_epsilon) == ("ward-1", "/data/notes.jsonl", 8.0)

@@ -67,7 +67,7 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(settings, tmp_pa
     assert len(merged) == len(set(merged)), "a finished round was run again"
 
 
-def test_a_round_that_is_asked_for_again_starts_from_the_personal_factors_of_then(tmp_path):
+def test_a_round_asked_for_again_starts_from_the_factors_of_then(tmp_path):
     """The node had finished the round; the coordinator was killed before it had."""
     memory = Memory(tmp_path, "run", "node-000")
     for number in range(1, 7):

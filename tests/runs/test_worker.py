@@ -35,8 +35,8 @@ def holder(state: Path) -> list[int]:
 
 def test_a_warm_node_gives_the_same_adapter_and_keeps_one_process(settings, tmp_path, state):
     warm = {"state-directory": str(state), "warm": 60.0}
-    run_in_process(settings(**{"run-name": "cold"}), nodes=2)
-    run_in_process(settings(**{"run-name": "warm"}), nodes=2, node_config={0: warm})
+    for name, own in (("cold", {}), ("warm", {0: warm})):
+        run_in_process(settings(**{"run-name": name, "num-server-rounds": 1}), nodes=2, node_config=own)
     cold, kept = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("cold", "warm"))
     assert cold["adapter_digest"] == kept["adapter_digest"]
     (first,) = holder(state)
@@ -51,7 +51,8 @@ def test_a_warm_node_gives_the_same_adapter_and_keeps_one_process(settings, tmp_
     # Killed, it is started anew; told to stop, it is gone with its memory.
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: holder(state) == [], "the worker to die")
-    run_in_process(settings(**{"run-name": "anew", "num-server-rounds": 1}), nodes=2, node_config={0: warm})
+    once = {"run-name": "anew", "num-server-rounds": 1, "evaluation.every": 0}
+    run_in_process(settings(**once), nodes=2, node_config={0: warm})
     assert failures(tmp_path / "anew") == []
     assert holder(state) != [first]
     worker.stop(state)
@@ -68,14 +69,15 @@ def test_an_idle_worker_ends(tmp_path):
 
 def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path, capsys):
     somewhere = {"warm": 9.0, "state-directory": "here"}
-    run_in_process(settings(**{"num-server-rounds": 1, "min-nodes": 1}), nodes=2, node_config={1: somewhere})
+    once = {"num-server-rounds": 1, "min-nodes": 1, "evaluation.every": 0}
+    run_in_process(settings(**once), nodes=2, node_config={1: somewhere})
     (reason,) = failures(tmp_path / "run")
     assert "a config with mistakes; this node's own log says more" in reason
     said = capsys.readouterr().err
     assert "state-directory: expected an absolute path, since an app does not run where it was started" in said
     deep = tmp_path / ("x" * 120)
     run_in_process(
-        settings(**{"num-server-rounds": 1, "min-nodes": 1, "run-name": "deep"}),
+        settings(**once, **{"run-name": "deep"}),
         nodes=2,
         node_config={1: {"warm": 9.0, "state-directory": str(deep)}},
     )
@@ -138,7 +140,8 @@ def test_a_worker_whose_gpu_is_taken_ends_and_says_so_in_its_log(settings, tmp_p
         assert holder.stdout.readline() == b"held\n"
         wait_for((state / "worker.sock").exists, "the second worker")
         node = {"state-directory": str(state), "warm": 60.0}
-        run_in_process(settings(**{"num-server-rounds": 1, "min-nodes": 1}), nodes=2, node_config={1: node})
+        once = {"num-server-rounds": 1, "min-nodes": 1, "evaluation.every": 0}
+        run_in_process(settings(**once), nodes=2, node_config={1: node})
         assert second.wait(60) == 0
         holder.kill()
     said = failures(tmp_path / "run")[0]

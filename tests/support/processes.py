@@ -21,6 +21,8 @@ from deploy.flower import app_alone, environment, program
 from deploy.simulation import SIMULATION
 
 # For whom something is installed: whoever runs the tests, or where that is root, a user that may do nothing.
+CORES = os.cpu_count() or 1
+"""All of them for each simulated node make one process of all nodes, which imports torch once."""
 UNPRIVILEGED = pwd.getpwuid(os.getuid() or pwd.getpwnam("daemon").pw_uid).pw_name
 
 

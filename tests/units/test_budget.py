@@ -32,7 +32,7 @@ def test_runs_and_restarts_compose(state, capsys):
     assert rows[-1].epsilon > cost(3)
 
 
-def test_the_release_that_would_pass_the_budget_is_refused_and_leaves_no_trace(state):
+def test_a_release_beyond_the_budget_is_refused_and_leaves_no_trace(state):
     for number in range(4):
         charge(state, releases=4, run=f"run-{number}")
     with pytest.raises(RefusalError) as refusal:
@@ -47,7 +47,7 @@ def test_the_release_that_would_pass_the_budget_is_refused_and_leaves_no_trace(s
     assert rows[-1].epsilon <= cost(4) < accounting.epsilon([row.release for row in rows] + [RELEASE], DELTA, "rdp")
 
 
-def test_the_operators_limit_of_a_run_is_held_to_the_rows_and_not_to_the_rounds_it_declares(state):
+def test_the_operators_limit_of_a_run_counts_rows_not_declared_rounds(state):
     """Six rounds of a run that said it had one were sent: the limit was multiplied out over its own number."""
     own = budget(state, releases=4, a_run=2)
     for turn in range(2):
@@ -69,7 +69,7 @@ def test_a_loose_delta_of_the_coordinators_buys_nothing(state):
         own.charge(RELEASE, loose, run="run", round=1, rule="fedit")
 
 
-def test_a_run_does_not_pass_what_it_declared_though_rounds_are_tried_again(state):
+def test_a_run_keeps_to_what_it_declared_though_rounds_are_repeated(state):
     declared = PrivacyConfig(mode="example", accountant="rdp", epsilon=cost(3))
     own = budget(state)
     for turn in (0, 1, 1):
@@ -108,14 +108,14 @@ def test_whole_numbers_are_written_as_they_are_read(state):
 # One budget, or one for each data set
 
 
-def test_a_node_has_one_budget_whatever_it_is_called_and_whatever_its_data(state):
+def test_a_node_has_one_budget_whatever_its_name_and_its_data(state):
     for number in range(3):
         budget(state, releases=3, node=f"ward-{number}").charge(RELEASE, PRIVACY, run="r", round=0, rule="fedit")
     with pytest.raises(RefusalError, match="the privacy budget of this node is spent"):
         budget(state, releases=3, node="icu").charge(RELEASE, PRIVACY, run="s", round=0, rule="fedit")
 
 
-def test_with_budgets_by_data_set_data_that_shares_a_record_shares_what_was_spent(state):
+def test_data_that_shares_a_record_shares_what_was_spent(state):
     for _ in range(3):
         charge(state, releases=4, dataset=NOTES)
     grown = DataSet.of([*RECORDS, {"text": "new", "label": 0}], ["text"])

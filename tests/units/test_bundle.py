@@ -74,7 +74,7 @@ def test_the_rules_load_neither_flower_nor_transformers_nor_peft():
     assert loaded.stdout.strip() == "set()", loaded.stdout + loaded.stderr
 
 
-def test_a_bundle_that_somebody_has_sent_is_known_by_the_digest_of_its_files(bundle, tmp_path, capsys):
+def test_a_bundle_that_was_sent_is_known_by_the_digest_of_its_files(bundle, tmp_path, capsys):
     """Packed otherwise it is the same one; with one byte more it is another."""
     same, other = tmp_path / "same.fab", tmp_path / "other.fab"
     for file, more in ((same, b""), (other, b"\n")):

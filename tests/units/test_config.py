@@ -66,7 +66,7 @@ def test_every_mistake_is_told_at_once_in_the_users_keys():
     assert lines[-1] == "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config."
 
 
-def test_a_rules_own_hyperparameters_reach_it_and_mistakes_in_them_are_told():
+def test_hyperparameters_reach_their_rule_and_mistakes_are_told():
     config = read_config({"rule.name": "florist", "rule.florist.energy": 0.8})
     assert build(config).energy == 0.8
     assert set(config.rule.options) == set(OPTIONS)
@@ -81,7 +81,7 @@ def test_a_rules_own_hyperparameters_reach_it_and_mistakes_in_them_are_told():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rate_that_is_left_open_is_the_rules_own_and_one_that_is_set_wins(rule):
+def test_an_open_rate_is_the_rules_own_and_one_that_is_set_wins(rule):
     own = read_config({"rule.name": rule})
     assert own.train.learning_rate == RULES[rule].learning_rate > 0
     assert read_config(own.to_flower()) == own

@@ -54,7 +54,7 @@ def fitted(name: str, words: list[int], **settings: object) -> int:
     return lengths.fitted(task, ModelConfig(), found, base.load_tokenizer(ModelConfig())).length
 
 
-def test_a_length_that_is_left_open_is_what_the_records_need_within_the_models_positions():
+def test_an_open_length_is_what_the_records_need_within_the_positions():
     shortest = fitted("classify", [10] * 100)
     assert shortest % 8 == 0
     assert shortest < fitted("classify", [10] * 50 + [100] * 50) < 256
@@ -64,7 +64,7 @@ def test_a_length_that_is_left_open_is_what_the_records_need_within_the_models_p
     assert fitted("classify", [10], **{"max-length": 64}) == 64
 
 
-def test_a_length_that_is_left_open_is_no_records_doing_in_windows_and_in_private_runs():
+def test_an_open_length_is_no_records_doing_in_windows_and_private_runs():
     assert fitted("text", [3]) == fitted("text", [3000]) == 128
     task = TaskConfig(name="classify")
     assert lengths.bounded(task, ModelConfig(), private=True).max_length == 512

@@ -33,7 +33,7 @@ def test_a_config_with_mistakes_does_not_carry_them_in_what_travels():
 
 
 @pytest.mark.parametrize("module", NEAR_RECORDS)
-def test_what_travels_of_an_error_is_a_fixed_sentence_where_records_are_at_hand(module):
+def test_what_travels_of_an_error_near_records_is_a_fixed_sentence(module):
     calls = [
         node
         for node in ast.walk(ast.parse((ROOT / module).read_text()))

@@ -132,7 +132,7 @@ def test_a_file_that_is_no_database_stops_the_node(state):
 
 
 @pytest.mark.parametrize("lost", ["the file", "the folder"])
-def test_a_ledger_that_is_gone_stops_the_node_instead_of_starting_at_nothing(lost, state):
+def test_a_ledger_that_is_gone_stops_the_node(lost, state):
     charge(state)
     shutil.rmtree(state) if lost == "the folder" else ledger.path(state).unlink()
     for act in (read, charge):
@@ -169,7 +169,7 @@ def test_a_ledger_that_went_another_way_since_shows(state):
         read(state)
 
 
-def test_rows_without_a_witness_stop_the_node_until_the_journals_line_is_the_witness(state, capsys):
+def test_rows_without_a_witness_stop_the_node_until_it_is_given_back(state, capsys):
     charge(state)
     charge(state)
     witness = ledger.witness_of(state)
@@ -199,7 +199,7 @@ def test_the_witness_lies_outside_the_folder(state):
             Budget(state, witness, "ward", Limits(0, DELTA, 0)).charge(RELEASE, PRIVACY, run="r", round=0, rule="fedit")
 
 
-def test_a_witness_that_cannot_be_written_stops_the_node_before_the_first_row(state):
+def test_a_witness_that_cannot_be_written_stops_the_node_at_once(state):
     own = Budget(state, Path("/proc/nowhere/witness"), "ward-3", Limits(0, DELTA, 0))
     with pytest.raises(
         RefusalError, match=r"witness of the privacy ledger cannot be written .*got No such file .*Name a"
@@ -226,7 +226,7 @@ def test_a_process_that_dies_between_row_and_witness_leaves_no_alarm(state, monk
     assert ledger.witness_of(state).read_text() == f"3 {read_head(state, 3)}\n"
 
 
-def test_a_process_that_dies_while_it_writes_the_witness_leaves_nothing_that_stays(state, monkeypatch):
+def test_a_process_that_dies_writing_the_witness_leaves_nothing_behind(state, monkeypatch):
     charge(state)
     with monkeypatch.context() as patched:
         patched.setattr(owned.os, "replace", lambda old, new: os.kill(os.getpid(), signal.SIGKILL))
@@ -289,7 +289,7 @@ def test_a_ledger_of_the_edition_before_counts_in_full_for_whatever_data(former)
     assert [row.run for row in read(former)] == ["old", "old", "run"]
 
 
-def test_a_ledger_of_the_edition_before_that_was_changed_or_cut_stops_the_node(former):
+def test_a_former_ledger_that_was_changed_or_cut_stops_the_node(former):
     with sqlite3.connect(ledger.path(former)) as connection:
         connection.execute("DELETE FROM release WHERE number = 2")
     connection.close()

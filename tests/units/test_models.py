@@ -118,7 +118,7 @@ def test_only_what_is_named_is_trained():
         assert torch.equal(tensor, before[key]) == (key.part == "A")
 
 
-def test_gradient_checkpointing_and_accumulation_change_nothing_but_memory():
+def test_checkpointing_and_accumulation_change_nothing_but_memory():
     plain, checkpointed = fresh("none"), fresh("none", **{"gradient-checkpointing": True})
     for model in (plain, checkpointed):
         start(model)
@@ -212,7 +212,7 @@ def test_an_unknown_device_is_refused():
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_a_classification_head_is_trained_shipped_and_loaded_by_plain_peft(quantization, tmp_path):
+def test_a_head_is_trained_shipped_and_loaded_by_plain_peft(quantization, tmp_path):
     settings = {
         "model.name": tiny_bert(tmp_path),
         "model.quantization": quantization,

@@ -116,7 +116,7 @@ def test_a_policy_that_cannot_be_read_allows_nothing(text, got, tmp_path):
         Policy.of(NodeConfig(policy=file))
 
 
-def test_a_coordinator_that_asks_for_more_is_refused_with_everything_it_may_not_have(settings, tmp_path):
+def test_a_coordinator_that_asks_for_more_is_told_all_it_may_not_have(settings, tmp_path):
     text = 'rules = ["ffa-lora", "fedsvd"]\nmodels = ["/models/small"]\nparts = ["B"]\ncodecs = ["bf16"]\n'
     privacy = '[privacy]\nmodes = ["example"]\nmin-noise-multiplier = 0.5\n'
     file = policy(tmp_path, text + '[task]\nname = "classify"\n' + privacy)
@@ -139,7 +139,7 @@ def test_a_coordinator_that_asks_for_more_is_refused_with_everything_it_may_not_
     ]
 
 
-def test_too_few_examples_or_too_little_noise_is_refused_before_anything_is_charged(settings, tmp_path):
+def test_too_few_examples_or_too_little_noise_is_refused_uncharged(settings, tmp_path):
     few = policy(tmp_path, 'min-examples = 401\n[data]\nsources = ["*"]\n')
     noisy = tmp_path / "noisy.toml"
     noisy.write_text('[data]\nsources = ["*"]\n[privacy]\nmin-noise-multiplier = 50.0\n')
@@ -256,7 +256,7 @@ def test_what_may_not_leave_does_not(kind, content, message, tmp_path):
         allowed.check_reply(kind, content, config, 1.0)
 
 
-def test_updates_that_will_be_too_large_are_refused_before_anything_is_charged(settings, tmp_path):
+def test_updates_that_will_be_too_large_are_refused_uncharged(settings, tmp_path):
     file = policy(tmp_path, 'max-bytes = 1000\n[data]\nsources = ["*"]\n')
     with pytest.raises(BouquetError, match="no node can take part"):
         run_in_process(settings(**PRIVATE | {"min-nodes": 1}), nodes=1, node_config={0: {"policy": file}})
@@ -266,7 +266,7 @@ def test_updates_that_will_be_too_large_are_refused_before_anything_is_charged(s
     assert not ledger.path(tmp_path / "state" / "node-000").exists()
 
 
-def test_the_audit_log_has_a_line_for_everything_that_left_and_nothing_else_left(settings, tmp_path):
+def test_the_audit_log_has_a_line_for_everything_that_left(settings, tmp_path):
     """One of the nodes has a budget that is spent; it shares its log with the other, as in a simulation."""
     flat = settings(**{**PRIVATE, "num-server-rounds": 2, "min-nodes": 1})
     budget = with_budget(tmp_path / "state", 0.5)

@@ -1,6 +1,5 @@
-"""Private training, private changes and the private mean: guarantees, refusals, and whole runs."""
+"""Private training, private changes and the private mean: guarantees and refusals."""
 
-import json
 import math
 import random
 
@@ -20,7 +19,6 @@ from common.tasks import Example
 from strategies import FLASC, RULES, FedIT, Ravan, build, read_config
 from strategies.private_mean import PrivateMean
 from tests.support.factors import started, trained
-from tests.support.grid import run_in_process
 from tests.support.private_steps import EXAMPLES, PLAIN, PRIVATE, TEXT, fresh, gradients, train_here, within
 
 UNBOUNDED = PrivacyConfig.model_construct(mode="example", clip=math.inf, expected_batch=1)
@@ -198,35 +196,6 @@ def test_the_private_mean_without_noise_and_bound_is_the_mean():
     got = PrivateMean(math.inf, 0.0)(state, [Update(one, 5.0, 2.0), Update(two, 1.0, 2.0)], asked=2).tensors
     for key, tensor in got.items():
         torch.testing.assert_close(tensor, (one[key] + two[key]) / 2, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("rule", "mode"),
-    [
-        ("fedit", "example"),
-        ("ffa-lora", "example"),
-        ("rolora", "example"),
-        ("flora", "example"),
-        ("flora", "update-local"),
-        ("fedsvd", "update-central"),
-    ],
-)
-def test_a_private_run_ends_with_an_adapter_that_no_seed_repeats(rule, mode, settings, tmp_path):
-    private = {
-        "rule.name": rule,
-        "privacy.mode": mode,
-        "privacy.noise-multiplier": 0.8,
-        "privacy.expected-batch": 6,
-        "privacy.records": 400,
-    }
-    digests = set()
-    for name in ("one", "two"):
-        run_in_process(settings(**private, **{"run-name": name, "train.weighting": "uniform"}), nodes=2)
-        summary = json.loads((tmp_path / name / "summary.json").read_text())
-        assert summary["rounds"] == 2
-        assert (tmp_path / name / "adapter/adapter_model.safetensors").exists()
-        digests.add(summary["adapter_digest"])
-    assert len(digests) == 2
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

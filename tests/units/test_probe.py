@@ -163,14 +163,14 @@ class Late(nn.Module):
         return x + moved * moved.detach().abs().amax((0, 1))
 
 
-def test_coupling_that_the_start_of_lora_hides_is_found_with_made_up_values():
+def test_coupling_that_loras_start_hides_is_found_by_made_up_values():
     model = adapted(Small(Late()), "linear")
     model.train_only([key for key in model.keys if key.layer != "classifier"])
     with pytest.raises(BouquetError, match=r"apart \(made-up values of what is trained\)"):
         look(model, CLASSIFY)
 
 
-def test_a_state_that_magnifies_rounding_is_refused_before_the_round_and_in_it():
+def test_a_state_that_magnifies_rounding_is_refused_before_and_in_a_round():
     model = fresh("none")
     model.install({key: 300 * tensor for key, tensor in model.tensors().items()}, 2.0, {})
     model.train_only(model.keys)
@@ -243,7 +243,7 @@ def test_the_model_may_be_loaded_as_a_node_does(tmp_path):
 
 
 @pytest.mark.parametrize("rope", [None, *ROPES])
-def test_a_score_that_depends_on_what_was_scored_before_is_refused_every_time(rope):
+def test_a_score_that_depends_on_an_earlier_one_is_refused(rope):
     """Dynamic positions keep the longest text that was seen; those of longrope go by the text itself."""
     model = adapted(llama(rope, 16 if rope else 64))
     for _ in range(2):

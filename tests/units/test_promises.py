@@ -27,7 +27,7 @@ TESTED = {
         "test_a_revoked_node_is_shut_out_and_a_rotated_key_comes_back",
     ],
     "so it is installed once more after every registration": [
-        "test_a_node_is_called_what_its_key_is_called_and_no_stranger_takes_part"
+        "test_a_node_is_called_as_its_key_and_no_stranger_takes_part"
     ],
     "Two things are kept apart": ["test_the_coordinators_door_for_flwr_opens_to_its_own_machine_only"],
     "A tracker that breaks down is dropped": ["test_a_tracker_that_breaks_down_does_not_end_the_run"],
@@ -43,8 +43,8 @@ TESTED = {
         "test_a_minimum_number_of_replies_counts_too",
     ],
     "the round waits for them up to `round.wait`": [
-        "test_a_run_that_too_few_nodes_are_left_for_leaves_its_adapter_and_goes_on_later",
-        "test_a_run_with_too_few_nodes_has_an_exit_code_of_its_own_and_says_why",
+        "test_a_run_with_too_few_nodes_left_leaves_its_adapter_and_resumes",
+        "test_a_run_with_too_few_nodes_has_an_exit_code_and_says_why",
     ],
     "a reply breaks the contract": [
         "test_a_hostile_update_is_refused_and_the_run_goes_on",
@@ -63,7 +63,7 @@ TESTED = {
         "_kill_superexec",
         "_full_disk",
         "test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on",
-        "test_a_folder_that_turns_read_only_ends_in_a_sentence_and_the_run_goes_on",
+        "test_a_folder_that_turns_read_only_ends_in_a_sentence",
     ],
     "the same command, with the same name and directory": [
         "test_a_run_killed_at_random_moments_ends_as_an_unbroken_one"
@@ -73,11 +73,9 @@ TESTED = {
     "before any of it is unpacked": ["test_code_that_a_node_does_not_know_never_runs_there"],
     "After an upgrade, install again on every machine": [
         "test_an_installed_kit_keeps_what_is_the_machines_own_and_its_secrets",
-        "test_a_site_is_installed_with_this_releases_scripts_where_it_was_made_for",
+        "test_a_former_site_is_installed_with_this_releases_scripts",
     ],
-    "Let the run end, install the release": [
-        "test_a_site_is_installed_with_this_releases_scripts_where_it_was_made_for"
-    ],
+    "Let the run end, install the release": ["test_a_former_site_is_installed_with_this_releases_scripts"],
     "Checkpoints of the release before are refused in a sentence": [
         "test_a_checkpoint_of_another_release_is_refused_in_a_sentence",
         "test_a_run_of_the_release_before_is_not_gone_on_with",
@@ -89,9 +87,7 @@ TESTED = {
     "On the coordinator there stay": ["test_what_stays_of_a_revoked_node_is_its_public_key_and_its_kit"],
     "Of a run's checkpoints the newest are kept": ["test_the_newest_are_kept_and_those_that_were_asked_for"],
     "`checkpoint.every` keeps more": ["test_the_newest_are_kept_and_those_that_were_asked_for"],
-    "Whole runs stay until they are deleted": [
-        "test_old_runs_are_deleted_and_what_is_under_way_or_young_or_no_run_stays"
-    ],
+    "Whole runs stay until they are deleted": ["test_old_runs_are_deleted_and_all_else_stays"],
     "a run goes on with `resume=true`": ["test_what_was_backed_up_is_put_back_and_the_run_goes_on"],
     "on a GPU a message waits": ["test_messages_of_two_runs_take_their_turns_on_one_gpu"],
     "Two workers were kept off one GPU": ["test_a_gpu_has_one_worker_and_is_free_when_that_is_killed"],

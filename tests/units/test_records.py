@@ -103,7 +103,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "content", "said"), WRONG)
-def test_what_is_broken_is_told_where_it_stands_and_absent_in_a_private_run(name, content, said, tmp_path):
+def test_what_is_broken_is_told_by_place_and_absent_in_private_runs(name, content, said, tmp_path):
     file = written(tmp_path / name, content)
     with pytest.raises(BouquetError, match=rf"records that cannot be used \({file}\): got 1 of \d+: .*{said}"):
         sources.read(str(file))

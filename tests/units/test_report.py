@@ -102,7 +102,7 @@ def test_what_a_node_wrote_is_text_and_nothing_else(plain):
     assert not re.search(r"""(src|href)=|url\(|@import""", html)
 
 
-def test_each_class_has_a_line_and_the_round_that_was_exported_its_figures(copy):
+def test_each_class_has_a_line_and_the_exported_round_its_figures(copy):
     events = lines(copy)
     for event in events:
         if event["phase"] == "heldout":
@@ -186,7 +186,7 @@ def test_a_run_that_is_broken_off_says_why(settings, tmp_path):
     assert "too few nodes: expected 4, got <1>" in text(tmp_path / "run")
 
 
-def test_a_run_that_is_under_way_is_known_by_its_lock_and_not_written_by_another(settings, tmp_path):
+def test_a_run_under_way_is_known_by_its_lock_and_has_one_writer(settings, tmp_path):
     config = read_config(settings(resume=True))
     with Record(config, 1):
         assert Run.read(tmp_path / "run").state == "running"
@@ -299,7 +299,7 @@ def test_runs_are_listed(plain, private, tmp_path, capsys):
     assert "there is no folder of runs" in capsys.readouterr().err
 
 
-def test_old_runs_are_deleted_and_what_is_under_way_or_young_or_no_run_stays(plain, tmp_path, capsys):
+def test_old_runs_are_deleted_and_all_else_stays(plain, tmp_path, capsys):
     runs = tmp_path / "runs"
     for name in ("old", "young", "going"):
         shutil.copytree(plain, runs / name)

@@ -68,7 +68,7 @@ def test_openssl_accepts_the_chain(site):
     assert found.returncode == 0, found.stderr
 
 
-def test_private_keys_are_readable_by_their_owner_only_and_each_is_in_one_place(site):
+def test_private_keys_are_their_owners_alone_and_each_in_one_place(site):
     kit(site)
     found = {
         file.relative_to(site).as_posix(): file
@@ -254,7 +254,7 @@ def test_the_node_s_key_and_the_code_of_runs_have_users_of_their_own(site):
         assert {"Restart=always", "StartLimitIntervalSec=0"} <= {*unit}, "tried again until the SuperLink lets it in"
 
 
-def test_the_compose_files_name_images_that_can_be_built_and_keep_secrets_apart(site):
+def test_compose_files_name_buildable_images_and_keep_secrets_apart(site):
     for file in (kit(site) / "compose.yaml", site / "coordinator/compose.yaml"):
         services = yaml.safe_load(file.read_text())["services"]
         for name, service in services.items():
@@ -355,7 +355,7 @@ def place(tmp_path) -> list[str]:
     return ["--user", UNPRIVILEGED, "--keys-user", UNPRIVILEGED, "--installed", str(tmp_path / "etc/ward-1")]
 
 
-def test_a_kit_from_somebody_else_names_files_and_nothing_that_root_would_run(nearby, place, tmp_path, capsys):
+def test_a_kit_from_somebody_else_names_nothing_that_root_would_run(nearby, place, tmp_path, capsys):
     """A hostile site: units and scripts of its own, lines in its facts, folders and users that are not the node's."""
     own = [f"state-directory={tmp_path}/state"]
     assert main(["site", "kit", str(nearby), "ward-1", *place, *own]) == 0

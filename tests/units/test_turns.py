@@ -71,7 +71,7 @@ def test_a_tokenizer_without_a_template_has_a_plain_one(tokenizer):
     assert "### Instruction:\nTwo?\n\n### Response:\nSecond.</s>" in text
 
 
-def test_the_token_that_begins_a_text_is_not_doubled_and_the_end_is_learned(tokenizer):
+def test_the_first_token_is_not_doubled_and_the_end_is_learned(tokenizer):
     tokenizer.chat_template = ALTERNATING
     ((text, learned),) = examples(tokenizer, {"messages": TURNS[1:]})
     assert text == "<s>[INST] One? [/INST]First.</s>[INST] Two? [/INST]Second.</s>"
@@ -94,7 +94,7 @@ def test_a_template_that_changes_earlier_turns_makes_an_example_of_each(tokenize
     assert "hm" not in text
 
 
-def test_a_prompt_that_opens_a_thought_is_what_the_answer_is_learned_after(tokenizer):
+def test_an_answer_is_learned_after_a_prompt_that_opens_a_thought(tokenizer):
     tokenizer.chat_template = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
     ((text, learned),) = examples(tokenizer, {"messages": TURNS[:3]})
     assert text.endswith("<|im_start|>assistant\n<think>\nFirst.<|im_end|>")

@@ -86,7 +86,7 @@ def test_one_person_more_is_one_unit_more_and_no_unit_exceeds_its_cap(tmp_path, 
     assert all(1 <= len(unit) <= 2 for unit in after.train)
 
 
-def test_one_person_is_one_unit_however_the_name_is_written_and_nobody_is_none(tmp_path):
+def test_one_person_is_one_unit_however_the_name_is_written(tmp_path):
     def persons(*names: object) -> int:
         rows = [{"text": f"note {n}", "label": 0, "patient": name} for n, name in enumerate(names)]
         return len(units(written(tmp_path, rows, "jsonl"), **PATIENT).train)
@@ -97,7 +97,7 @@ def test_one_person_is_one_unit_however_the_name_is_written_and_nobody_is_none(t
     assert persons("NA", "a", "b") == 2
 
 
-def test_a_number_too_long_for_python_does_not_end_the_reading_of_an_array(tmp_path):
+def test_a_number_too_long_for_python_does_not_end_an_array(tmp_path):
     rows = [{"text": f"note {n}", "label": 0} for n in range(3)]
     node = written(tmp_path, rows, "json")
     file = tmp_path / "data.json"
@@ -132,7 +132,7 @@ def test_a_line_that_cannot_be_read_is_one_absent_record(tmp_path):
     assert len(whole.train) == 6
 
 
-def test_a_record_that_cannot_be_decoded_does_not_end_the_reading_of_a_data_set(monkeypatch, tmp_path):
+def test_a_record_that_cannot_be_decoded_does_not_end_a_data_set(monkeypatch, tmp_path):
     class Torn(list):
         def __getitem__(self, number):
             if number == 1:
@@ -156,7 +156,7 @@ def test_labels_of_a_table_are_numbers_though_another_row_has_none(tmp_path):
     assert distance(alone, units(written(tmp_path, [*rows, {"text": "c", "label": ""}], "csv"))) == 0
 
 
-def test_the_number_that_is_declared_and_not_the_true_one_decides_the_share(tmp_path):
+def test_the_declared_number_decides_the_share_not_the_true_one(tmp_path):
     rows = [{"text": f"note {n}", "label": 0} for n in range(200)]
     kept = len(units(written(tmp_path, rows, "jsonl"), limit=10).train)
     # A half of what is there, since ten of the twenty that are declared are a half.

@@ -14,7 +14,7 @@ from server_app.record import Record
 from strategies import read_config
 
 
-def test_a_run_tells_void_rounds_nodes_that_sit_out_and_its_end_and_no_reasons(settings, heard, tmp_path):
+def test_a_webhook_hears_void_rounds_sitting_out_and_the_end_alone(settings, heard, tmp_path):
     def go() -> None:
         with Record(read_config(settings()), 1) as record:
             record.event("void", 3, replies=1, needed=2)
@@ -33,7 +33,7 @@ def test_a_run_tells_void_rounds_nodes_that_sit_out_and_its_end_and_no_reasons(s
     assert "secret" not in "".join(file.read_text() for file in (tmp_path / "run").iterdir() if file.is_file())
 
 
-def test_a_webhook_that_is_away_is_told_without_its_address_and_nothing_fails(settings, monkeypatch, capsys):
+def test_a_webhook_that_is_away_is_told_without_its_address(settings, monkeypatch, capsys):
     monkeypatch.setenv(webhook.VARIABLE, "http://127.0.0.1:1/secret")
     with Record(read_config(settings()), 1) as record:
         record.event("void", 3, replies=1, needed=2)

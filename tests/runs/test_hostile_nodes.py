@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from flwr.app import Context, MessageType, RecordDict
 
 from server_app.run import conduct
 from strategies import RULES
+from tests.support.configs import small
 from tests.support.grid import RUN_ID
 from tests.support.hostile import HONEST, HOSTILE, SEED, SPOILS, Nodes
 from tests.support.outcome import failures, lines
@@ -18,13 +20,19 @@ SENDS_NOTHING = {"NaN", "finite 1e20", "finite 3e38", "the largest that is read"
 """What cannot be spoilt where a rule sends no tensors."""
 
 
-def run(settings: Callable[..., dict[str, Any]], folder: Path, name: str, rule: str, nodes: Iterable[int], spoil: Any):
-    """The digest of what a run ended with, its overall score, and its directory."""
-    flat = settings(**{"rule.name": rule, "run-name": name, "seed": SEED, "min-nodes": 4, "round.max-failures": 0})
+def run(folder: Path, name: str, rule: str, nodes: Iterable[int], spoil: Any) -> tuple[str, float]:
+    """The digest of what a run ended with, and its overall score."""
+    flat = small(folder, **{"rule.name": rule, "run-name": name, "seed": SEED, "min-nodes": 4, "round.max-failures": 0})
     context = Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
     conduct(Nodes(flat, nodes, spoil), context)
     summary = json.loads((folder / name / "summary.json").read_text())
     return summary["adapter_digest"], summary["after"]["all"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Callable[[str], Any]:
+    """What a rule's run comes to without the hostile node, once a rule."""
+    return cache(lambda rule: run(tmp_path_factory.mktemp("honest"), "honest", rule, HONEST, None))
 
 
 def cells() -> list[Any]:
@@ -38,11 +46,11 @@ def cells() -> list[Any]:
 
 
 @pytest.mark.parametrize(("rule", "kind"), cells())
-def test_the_run_ends_as_without_the_hostile_node(rule, kind, settings, tmp_path, capsys):
+def test_the_run_ends_as_without_the_hostile_node(rule, kind, alone, tmp_path, capsys):
     if rule == "local" and kind in SENDS_NOTHING | {"no tensors", "no slots"}:
         pytest.skip("the rule 'local' sends no tensors that could be spoilt")
-    honest = run(settings, tmp_path, "honest", rule, HONEST, None)
-    hostile = run(settings, tmp_path, "hostile", rule, (*HONEST, HOSTILE), SPOILS[kind])
+    honest = alone(rule)
+    hostile = run(tmp_path, "hostile", rule, (*HONEST, HOSTILE), SPOILS[kind])
     folder = tmp_path / "hostile"
     assert len((folder / "metrics.jsonl").read_text()) < 300_000
     assert len(capsys.readouterr().out) < 100_000
