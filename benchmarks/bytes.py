@@ -15,8 +15,8 @@ from common.adapter import LayerShape
 from strategies import RULES, Rule
 from strategies.cost import formula_bytes
 from strategies.strategy import LoraStrategy
-from tests.factors import after_a_round, trained
-from tests.grid import flowers_bytes, pose_as_an_app
+from tests.support.factors import after_a_round, trained
+from tests.support.grid import flowers_bytes, pose_as_an_app
 
 LAYERS = {
     f"model.layers.{number}.self_attn.{name}": LayerShape(d_out, 2048)

@@ -26,7 +26,7 @@ from transformers import LlamaConfig
 
 from server_app.run import conduct
 from strategies import read_config
-from tests.grid import RUN_ID, StubGrid
+from tests.support.grid import RUN_ID, StubGrid
 
 SHAPE = LlamaConfig(
     hidden_size=2048,

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from common import embedded, stdlib
-from tests.processes import APP, Federation, federation
+from tests.support import ROOT
+from tests.support.processes import Federation, federation
 
 NODES, STEPS, BATCH = 2, 3, 4
 TEXTS = 40
@@ -46,7 +47,7 @@ def stock(own: Federation, rounds: int) -> list[float]:
     texts.write_text(json.dumps([record["text"] for record in stdlib.records()[: NODES * TEXTS]]))
     places = f'model="{embedded.unpack()}" texts="{texts}" timings="{timings}"'
     settings = f"{places} rounds={rounds} steps={STEPS} batch-size={BATCH}"
-    stock = APP / "benchmarks/stock"
+    stock = ROOT / "benchmarks/stock"
     own.allow("coordinator", *(f"kits/{name}" for name in own.names), app=stock)
     finish(own, own.start_run(stock, settings))
     seconds = json.loads(timings.read_text())

@@ -25,7 +25,7 @@ from common import checkpoint
 from common.error import BouquetError
 from deploy.site.folder import Site
 from deploy.site.superlink import statuses
-from tests.processes import Federation, federation, listens, wait_for
+from tests.support.processes import Federation, federation, listens, wait_for
 
 NODES = 3
 SETTINGS = (

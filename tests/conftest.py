@@ -1,6 +1,14 @@
 """Shared fixtures. Real data and models are read from ``../shared``; tests that need them skip where it is not."""
 
+import json
 import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+from common import webhook
+from tests.support.configs import small
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -12,10 +20,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertModel
-
-from common import embedded
-from common.config import RunConfig
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -47,33 +51,27 @@ def _no_trace_in_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def settings(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """A small run config in Flower's flat form: ``settings(**{"rule.name": "fedit"})``."""
 
-    def make(**changes: Any) -> dict[str, Any]:
-        small = {
-            "run-directory": str(tmp_path),
-            "run-name": "run",
-            "num-server-rounds": 2,
-            "task.max-length": 32,
-            "data.limit": 40,
-            "train.steps": 3,
-            "train.batch-size": 4,
-            "evaluation.limit": 8,
-            "evaluation.prompt": "",
-            "round.deadline": 60.0,
-            "round.wait": 0.3,
-        }
-        return RunConfig().to_flower() | small | changes
-
-    return make
+    return partial(small, tmp_path)
 
 
-def tiny_bert(folder: Path) -> str:
-    """A random encoder with the embedded tokenizer, saved as a user's local model would be."""
-    config = BertConfig(
-        vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
-    )
-    # What a test trains, and what follows in it, must not depend on the tests before it.
-    torch.manual_seed(0)
-    network = BertModel(config)
-    network.save_pretrained(folder / "bert")
-    AutoTokenizer.from_pretrained(embedded.unpack()).save_pretrained(folder / "bert")
-    return str(folder / "bert")
+@pytest.fixture
+def heard(monkeypatch) -> Iterator[list[dict]]:
+    """What is posted to the address that the environment names."""
+    bodies = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv(webhook.VARIABLE, f"http://127.0.0.1:{server.server_port}/secret")
+        yield bodies
+        server.shutdown()
+        thread.join()

@@ -25,8 +25,9 @@ from common.codec import CODECS
 from common.error import BouquetError
 from strategies import FLASC, FedIT, FedPLora, FLora, Ravan, Rule
 from strategies.strategy import LoraStrategy
-from tests.factors import trained
-from tests.grid import pose_as_an_app
+from tests.support.factors import trained
+from tests.support.grid import pose_as_an_app
+from tests.support.hostile import SEED, received
 
 RULES: list[Rule] = [FedIT(), FLASC(), FedPLora(), FLora(), Ravan(heads=2)]
 LAYERS = {f"model.layers.{number}.{name}": LayerShape(96, 64) for number in range(4) for name in ("up", "down")}
@@ -157,16 +158,16 @@ class Receivers:
 
     def __init__(self, rule: Rule, draw: random.Random) -> None:
         self.rule, self.spec = rule, spec(rule)
-        self.strategy = LoraStrategy(rule, codec_up=draw.choice(list(CODECS)), seed=3)
-        self.state = rule.initial(self.spec, 3)
+        self.strategy = LoraStrategy(rule, codec_up=draw.choice(list(CODECS)), seed=SEED)
+        self.state = rule.initial(self.spec, SEED)
         rank = WHOLE // 2 if rule.mixed_ranks and draw.random() < 0.5 else self.state.rank
         (self.down,) = self.strategy.messages(MessageType.TRAIN, self.state, [1], ranks={1: rank})
-        view = self.strategy._sent[1].view
+        view = received(self.down, rule, self.spec)
         local = {key: tensor + 0.1 for key, tensor in rule.install(view, {}).items()}
         update = replace(trained(rule, view, 0, 1.0), tensors=rule.send(view, local))
-        received = None if rule.relative else view.adapter
+        start = None if rule.relative else view.adapter
         self.up = wire.pack_update(
-            update, rule.name, self.state.round, "node-1", codec=self.strategy.codec_up, received=received
+            update, rule.name, self.state.round, "node-1", codec=self.strategy.codec_up, received=start
         )
 
     def at_the_coordinator(self, record: ArrayRecord) -> None:

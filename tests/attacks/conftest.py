@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import tiny_bert
+from tests.support.architectures import tiny_bert
 
 
 @pytest.fixture(scope="session")

@@ -17,13 +17,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from client_app.app import app
-from common import ledger, models, wire
+from common import accounting, ledger, models, wire
+from common.accounting import Release
 from common.adapter import State
 from common.node_config import NodeConfig
 from strategies import build, read_config
 from strategies.strategy import LoraStrategy
 from tests.attacks.tools import tiny_llama, written
-from tests.grid import pose_as_an_app, travelled
+from tests.support.budgets import DELTA
+from tests.support.grid import pose_as_an_app, travelled
+from tests.support.replies import packed
 
 NODE_ID = 1000
 SHAPING = ("lora.rank", "lora.targets", "model.", "rule.", "task.", "seed", "wire.down")
@@ -155,7 +158,7 @@ def whole(state: State, rule: str) -> ArrayRecord:
     header = wire.Header(
         kind="state", rule=rule, round=state.round, codec="fp32", scale=state.scale, slots=slots, tensors=named
     )
-    return wire._pack(header, tensors)
+    return packed(header, tensors)
 
 
 def turned(state: State, change: Callable[[Any, torch.Tensor], torch.Tensor], **others: Any) -> State:
@@ -261,3 +264,13 @@ def _start(shape: tuple[tuple[str, Any], ...]) -> State:
     rule = build(config)
     blocks = rule.blocks
     return rule.initial(models.describe(config.model, config.lora, config.task, blocks), config.seed)
+
+
+def cost(releases, accountant="rdp"):
+    """Epsilon of so many rounds in which every record takes part in the one step."""
+    return accounting.epsilon([Release(RUN["privacy.noise-multiplier"], 1.0, 1)] * releases, DELTA, accountant)
+
+
+def left(answers):
+    """How many updates left a node."""
+    return sum("update" in answer.array_records for answer in answers)

@@ -4,20 +4,10 @@ import pytest
 
 from common import accounting
 from common.accounting import Release
-from tests.attacks.hostile import LOCAL, MANY_VALUES, RUN, Node, failure, refused, start, update
+from tests.attacks.hostile import LOCAL, MANY_VALUES, RUN, Node, cost, failure, left, refused, start, update
 from tests.attacks.tools import FORK
 
 DELTA = 1e-5
-
-
-def cost(releases, accountant="rdp"):
-    """Epsilon of so many rounds in which every record takes part in the one step."""
-    return accounting.epsilon([Release(RUN["privacy.noise-multiplier"], 1.0, 1)] * releases, DELTA, accountant)
-
-
-def left(answers):
-    """How many updates left a node."""
-    return sum("update" in answer.array_records for answer in answers)
 
 
 LIMIT = 2.0

@@ -6,8 +6,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from tests.attacks.hostile import RECORDS, Node, refused, task
-from tests.attacks.test_limits import cost, left
+from tests.attacks.hostile import RECORDS, Node, cost, left, refused, task
 from tests.attacks.tools import written
 
 

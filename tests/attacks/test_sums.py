@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from common import embedded
 from tests.attacks.hostile import CLASSIFY, INSTRUCT, LOCAL, TEXT, failure, neighbours, start, task, turned
+from tests.attacks.records import OF_A_CLASS, OF_A_TEXT, OF_AN_ANSWER
 from tests.attacks.taps import sums
-from tests.attacks.test_failures import OF_A_CLASS, OF_A_TEXT, OF_AN_ANSWER
 from tests.attacks.tools import saved
 
 USUAL = [{"text": f"{n} + {n}", "label": n % 2, "answer": f"{2 * n}", "person": n} for n in range(7)]

@@ -11,8 +11,8 @@ from tests.mutants.budget import BUDGET
 from tests.mutants.edges import EDGES
 from tests.mutants.privacy import PRIVACY
 from tests.mutants.rules import RULES
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 MUTANTS = RULES + EDGES + PRIVACY + BUDGET
 
 

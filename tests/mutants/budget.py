@@ -2,10 +2,10 @@
 
 from tests.mutants import Mutant
 
-ACCOUNT = ("tests/test_accounting.py",)
-LEDGER = ("tests/test_budget.py", "tests/test_ledger.py", "tests/test_ledger_processes.py")
-RUN = ("tests/test_private_run.py",)
-POLICY = ("tests/test_policy.py", "tests/test_private_run.py")
+ACCOUNT = ("tests/oracles/test_accounting.py",)
+LEDGER = ("tests/units/test_budget.py", "tests/units/test_ledger.py", "tests/runs/test_ledger_processes.py")
+RUN = ("tests/runs/test_private_run.py",)
+POLICY = ("tests/units/test_policy.py", "tests/runs/test_private_run.py")
 
 BUDGET = (
     Mutant(
@@ -198,7 +198,7 @@ BUDGET = (
         "common/config.py",
         'if self.train.weighting == "examples":',
         "if False:",
-        ("tests/test_config.py",),
+        ("tests/units/test_config.py",),
     ),
     Mutant(
         "an error message tells the data",

@@ -2,9 +2,14 @@
 
 from tests.mutants import Mutant
 
-CLIPPING = ("tests/test_per_example.py", "tests/test_clipping.py")
-PROBE = ("tests/test_probe.py",)
-NOISE = ("tests/test_gaussian.py", "tests/test_privacy.py", "tests/test_private_units.py")
+CLIPPING = ("tests/oracles/test_per_example.py", "tests/oracles/test_clipping.py")
+PROBE = ("tests/units/test_probe.py",)
+NOISE = (
+    "tests/oracles/test_gaussian.py",
+    "tests/units/test_privacy.py",
+    "tests/units/test_private_units.py",
+    "tests/runs/test_private_rules.py",
+)
 
 PRIVACY = (
     Mutant(

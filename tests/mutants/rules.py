@@ -3,13 +3,13 @@
 from tests.mutants import Mutant
 
 TESTS = (
-    "tests/test_oracles_means.py",
-    "tests/test_oracles_stacks.py",
-    "tests/test_oracles_slots.py",
-    "tests/test_oracles_server.py",
-    "tests/test_width.py",
-    "tests/test_laws.py",
-    "tests/test_config.py",
+    "tests/oracles/test_means.py",
+    "tests/oracles/test_stacks.py",
+    "tests/oracles/test_slots.py",
+    "tests/oracles/test_server.py",
+    "tests/laws/test_width.py",
+    "tests/laws/test_rules.py",
+    "tests/units/test_config.py",
 )
 
 RULES = (

@@ -1,0 +1,151 @@
+"""The warm worker: the same answers as without it, from one process, which only its owner reaches."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from client_app import gpu, worker
+from common.error import BouquetError
+from tests.support.grid import run_in_process
+from tests.support.outcome import failures
+from tests.support.processes import wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def state(tmp_path):
+    folder = tmp_path / "warm"
+    yield folder
+    worker.stop(folder)
+
+
+def holder(state: Path) -> list[int]:
+    """The processes that hold the lock of the worker."""
+    inode = (state / "worker.lock").stat().st_ino
+    lines = Path("/proc/locks").read_text().splitlines()
+    return [int(line.split()[4]) for line in lines if line.split()[5].endswith(f":{inode}")]
+
+
+def test_a_warm_node_gives_the_same_adapter_and_keeps_one_process(settings, tmp_path, state):
+    warm = {"state-directory": str(state), "warm": 60.0}
+    for name, own in (("cold", {}), ("warm", {0: warm})):
+        run_in_process(settings(**{"run-name": name, "num-server-rounds": 1}), nodes=2, node_config=own)
+    cold, kept = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("cold", "warm"))
+    assert cold["adapter_digest"] == kept["adapter_digest"]
+    (first,) = holder(state)
+    assert first != os.getpid()
+    assert (state / "worker.sock").stat().st_mode & 0o777 == 0o600
+    log = (state / "worker.log").read_text()
+    assert "Traceback" not in log
+
+    worker.serve(state, 60.0)  # a second one ends itself
+    assert holder(state) == [first]
+
+    # Killed, it is started anew; told to stop, it is gone with its memory.
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: holder(state) == [], "the worker to die")
+    once = {"run-name": "anew", "num-server-rounds": 1, "evaluation.every": 0}
+    run_in_process(settings(**once), nodes=2, node_config={0: warm})
+    assert failures(tmp_path / "anew") == []
+    assert holder(state) != [first]
+    worker.stop(state)
+    wait_for(lambda: holder(state) == [], "the worker to end")
+    assert not (state / "worker.sock").exists()
+
+
+def test_an_idle_worker_ends(tmp_path):
+    started = time.monotonic()
+    worker.serve(tmp_path, 0.2)
+    assert 0.2 <= time.monotonic() - started < 5
+    assert not (tmp_path / "worker.sock").exists()
+
+
+def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path, capsys):
+    somewhere = {"warm": 9.0, "state-directory": "here"}
+    once = {"num-server-rounds": 1, "min-nodes": 1, "evaluation.every": 0}
+    run_in_process(settings(**once), nodes=2, node_config={1: somewhere})
+    (reason,) = failures(tmp_path / "run")
+    assert "a config with mistakes; this node's own log says more" in reason
+    said = capsys.readouterr().err
+    assert "state-directory: expected an absolute path, since an app does not run where it was started" in said
+    deep = tmp_path / ("x" * 120)
+    run_in_process(
+        settings(**once, **{"run-name": "deep"}),
+        nodes=2,
+        node_config={1: {"warm": 9.0, "state-directory": str(deep)}},
+    )
+    assert "a path too long for a socket" in failures(tmp_path / "deep")[0]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from client_app import gpu
+gpu.reserve(sys.argv[1], Path("/srv/ward-1"))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_gpu_has_one_worker_and_is_free_when_that_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    command = [sys.executable, "-c", HOLDER, "GPU-1"]
+    with subprocess.Popen(command, cwd=worker.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BouquetError, match=rf"has this GPU \(GPU-1\): got process {other.pid}, /srv/ward-1. Give"):
+            gpu.reserve("GPU-1", tmp_path)
+        gpu.reserve("GPU-2", tmp_path).close()
+        assert gpu.reserve(gpu.identity("cpu"), tmp_path) is None
+        other.kill()
+    gpu.reserve("GPU-1", tmp_path).close()
+    gpu.reserve.cache_clear()
+    assert {file.stat().st_mode & 0o077 for file in tmp_path.iterdir()} == {0}
+
+
+def test_messages_of_two_runs_take_their_turns_on_one_gpu(tmp_path, monkeypatch):
+    """Each in a process of its own, as Flower starts them; another GPU is not waited for."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    work = "import sys, time\nfrom client_app import gpu\nwith gpu.turn(sys.argv[1]):\n    print('in', flush=True)\n"
+    command = [sys.executable, "-c", work]
+    with gpu.turn("GPU-1"):
+        waits = subprocess.Popen([*command, "GPU-1"], cwd=worker.ROOT, stdout=subprocess.PIPE)
+        other = subprocess.run([*command, "GPU-2"], cwd=worker.ROOT, capture_output=True, timeout=60)
+        assert other.stdout == b"in\n"
+        assert waits.poll() is None
+    assert waits.communicate(timeout=60)[0] == b"in\n"
+
+
+def test_a_worker_whose_gpu_is_taken_ends_and_says_so_in_its_log(settings, tmp_path, state, monkeypatch):
+    """A CPU stands in for the GPU that both workers find."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    state.mkdir()
+    serve = "import sys\nfrom pathlib import Path\nfrom client_app import gpu, worker\n"
+    serve += "gpu.identity = lambda device: 'GPU-1'\nworker.serve(Path(sys.argv[1]), 60.0)"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER, "GPU-1"], cwd=worker.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as holder,
+        (state / "worker.log").open("wb") as log,
+        subprocess.Popen([sys.executable, "-c", serve, str(state)], cwd=worker.ROOT, stderr=log) as second,
+    ):
+        assert holder.stdout.readline() == b"held\n"
+        wait_for((state / "worker.sock").exists, "the second worker")
+        node = {"state-directory": str(state), "warm": 60.0}
+        once = {"num-server-rounds": 1, "min-nodes": 1, "evaluation.every": 0}
+        run_in_process(settings(**once), nodes=2, node_config={1: node})
+        assert second.wait(60) == 0
+        holder.kill()
+    said = failures(tmp_path / "run")[0]
+    assert "the worker ended before it had answered" in said
+    assert "GPU" not in said, "what a log holds may be the data's"
+    told = (state / "worker.log").read_text()
+    assert f"another worker has this GPU (GPU-1): got process {holder.pid}, /srv/ward-1" in told

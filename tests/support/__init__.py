@@ -1,0 +1,6 @@
+"""What tests and benchmarks share."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+"""The checkout."""

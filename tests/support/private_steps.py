@@ -1,0 +1,98 @@
+"""One private step on the embedded model: its examples, its gradients, and a loop that does the same."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from client_app.per_example import attach
+from client_app.privacy import train_privately
+from client_app.training import outputs
+from common import base, models, tasks
+from common.config import LoraConfig, ModelConfig, TaskConfig, TrainConfig
+from common.privacy_config import PrivacyConfig
+from common.tasks import Example
+from strategies import FedIT
+
+TEXT = tasks.build(TaskConfig())
+LENGTHS = (30, 12, 25, 7, 30, 18, 3)
+EXAMPLES = [Example([1, *range(10 + i, 9 + i + n)], [1, *range(10 + i, 9 + i + n)]) for i, n in enumerate(LENGTHS)]
+
+
+def fresh(quantization="nf4", rank=8, checkpointing=None, blocks=0):
+    """The embedded model with factors that all matter."""
+    network = base.load(ModelConfig.model_validate({"quantization": quantization}), 0, torch.device("cpu"))
+    if checkpointing is not None:
+        network.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+    return scattered(models.LoraModel(network, LoraConfig(rank=rank), blocks))
+
+
+def scattered(model):
+    generator = torch.Generator().manual_seed(1)
+    state = FedIT().initial(model.spec, 0)
+    tensors = {key: t + 0.02 * torch.randn(t.shape, generator=generator) for key, t in state.adapter.items()}
+    model.install(tensors, state.scale, {})
+    model.network.train()
+    return model
+
+
+def losses(model, examples, task=TEXT):
+    return task.losses(*outputs(model, task.collate(examples, 0)))
+
+
+def brute_force(model, parameters, examples, task=TEXT):
+    """Every example's gradient by itself, in float64: rows of one long vector."""
+    rows = []
+    for example in examples:
+        losses(model, [example], task).sum().backward()
+        rows.append(torch.cat([parameter.grad.double().flatten() for parameter in parameters]))
+        model.network.zero_grad(set_to_none=True)
+    return torch.stack(rows)
+
+
+def clipped_sum(model, examples, engine, bound, clipping="flat", split=4, task=TEXT):
+    """What an engine makes of ``examples`` in two physical batches: one long vector."""
+    with attach(engine, model.network, bound, clipping) as attached:
+        for part in (examples[:split], examples[split:]):
+            if part:
+                attached.add(losses(model, part, task))
+        return torch.cat([tensor.flatten() for tensor in attached.take().values()])
+
+
+def relative(got, expected):
+    return float((got - expected).norm() / expected.norm())
+
+
+def out_of_memory(*_):
+    raise RuntimeError("out of memory")
+
+
+PLAIN = TrainConfig.model_validate({"batch-size": 4, "learning-rate": 0.01, "clip-norm": 0.0})
+
+
+PRIVATE = PrivacyConfig.model_validate({"mode": "example", "expected-batch": 4})
+
+
+def train_here(model, examples, release, privacy=PRIVATE, config=PLAIN, task=TEXT, units=None):
+    """One round on ``units``, or on ``examples`` of which each is one."""
+    units = [[example] for example in examples] if units is None else units
+    return train_privately(model, model.keys, task, units, config, privacy, release, pad=0, round=0, rounds=1)
+
+
+@contextmanager
+def gradients() -> Iterator[list[torch.Tensor]]:
+    """What the optimizer sees: one long vector a step."""
+    seen: list[torch.Tensor] = []
+
+    def look(optimizer, *_):
+        parameters = optimizer.param_groups[0]["params"]
+        seen.append(torch.cat([parameter.grad.double().flatten() for parameter in parameters]))
+
+    handle = register_optimizer_step_pre_hook(look)
+    yield seen
+    handle.remove()
+
+
+def within(value, expected, deviation):
+    return abs(value - expected) <= 5 * deviation
