@@ -19,8 +19,9 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from common.adapter import Key, LayerShape, Spec, State, Tensors, Update
-from strategies import RULES
+from common.adapter.spec import Spec
+from common.adapter.values import Key, LayerShape, State, Tensors, Update
+from strategies import RULES, Recipe
 
 LLAMA_3_8B = {
     f"model.layers.{layer}.{name}": LayerShape(*shape)
@@ -42,7 +43,7 @@ REPEATS = 3
 def updates_of(rule: str, layers: dict[str, LayerShape], nodes: int) -> tuple[State, list[Update]]:
     """A state in its second round, and what ``nodes`` nodes send: every trained tensor random."""
     built = RULES[rule]()
-    state = built.initial(Spec(layers, {}, RANK, 2.0, built.blocks), seed=0)
+    state = Recipe.around(built).start(Spec(layers, {}, RANK, 2.0, built.structure), seed=0)
     state = built.view(state, RANK)
     generator = torch.Generator().manual_seed(1)
 

@@ -11,7 +11,7 @@ import argparse
 from flwr.app import ArrayRecord, MessageType, RecordDict
 
 from common import wire
-from common.adapter import LayerShape
+from common.adapter.values import LayerShape
 from strategies import RULES, Rule
 from strategies.cost import formula_bytes
 from strategies.strategy import LoraStrategy

@@ -26,9 +26,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.privacy import BATCHES, Bench, peak, seconds
-from common import base, tasks
-from common.config import LoraConfig, TaskConfig
-from common.models import LoraModel
+from common import tasks
+from common.config.run import LoraConfig, TaskConfig
+from common.models import base
+from common.models.adapted import LoraModel
 
 RANK = 16
 KINDS = ("bare PEFT", "plain", "private")
@@ -88,7 +89,7 @@ def _random_nf4(shape: nn.Linear, compute: torch.dtype, device: torch.device) ->
     layer = bnb.nn.Linear4bit(size[1], size[0], bias=False, compute_dtype=compute, quant_type="nf4", device="meta")
     drawn = torch.empty(size, dtype=compute, device=device).normal_(std=0.02)
     layer.weight = bnb.nn.Params4bit(drawn, compress_statistics=True, quant_type="nf4", module=layer).to(device)
-    layer.support_avx512bf16_for_cpu = False  # see common/base.py
+    layer.support_avx512bf16_for_cpu = False  # see common/models/base.py
     return layer
 
 

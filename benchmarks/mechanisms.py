@@ -25,17 +25,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client_app.per_example import AUTO_S, attach
 from client_app.training import outputs
 from client_app.units import Wanted, node_units
-from common import base, models, sources, tasks
-from common.accounting import noise_multiplier
-from common.config import RunConfig
-from common.node_config import NodeConfig
-from common.pooling import pool
-from common.section import flatten
+from common import tasks
+from common.config.node import NodeConfig
+from common.config.run import RunConfig
+from common.config.section import flatten
+from common.models import adapted, base
+from common.models.pooling import pool
+from common.privacy.accounting import noise_multiplier
+from common.sources import dealing
 from common.tasks import Example
-from strategies import FedIT, read_config
+from strategies import read_config
+from strategies.gradients.engine import AUTO_S, attach
+from strategies.rules import FedIT
 
 EPSILONS = (6.0, 3.0, 1.0)
 BANDS = (1, 2, 3, 4, 8, 12)
@@ -129,7 +132,7 @@ def head(config: RunConfig, nodes: list[Features], held: Features, seed: int, pl
 
 
 @torch.no_grad()
-def features(model: models.LoraModel, task: tasks.Task, examples: list[Example], pad: int) -> Features:
+def features(model: adapted.LoraModel, task: tasks.Task, examples: list[Example], pad: int) -> Features:
     """The pooled states of the frozen encoder and a 1 for the bias, and the labels; shortest first."""
     model.network.eval()
     encoder = model.network.base_model.model.encoder
@@ -144,7 +147,7 @@ def features(model: models.LoraModel, task: tasks.Task, examples: list[Example],
     )
 
 
-def spectrum(config: RunConfig, model: models.LoraModel, task: tasks.Task, examples: list[Example], pad: int) -> None:
+def spectrum(config: RunConfig, model: adapted.LoraModel, task: tasks.Task, examples: list[Example], pad: int) -> None:
     """Print the largest singular value of any B's clipped sum at the start, over what shows in the noise."""
     state = FedIT().initial(model.spec, config.seed)
     model.install(state.adapter, state.scale, {})
@@ -184,9 +187,9 @@ def main() -> int:
         wanted = Wanted(config.data, config.task, config.model, config.privacy, 0)
         owned.append([example for (example,) in node_units(wanted, node, config.privacy.records).train])
     theory(config)
-    model = models.load(config.model, config.lora, config.task, "cpu")
+    model = adapted.load(config.model, config.lora, config.task, "cpu")
     spectrum(config, model, task, owned[0], pad)
-    scored = sources.read(str(folder / "validation.jsonl.gz"))
+    scored = dealing.read(str(folder / "validation.jsonl.gz"))
     held = features(model, task, [example for (example,) in tasks.encoded(task, scored, tokenizer)[0]], pad)
     nodes = [features(model, task, examples, pad) for examples in owned]
     print("\n| epsilon | C for | bands | rate x " + " | ".join(map(str, RATES)) + " |")

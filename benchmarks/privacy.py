@@ -23,14 +23,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from client_app.per_example import ENGINES, attach
 from client_app.training import outputs
-from common import models, tasks
-from common.config import RunConfig
-from common.gaussian import Gaussian, rounded_normal
-from common.models import LoraModel
+from common import tasks
+from common.config.run import RunConfig
+from common.models import adapted
+from common.models.adapted import LoraModel
+from common.privacy.gaussian import Gaussian, rounded_normal
 from common.tasks import Batch, Example, Task
-from strategies import FedIT
+from strategies.rules import FedIT
+from tests.support.private_steps import attach
 
 MINILM = BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12)
 LLAMA = LlamaConfig(
@@ -90,7 +91,7 @@ class Bench:
         """The bench of a line of the table, with the model in ``folder``."""
         name = str(folder / case.model)
         config = RunConfig.from_flower({"model.name": name, "lora.rank": case.rank, **SETTINGS[case.model]})
-        model = models.load(config.model, config.lora, config.task, "auto")
+        model = adapted.load(config.model, config.lora, config.task, "auto")
         return cls(model, tasks.build(config.task), case.examples, case.tokens)
 
     def plain(self) -> None:
@@ -148,14 +149,14 @@ def peak(step: Callable[[], None]) -> float:
 def row(case: Case, folder: Path, repeats: int) -> None:
     """Measure one case and print its line."""
     bench = Bench.of(case, folder)
-    names = ["plain", *ENGINES]
+    names = ["plain", *GRADIENTS]
     for name in names:
         bench.measured(name, seconds)
     times = [{name: bench.measured(name, seconds) for name in names} for _ in range(repeats)]
     memory = {name: bench.measured(name, peak) for name in names}
     plain = statistics.median(time["plain"] for time in times)
-    ratios = [f"{statistics.median(time[name] / time['plain'] for time in times):.2f}" for name in ENGINES]
-    shares = [f"{memory[name] / memory['plain']:.2f}" for name in ENGINES]
+    ratios = [f"{statistics.median(time[name] / time['plain'] for time in times):.2f}" for name in GRADIENTS]
+    shares = [f"{memory[name] / memory['plain']:.2f}" for name in GRADIENTS]
     cells = [case.model, case.rank, f"{case.examples} x {case.tokens}", f"{1e3 * plain:.0f}", *ratios]
     print("| " + " | ".join(map(str, [*cells, f"{memory['plain'] / 1e6:.0f}", *shares])) + " |", flush=True)
 
@@ -168,7 +169,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="*", help="only the cases of these ranks")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    engines = list(ENGINES)
+    engines = list(GRADIENTS)
     print("| model | r | batch | plain ms | " + " | ".join(engines) + " | plain MB | " + " | ".join(engines) + " |")
     print("|---" * (5 + 2 * len(engines)) + "|")
     with tempfile.TemporaryDirectory() as temporary:

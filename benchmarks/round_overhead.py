@@ -12,7 +12,8 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from common import embedded, stdlib
+from common.models import embedded
+from common.sources import stdlib
 from tests.support import ROOT
 from tests.support.processes import Federation, federation
 

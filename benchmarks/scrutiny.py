@@ -18,9 +18,11 @@ from collections.abc import Iterator
 
 import torch
 
-from common.adapter import LayerShape, Spec, State, Tensors, Update
+from common.adapter.spec import Spec
+from common.adapter.values import LayerShape, State, Tensors, Update
 from server_app.scrutiny import Against, Scrutiny
-from strategies import RULES, Ravan, Rule
+from strategies import RULES, Recipe, Rule
+from strategies.rules import Ravan
 
 KINDS = ("none", "flip", "scale", "pair", "labels")
 COSINES = {"iid": 0.1, "skewed": 0.05}
@@ -67,7 +69,7 @@ def sent(rule: Rule, state: State, moved: Tensors) -> Update:
 def judged(rule: Rule, kind: str, data: str, sizes: tuple[int, int], seed: int) -> Against:
     """What is said of a round of so many nodes, the last of which are hostile."""
     nodes, hostile = sizes
-    state = rule.initial(Spec(LAYERS, {}, 8, 2.0, rule.blocks), seed=0)
+    state = Recipe.around(rule).start(Spec(LAYERS, {}, 8, 2.0, rule.structure), seed=0)
     scrutiny = Scrutiny(rule, state, 0.0)
     for node in range(nodes):
         scrutiny.examine(

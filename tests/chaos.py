@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from common import checkpoint
 from common.error import BouquetError
+from common.record import checkpoint
 from deploy.site.folder import Site
 from deploy.site.superlink import statuses
 from tests.support.processes import Federation, federation, listens, wait_for

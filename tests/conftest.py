@@ -43,7 +43,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_trace_in_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("common.node_config.STATE_DIRECTORY", tmp_path / "state")
+    monkeypatch.setattr("common.config.node.STATE_DIRECTORY", tmp_path / "state")
     monkeypatch.setattr("server_app.record.DEFAULT_DIRECTORY", tmp_path / "runs")
 
 

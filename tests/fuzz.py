@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
-from common import wire
-from common.adapter import Key, LayerShape, Spec, check_form, check_range
-from common.codec import CODECS
+from common.adapter.spec import Spec, check_form
+from common.adapter.values import Key, LayerShape, check_range
 from common.error import BouquetError
-from strategies import FLASC, FedIT, FedPLora, FLora, Ravan, Rule
+from common.wire import message as wire
+from common.wire.codec import CODECS
+from strategies import Rule
+from strategies.rules import FLASC, FedIT, FedPLora, FLora, Ravan
 from strategies.strategy import LoraStrategy
-from tests.support.factors import trained
+from tests.support.factors import initial, trained
 from tests.support.grid import pose_as_an_app
 from tests.support.hostile import SEED, received
 
@@ -41,7 +43,7 @@ Bytes = dict[str, bytes]
 
 
 def spec(rule: Rule) -> Spec:
-    return Spec(LAYERS, {Key("classifier", "W"): (2, 64), Key("classifier", "b"): (2,)}, WHOLE, 2.0, rule.blocks)
+    return Spec(LAYERS, {Key("classifier", "W"): (2, 64), Key("classifier", "b"): (2,)}, WHOLE, 2.0, rule.structure)
 
 
 def flipped(parts: Bytes, draw: random.Random) -> None:
@@ -159,7 +161,7 @@ class Receivers:
     def __init__(self, rule: Rule, draw: random.Random) -> None:
         self.rule, self.spec = rule, spec(rule)
         self.strategy = LoraStrategy(rule, codec_up=draw.choice(list(CODECS)), seed=SEED)
-        self.state = rule.initial(self.spec, SEED)
+        self.state = initial(rule, self.spec, SEED)
         rank = WHOLE // 2 if rule.mixed_ranks and draw.random() < 0.5 else self.state.rank
         (self.down,) = self.strategy.messages(MessageType.TRAIN, self.state, [1], ranks={1: rank})
         view = received(self.down, rule, self.spec)

@@ -45,3 +45,27 @@ RULES = Registry[Rule](
     Local,
     default="fedit",
 )
+
+__all__ = [
+    "FLASC",
+    "RULES",
+    "FFALora",
+    "FLoRIST",
+    "FLora",
+    "FedExLora",
+    "FedIT",
+    "FedMomentum",
+    "FedPLora",
+    "FedRotLora",
+    "FedSALora",
+    "FedSB",
+    "FedSVD",
+    "FlexLora",
+    "HetLora",
+    "Local",
+    "LoraFair",
+    "LoraLego",
+    "Ravan",
+    "RoLora",
+    "Rule",
+]

@@ -17,11 +17,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from client_app.app import app
-from common import accounting, ledger, models, wire
-from common.accounting import Release
-from common.adapter import State
-from common.node_config import NodeConfig
-from strategies import build, read_config
+from common import wire
+from common.adapter.values import State
+from common.config.node import NodeConfig
+from common.models import adapted
+from common.privacy import accounting, ledger
+from common.privacy.accounting import Release
+from strategies import Recipe, read_config
 from strategies.strategy import LoraStrategy
 from tests.attacks.tools import tiny_llama, written
 from tests.support.budgets import DELTA
@@ -184,7 +186,7 @@ def update(answer: RecordDict, run: Mapping[str, Any] | None = None, state: Stat
     received = state.adapter
     record = answer.array_records["update"]
     _, sent = wire.unpack_update(record, rule=flat["rule.name"], round=state.round, received=received)
-    relative = build(read_config(_shape(flat))).relative
+    relative = Recipe.build(read_config(_shape(flat))).relative
     return {
         str(key): tensor.double() - (0 if relative else received[key].double()) for key, tensor in sent.tensors.items()
     }
@@ -237,7 +239,7 @@ def _message(kind: str, flat: Mapping[str, Any], state: State | None, round: int
     if state is not None:
         content = RecordDict({"state": whole(own, flat["rule.name"]), "config": told})
         return Message(content, dst_node_id=NODE_ID, message_type=kind, group_id=str(own.round))
-    strategy = LoraStrategy(build(read_config(_shape(flat))), seed=flat["seed"])
+    strategy = LoraStrategy(Recipe.read(_shape(flat)))
     (message,) = strategy.messages(kind, own, [NODE_ID], config=told)
     return message
 
@@ -261,9 +263,9 @@ def _makes_a_model(shape: tuple[tuple[str, Any], ...]) -> bool:
 @lru_cache(maxsize=64)
 def _start(shape: tuple[tuple[str, Any], ...]) -> State:
     config = read_config(dict(shape))
-    rule = build(config)
-    blocks = rule.blocks
-    return rule.initial(models.describe(config.model, config.lora, config.task, blocks), config.seed)
+    recipe = Recipe.build(config)
+    spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
+    return recipe.start(spec, config.seed)
 
 
 def cost(releases, accountant="rdp"):

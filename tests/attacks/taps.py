@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.gaussian import Gaussian
+from common.privacy.gaussian import Gaussian
 from common.tasks import Example
 from tests.attacks.hostile import Node
 

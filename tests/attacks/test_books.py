@@ -5,8 +5,8 @@ import sqlite3
 
 import pytest
 
+from common.config.node import NodeConfig
 from common.error import BouquetError
-from common.node_config import NodeConfig
 from tests.attacks.hostile import RECORDS, Node, failure, refused
 from tests.attacks.tools import FORK, written
 

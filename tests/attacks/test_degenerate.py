@@ -35,7 +35,7 @@ REFUSED = {
     "no classes": {"task.labels": 0},
     "no length": {"task.max-length": 0},
     "a head that is none": {"task.head": "other"},
-    "an engine of old": {"privacy.engine": "ghost"},
+    "an engine of old": {"gradient.name": "ghost"},
 }
 
 # Answered in whatever way, but answered.

@@ -5,8 +5,8 @@ import math
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from common import wire
-from common.adapter import Key, State
+from common.adapter.values import Key, State
+from common.wire import message as wire
 from tests.attacks.hostile import (
     CLASSIFY,
     INSTRUCT,
@@ -42,13 +42,13 @@ RUNS = {
     "one at a time": {"train.batch-size": 1},
     "several steps": {"train.steps": 2, "train.schedule": "linear", "train.warmup": 0.5},
     "automatic": {"privacy.clipping": "automatic"},
-    "hooks": {"privacy.engine": "hooks"},
+    "hooks": {"gradient.name": "hooks"},
     "nf4": {"model.quantization": "nf4"},
     "dropout": {"lora.dropout": 0.5},
     "the least clip": {"privacy.clip": 1e-4},
     "the largest clip": {"privacy.clip": 1e4},
     "the largest rate": {"train.learning-rate": 10.0},
-    "pulled back": {"train.proximal": 1.0, "train.weight-decay": 0.1, "train.clip-norm": 1.0},
+    "pulled back": {"train.proximal": 1.0, "optimizer.adamw.weight-decay": 0.1, "train.clip-norm": 1.0},
     "limited": {"data.limit": 3},
     "held out": {"data.holdout": 0.9},
     "short": {"task.max-length": 4},

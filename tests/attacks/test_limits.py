@@ -2,8 +2,8 @@
 
 import pytest
 
-from common import accounting
-from common.accounting import Release
+from common.privacy import accounting
+from common.privacy.accounting import Release
 from tests.attacks.hostile import LOCAL, MANY_VALUES, RUN, Node, cost, failure, left, refused, start, update
 from tests.attacks.tools import FORK
 
@@ -104,7 +104,7 @@ def test_a_refusal_costs_nothing_and_lasts(tmp_path):
     [
         {"privacy.clip-quantile": 0.5},  # a batch too small for its count to be noised beside the sum
         {"lora.targets": "no_such_layer"},
-        {"privacy.engine": "hooks", "model.gradient-checkpointing": True},
+        {"gradient.name": "hooks", "model.gradient-checkpointing": True},
     ],
     ids=lambda run: next(iter(run)),
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from common import embedded
+from common.models import embedded
 from tests.attacks.hostile import CLASSIFY, INSTRUCT, LOCAL, TEXT, failure, neighbours, start, task, turned
 from tests.attacks.records import OF_A_CLASS, OF_A_TEXT, OF_AN_ANSWER
 from tests.attacks.taps import sums

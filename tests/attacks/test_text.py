@@ -230,7 +230,7 @@ def test_a_runs_name_leads_nowhere(name, mode, tmp_path, capsys):
     assert not {"\x1b", "\0"} & set(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("key", ["lora.targets", "rule.fed-sb.source", "evaluation.source", "run-directory"])
+@pytest.mark.parametrize("key", ["lora.targets", "init.lora-sb.source", "evaluation.source", "run-directory"])
 def test_nor_does_any_other_name(key, tmp_path):
     """Names that a node has no use for, or quotes."""
     secret = tmp_path / "secret.jsonl"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PretrainedConfig
 
-from common import embedded
+from common.models import embedded
 
 FORK = multiprocessing.get_context("fork")
 MODELS = tempfile.TemporaryDirectory(prefix="models")

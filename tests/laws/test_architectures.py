@@ -24,15 +24,16 @@ from transformers import (
 
 from client_app.examples import node_examples
 from client_app.training import outputs, train
-from common import base, head, models, tasks
-from common.adapter import State
-from common.config import RunConfig, TaskConfig
-from common.coverage import coverage
+from common import tasks
+from common.adapter.values import State
+from common.config.node import NodeConfig
+from common.config.run import RunConfig, TaskConfig
 from common.error import BouquetError
-from common.export import export
-from common.node_config import NodeConfig
+from common.models import adapted, base, head
+from common.models.coverage import coverage
+from common.record.export import export
 from common.tasks import Example
-from strategies import build, read_config
+from strategies import Recipe, read_config
 from tests.support.architectures import DECODERS, ENCODERS, FAMILIES, SIZES, TEMPLATE, VOCABULARY, save
 
 TASKS: Mapping[str, Mapping[str, str]] = {
@@ -66,27 +67,27 @@ def examples(config: RunConfig) -> list[Example]:
     return found
 
 
-def loaded(config: RunConfig) -> models.LoraModel:
+def loaded(config: RunConfig) -> adapted.LoraModel:
     """The model, started as a run would start it."""
-    network = base.load(config.model, models.classes(config.task), torch.device("cpu"))
-    model = models.LoraModel(network, config.lora)
-    state = build(config).initial(model.spec, seed=0)
+    network = base.load(config.model, adapted.classes(config.task), torch.device("cpu"))
+    model = adapted.LoraModel(network, config.lora)
+    state = Recipe.build(config).initial(model.spec, seed=0)
     model.install(state.adapter, state.scale, {})
     return model
 
 
-def logits(model: models.LoraModel, task: tasks.Task, example: Example) -> torch.Tensor:
+def logits(model: adapted.LoraModel, task: tasks.Task, example: Example) -> torch.Tensor:
     with torch.no_grad():
         return outputs(model, task.collate([example], 0))[0]
 
 
 def reloaded(config: RunConfig, folder: Path, example: Example) -> torch.Tensor:
     """What plain PEFT computes, over the base as the run had it."""
-    classes = models.classes(config.task)
+    classes = adapted.classes(config.task)
     auto = AutoModelForSequenceClassification if classes else AutoModelForCausalLM
     options: dict[str, Any] = {"num_labels": classes} if classes else {}
     if config.model.quantization != "none":
-        heads = [key.layer for key in models.describe(config.model, config.lora, config.task).head]
+        heads = [key.layer for key in adapted.describe(config.model, config.lora, config.task).head]
         options["quantization_config"] = base.quantization(config.model.quantization, torch.float32, heads)
     network = PeftModel.from_pretrained(auto.from_pretrained(config.model.name, **options), str(folder)).eval()
     for module in network.modules():
@@ -100,7 +101,7 @@ def reloaded(config: RunConfig, folder: Path, example: Example) -> torch.Tensor:
 def check_cell(family: str, task_name: str, quantisation: str, folder: Path) -> None:
     config = settings(checkpoint(family), task_name, quantisation)
     task = tasks.build(config.task)
-    spec = models.describe(config.model, config.lora, config.task)
+    spec = adapted.describe(config.model, config.lora, config.task)
     model, chosen = loaded(config), examples(config)
     assert model.spec == spec, "coordinator and node see one model"
     before = logits(model, task, chosen[0])
@@ -133,7 +134,7 @@ def test_a_model_trains_and_plain_peft_loads_what_it_leaves(
         "mamba": "a state-space model|Transformers has no form of this model that classifies",
     }
     with pytest.raises(BouquetError, match=said.get(family, "an encoder cannot learn to continue a text")):
-        models.describe(*describing(settings(checkpoint(family), task, quantisation)))
+        adapted.describe(*describing(settings(checkpoint(family), task, quantisation)))
 
 
 def describing(config: RunConfig) -> tuple[Any, Any, Any]:
@@ -175,15 +176,15 @@ def test_an_examples_loss_is_the_same_alone_and_in_a_batch(family: str, pad: str
 def test_the_shares_that_a_run_tells_are_those_of_the_loaded_model(family: str) -> None:
     config = settings(checkpoint(family), "classify", "nf4")
     model = loaded(config)
-    skeleton = base.skeleton(config.model, models.classes(config.task))
+    skeleton = base.skeleton(config.model, adapted.classes(config.task))
     heads = {key.layer for key in model.spec.head}
     whole = sum(p.numel() for name, p in skeleton.named_parameters() if name.rpartition(".")[0] not in heads)
     in_four_bits = [module for module in model.network.modules() if isinstance(module, Linear4bit)]
     quantised = sum(math.prod(module.weight.quant_state.shape) for module in in_four_bits)
-    adapted = sum(shape.d_out * shape.d_in for shape in model.spec.layers.values())
+    covered = sum(shape.d_out * shape.d_in for shape in model.spec.layers.values())
     told = coverage(skeleton, model.spec.layers, "nf4")
     assert told.quantised == pytest.approx(quantised / whole)
-    assert told.adapted == pytest.approx(adapted / whole)
+    assert told.adapted == pytest.approx(covered / whole)
 
 
 HEADS = {
@@ -222,7 +223,7 @@ def test_a_lost_weight_is_refused_by_name(family: str, task: str, tmp_path: Path
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file, metadata={"format": "pt"})
     config = settings(file.parent, task)
     with pytest.raises(BouquetError, match=f"the checkpoint lacks weights of the model.*no {re.escape(lost)}"):
-        base.load(config.model, models.classes(config.task), torch.device("cpu"))
+        base.load(config.model, adapted.classes(config.task), torch.device("cpu"))
 
 
 def test_a_file_that_is_half_there_or_a_pointer_is_named(tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def test_a_checkpoints_own_code_never_runs_and_nobody_is_asked(tmp_path: Path) -
 def test_experts_are_left_out_and_named_where_they_are_asked_for() -> None:
     config = settings(checkpoint("mixtral"), "text", **{"lora.targets": "q_proj,gate_up_proj"})
     with pytest.raises(BouquetError, match=r"the model's experts cannot be adapted.*got gate_up_proj, weights of all"):
-        models.describe(config.model, config.lora, config.task)
+        adapted.describe(config.model, config.lora, config.task)
 
 
 def test_the_texts_of_a_pair_are_told_apart_as_in_transformers() -> None:

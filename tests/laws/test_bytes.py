@@ -1,18 +1,21 @@
 """What a message costs: the bytes that Flower sends are those of the rule's formula; what is sent once is sent once."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 
-from common import codec, wire
-from common.adapter import LayerShape
-from common.config import WireConfig
+from common import wire
+from common.adapter.values import LayerShape
+from common.wire import codec
 from server_app.run import conduct
-from strategies import RULES, FedSB, Ravan, read_config
-from strategies.cost import formula_bytes, planned_bytes, round_bytes
+from strategies import RULES, Recipe
+from strategies.cost import planned_bytes, round_bytes
+from strategies.inits import LoraSB
+from strategies.rules import FedSB, Ravan
 from strategies.strategy import LoraStrategy
 from tests.support.factors import after_a_round, trained
 from tests.support.grid import RUN_ID, flowers_bytes, pose_as_an_app
@@ -28,19 +31,17 @@ def _in_an_app() -> None:
 
 
 @pytest.mark.parametrize("rule", [cls() for cls in RULES.values()], ids=list(RULES))
-def test_flower_sends_what_the_formula_says(rule):
+def test_flower_sends_what_the_codec_says_of_what_a_rule_sends(rule):
     state = after_a_round(rule, LAYERS, RANK, NODES)
-    (message,) = LoraStrategy(rule).messages(MessageType.TRAIN, state, [1])
+    chosen = Recipe.around(rule)
+    (message,) = LoraStrategy(chosen).messages(MessageType.TRAIN, state, [1], equipped={1})
     update = wire.pack_update(trained(rule, state, 5, 1.0), rule.name, state.round, "node-000")
     # A core, or nothing at all, is so small that the names of the layers count.
-    slack = 1200 if rule.blocks or not rule.plan(0).sent else 0
+    slack = 1200 if rule.init == "orthonormal" or not rule.plan(0).sent else 0
     down, up = flowers_bytes(message.content), flowers_bytes(RecordDict({"update": update}))
-
-    def published(formula: str) -> float:
-        return formula_bytes(rule, formula, state, rank=RANK, nodes=NODES, codec="fp32")
-
-    assert down == pytest.approx(published(rule.bytes_down), rel=0.02, abs=slack)
-    assert up == pytest.approx(published(rule.bytes_up), rel=0.02, abs=slack)
+    said = round_bytes(chosen, state, {"a": RANK}, ["a"])
+    assert down == pytest.approx(said.down, rel=0.02, abs=slack)
+    assert up == pytest.approx(said.up, rel=0.02, abs=slack)
 
 
 class Weighed(Nodes):
@@ -70,27 +71,26 @@ def test_a_whole_run_sends_what_was_planned(name, settings):
     grid = Weighed(flat)
     conduct(grid, Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=flat))
     assert len(grid.weighed) == 6
-    config = read_config(flat)
-    planned = planned_bytes(grid.rule, grid.spec, config, nodes=2)
+    recipe = Recipe.read(flat)
+    planned = planned_bytes(recipe, grid.spec, nodes=2)
     # Names and shapes of 42 layers, and the figures of a reply.
     slack = 4000
     for most, said in zip(map(max, zip(*grid.weighed, strict=True)), planned, strict=True):
         assert most <= 1.02 * said + slack
-        if "t*" not in grid.rule.bytes_down:
+        if not recipe.rule.growth(2, RANK):
             assert most >= 0.98 * said
 
 
 @pytest.mark.parametrize("name", ["hetlora", "flexlora", "fed-plora", "ravan"])
-def test_a_node_of_half_the_rank_sends_half_of_what_the_formula_says(name):
+def test_a_node_of_half_the_rank_sends_half(name):
     rule = RULES[name]()
     state = after_a_round(rule, LAYERS, RANK, NODES)
     view = rule.view(state, RANK // 2)
     update = wire.pack_update(trained(rule, view, 5, 1.0), rule.name, state.round, "node-000")
-    half, whole = (
-        formula_bytes(rule, rule.bytes_up, state, rank=rank, nodes=NODES, codec="fp32") for rank in (RANK // 2, RANK)
-    )
+    chosen = Recipe.around(rule)
+    half, whole = (round_bytes(chosen, state, {"a": rank}, ["a"]).up for rank in (RANK // 2, RANK))
     assert half == whole / 2
-    slack = 1200 if rule.blocks else 0
+    slack = 1200 if rule.init == "orthonormal" else 0
     assert flowers_bytes(RecordDict({"update": update})) == pytest.approx(half, rel=0.02, abs=slack)
 
 
@@ -98,10 +98,11 @@ def test_a_node_of_half_the_rank_sends_half_of_what_the_formula_says(name):
 def test_a_node_of_half_the_rank_gets_half_unless_slots_are_drawn(name, share):
     rule = RULES[name]()
     state = after_a_round(rule, LAYERS, RANK, NODES)
-    full, half = (round_bytes(rule, state, {"a": rank}, [], WireConfig()).down for rank in (RANK, RANK // 2))
+    chosen = Recipe.around(rule)
+    full, half = (round_bytes(chosen, state, {"a": rank}, []).down for rank in (RANK, RANK // 2))
     assert half == share * full
-    (message,) = LoraStrategy(rule).messages(MessageType.TRAIN, state, [1], ranks={1: RANK // 2})
-    slack = 2000 if rule.blocks else 0
+    (message,) = LoraStrategy(chosen).messages(MessageType.TRAIN, state, [1], ranks={1: RANK // 2})
+    slack = 2000 if rule.init == "orthonormal" else 0
     assert flowers_bytes(message.content) == pytest.approx(half, rel=0.03, abs=slack)
 
 
@@ -117,9 +118,9 @@ def test_flower_sends_what_the_codec_says(name, bits):
 
 
 def test_frames_that_cannot_be_drawn_are_sent_once():
-    rule = FedSB(start="public", source="public.jsonl")
+    rule = FedSB()
     state = after_a_round(rule, LAYERS, RANK, NODES)
-    strategy = LoraStrategy(rule)
+    strategy = LoraStrategy(replace(Recipe.around(rule), init=LoraSB(source="public.jsonl")))
     first, again = strategy.messages(MessageType.TRAIN, state, [1, 2], equipped={2})
     parts = [
         {part for _, part, _ in wire.unpack_state(m.content.array_records["state"], rule="fed-sb")[0].tensors}

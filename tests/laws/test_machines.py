@@ -15,12 +15,14 @@ from tests.support import ROOT
 COMPUTED = """
 import json
 import torch
-from common.adapter import LayerShape, Spec, digest
-from tests.support.factors import LAWFUL, after_a_round, trained
+from common.adapter.values import LayerShape
+from common.adapter.spec import Spec
+from common.adapter.algebra import digest
+from tests.support.factors import LAWFUL, after_a_round, initial, trained
 
 starts, merges = {}, {}
 for name, rule in LAWFUL.items():
-    start = rule.initial(Spec({"l": LayerShape(1024, 2048)}, {}, 32, 2.0, rule.blocks), seed=7)
+    start = initial(rule, Spec({"l": LayerShape(1024, 2048)}, {}, 32, 2.0, rule.structure), seed=7)
     starts[name] = digest(start.adapter)
     state = after_a_round(rule, {"l": LayerShape(320, 224), "m": LayerShape(224, 320)}, 32, nodes=3)
     merges[name] = digest(state.adapter | state.offset)

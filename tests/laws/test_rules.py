@@ -7,14 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.adapter import HEAD, Key, State, Update, digest
+from common.adapter.algebra import digest
+from common.adapter.values import HEAD, Key, State, Update
 from common.error import BouquetError
-from strategies import RULES, Ravan
-from tests.support.factors import LAWFUL, LAYERS, dense, spec, started, trained
+from strategies import RULES
+from strategies.keeps import LocalHead
+from strategies.rules import Ravan
+from tests.support.factors import LAWFUL, LAYERS, dense, initial, recipe, spec, started, trained
 
 
 @pytest.mark.parametrize(
-    "rule", [rule for rule in LAWFUL.values() if not rule.exact and not rule.personal], ids=lambda r: r.name
+    "rule", [rule for rule in LAWFUL.values() if not rule.exact and rule.keeps == "nothing"], ids=lambda r: r.name
 )
 def test_rules_that_do_not_claim_to_be_exact_are_not(rule):
     """Or they should claim it."""
@@ -116,50 +119,52 @@ def test_what_is_sent_is_what_the_plan_names(rule):
 
 @rules
 def test_every_side_draws_the_same_and_what_is_constant_never_changes(rule):
-    state = started(rule)
-    drawn = rule.draw(spec(rule), 0, state.round)
-    assert {key for key in state.adapter if key.part in rule.drawn} == set(drawn)
+    state, chosen = started(rule), recipe(rule)
+    drawn = chosen.draw(spec(rule), 0, state.round)
+    assert {key for key in state.adapter if key.part in chosen.drawn} == set(drawn)
     assert all(torch.equal(state.adapter[key], tensor) for key, tensor in drawn.items())
-    initial = rule.initial(spec(rule), seed=0)
+    first = chosen.start(spec(rule), seed=0)
     for key, tensor in state.adapter.items():
-        if key.part in rule.constant:
-            assert torch.equal(tensor, initial.adapter[key])
+        if key.part in chosen.constant:
+            assert torch.equal(tensor, first.adapter[key])
             assert not rule.sends(state.round, key)
 
 
 @rules
 def test_a_node_that_missed_rounds_installs_what_the_others_install(rule):
-    state = rule.initial(spec(rule), seed=0)
+    state = initial(rule, spec(rule), seed=0)
     for step in range(3):
         state = rule.aggregate(state, [trained(rule, state, 10 * step + node, 1.0) for node in range(3)])
-    late = rule.install(rule.view(state, state.rank), {})
-    regular = rule.install(rule.view(rule.view(state, state.rank), state.rank), {})
+    late = recipe(rule).install(rule.view(state, state.rank), {})
+    regular = recipe(rule).install(rule.view(rule.view(state, state.rank), state.rank), {})
     assert digest(late) == digest(regular)
 
 
 @rules
 def test_the_first_round_starts_from_the_base_on_every_side(rule):
-    one, two, other = (rule.initial(spec(rule), seed) for seed in (0, 0, 1))
+    one, two, other = (initial(rule, spec(rule), seed) for seed in (0, 0, 1))
     assert digest(one.adapter) == digest(two.adapter) != digest(other.adapter)
     assert all(not matrix.any() for matrix in dense(one).values())
     for key, tensor in one.adapter.items():
-        if key.part == "A" and not rule.blocks:
+        if key.part == "A" and rule.init == "drawn":
             assert tensor.abs().max() <= tensor.shape[1] ** -0.5
 
 
 @rules
 @pytest.mark.parametrize("head", ["shared", "local", "frozen"])
 def test_the_head_is_averaged_kept_or_left_alone(rule, head):
-    rule = replace(rule, head=head)
+    keeps = (LocalHead(),) if head == "local" else ()
+    chosen, key = replace(recipe(rule, head=head), keeps=keeps), Key("classifier", "W")
     state = started(rule)
-    updates = [trained(rule, state, seed, 1.0) for seed in range(2)]
-    key = Key("classifier", "W")
+    view = rule.view(state, state.rank)
+    locals_ = [{k: t + seed + 1 for k, t in view.adapter.items()} for seed in range(2)]
+    updates = [Update(chosen.send(view, local), 1.0, state.scale) for local in locals_]
     assert (key in updates[0].tensors) == (head == "shared")
-    assert rule.trains(0, key) == (head != "frozen")
-    assert rule.keeps(0, key) == (head == "local")
-    if head == "shared":
-        mean = sum(rule.model(state, update).adapter[key] for update in updates) / 2
-        torch.testing.assert_close(rule.aggregate(state, updates).adapter[key], mean)
+    assert chosen.trains(0, key) == (head != "frozen")
+    assert (key in chosen.kept(view, locals_[0])) == (head == "local")
+    merged = chosen.aggregate(state, updates).adapter[key]
+    mean = sum(rule.model(state, update).adapter[key] for update in updates) / 2 if head == "shared" else None
+    torch.testing.assert_close(merged, state.adapter[key] if mean is None else mean)
 
 
 @rules
@@ -244,7 +249,7 @@ def test_a_node_of_a_smaller_rank_gets_its_slots_to_the_bit(rule):
 
 @mixed
 def test_exact_rules_are_exact_over_nodes_of_several_ranks(rule):
-    state = rule.initial(spec(rule), seed=0)
+    state = initial(rule, spec(rule), seed=0)
     ranks, shares = (3, 1, 2), (1.0, 5.0, 2.0)
     views = [rule.view(state, rank, draw) for draw, rank in enumerate(ranks)]
     updates = [trained(rule, view, seed, share) for seed, (view, share) in enumerate(zip(views, shares, strict=True))]
@@ -259,9 +264,8 @@ def test_exact_rules_are_exact_over_nodes_of_several_ranks(rule):
 
 @rules
 def test_a_b_of_zeros_and_a_rank_above_a_layers_size_are_served(rule):
-    state = rule.initial(spec(rule, rank=8), seed=0)
-    local = rule.install(state, {})
-    update = Update(rule.send(state, local), 1.0, state.scale)
+    state = initial(rule, spec(rule, rank=8), seed=0)
+    update = Update(rule.send(state, dict(state.adapter)), 1.0, state.scale)
     merged = rule.aggregate(state, [update, update])
     assert all(not matrix.any() for matrix in dense(merged).values())
     assert all(torch.isfinite(tensor).all() for tensor in merged.adapter.values())

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.adapter import Key, LayerShape, Spec, State, recompress
-from strategies import FedMomentum, FlexLora
+from common.adapter.algebra import recompress
+from common.adapter.spec import Spec
+from common.adapter.values import Key, LayerShape, State
 from strategies.meter import aggregation_error
-from strategies.stack import RestartRule, Stack
-from tests.support.factors import LAWFUL, WIDE, after_a_round, product, trained
+from strategies.rules import FedMomentum, FlexLora
+from strategies.rules.stack import RestartRule, Stack
+from tests.support.factors import LAWFUL, WIDE, after_a_round, initial, product, recipe, trained
 
 A, B = Key("l", "A"), Key("l", "B")
 RANK = 8
@@ -46,21 +48,21 @@ def looks_drawn_as_in_peft(a: torch.Tensor) -> bool:
 @rules
 def test_a_start_has_the_sizes_of_pefts(rule):
     head = Key("classifier", "W")
-    spec = Spec({"l": LayerShape(96, 1024)}, {head: (6, 512)}, RANK, 2.0, rule.blocks)
-    start = rule.initial(spec, seed=0)
-    if rule.blocks:
+    spec = Spec({"l": LayerShape(96, 1024)}, {head: (6, 512)}, RANK, 2.0, rule.structure)
+    start = initial(rule, spec, seed=0)
+    if rule.init == "orthonormal":
         torch.testing.assert_close(start.adapter[A] @ start.adapter[A].T, torch.eye(RANK), rtol=0, atol=1e-6)
     else:
         assert looks_drawn_as_in_peft(start.adapter[A])
     assert start.adapter[head].std().item() == pytest.approx(0.02, rel=0.05)
     if isinstance(rule, RestartRule):
-        assert looks_drawn_as_in_peft(rule.draw(spec, 0, 3)[A])
+        assert looks_drawn_as_in_peft(recipe(rule).draw(spec, 0, 3)[A])
 
 
 @pytest.mark.parametrize("rule", [FedMomentum(), FlexLora(), LAWFUL["hetlora"]], ids=lambda rule: rule.name)
 def test_a_slot_that_starts_anew_is_drawn_as_at_the_start_each_round(rule):
     layers = {"l": LayerShape(96, 1024)}
-    state = rule.initial(Spec(layers, {}, RANK, 2.0), seed=0)
+    state = initial(rule, Spec(layers, {}, RANK, 2.0), seed=0)
     drawn = []
     for turn in range(2):
         state = rule.aggregate(state, [trained(rule, rule.view(state, 2), turn, 1.0)])
@@ -69,7 +71,7 @@ def test_a_slot_that_starts_anew_is_drawn_as_at_the_start_each_round(rule):
         drawn.append(state.adapter[A][2:])
     assert not torch.equal(*drawn)
     again = rule.aggregate(
-        rule.initial(Spec(layers, {}, RANK, 2.0), seed=0), [trained(rule, rule.view(state, 2), 0, 1.0)]
+        initial(rule, Spec(layers, {}, RANK, 2.0), seed=0), [trained(rule, rule.view(state, 2), 0, 1.0)]
     )
     assert torch.equal(again.adapter[A][2:], drawn[0])
 
@@ -80,7 +82,9 @@ def learns(state: State) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "rule", [rule for rule in LAWFUL.values() if not rule.personal and not rule.blocks], ids=lambda rule: rule.name
+    "rule",
+    [rule for rule in LAWFUL.values() if rule.keeps == "nothing" and rule.init == "drawn"],
+    ids=lambda rule: rule.name,
 )
 def test_no_slot_dies_with_one_small_or_idle_reply(rule):
     state = after_a_round(rule, WIDE, RANK, nodes=2)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant, RDPAccountant
 
-from common import accounting
-from common.accounting import Release
+from common.config.privacy import PrivacyConfig
 from common.error import BouquetError
-from common.privacy_config import PrivacyConfig
+from common.privacy import accounting
+from common.privacy.accounting import Release
 
 DELTA = 1e-5
 # Noise multipliers of sampling rate, steps and target epsilon at DELTA, from an independent PLD computation.

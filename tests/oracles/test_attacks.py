@@ -7,18 +7,19 @@ import torch
 from scipy.stats import beta
 from torch import nn
 
-from client_app.per_example import attach
 from client_app.privacy import poisson_sample, train_privately
 from client_app.training import outputs
-from common import base, models, tasks
-from common.accounting import Release, epsilon
-from common.accounting import noise_multiplier as least_noise
-from common.config import RunConfig, TrainConfig
-from common.gaussian import Gaussian
-from common.privacy_config import PrivacyConfig
+from common import tasks
+from common.config.privacy import PrivacyConfig
+from common.config.run import RunConfig, TrainConfig
+from common.models import adapted, base
+from common.privacy.accounting import Release, epsilon
+from common.privacy.accounting import noise_multiplier as least_noise
+from common.privacy.gaussian import Gaussian
 from common.tasks import Example
-from strategies import FedIT
+from strategies.rules import FedIT
 from tests.support.architectures import tiny_bert
+from tests.support.private_steps import attach
 
 
 def found_epsilon(inside, outside, delta):
@@ -84,7 +85,7 @@ def test_membership_shows_without_privacy_and_within_the_bound_with_it(tmp_path)
     training = TrainConfig.model_validate({"batch-size": 64, "learning-rate": 0.003, "schedule": "constant"})
     found = {}
     for sigma in (0.0, least_noise(epsilon, delta, 0.5, steps, "rdp")):
-        model = models.LoraModel(base.load(config.model, 2, torch.device("cpu")), config.lora)
+        model = adapted.LoraModel(base.load(config.model, 2, torch.device("cpu")), config.lora)
         state = FedIT().initial(model.spec, 0)
         model.install(state.adapter, state.scale, {})
         privacy = PrivacyConfig.model_validate({"expected-batch": 32, "clip": 1.0 if sigma else 100.0})

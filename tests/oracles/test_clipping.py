@@ -7,10 +7,19 @@ import torch
 from torch import nn
 
 from client_app.clipping import Clip
-from client_app.per_example import ENGINES, attach
+from common.config.privacy import PrivacyConfig
 from common.error import BouquetError
-from common.privacy_config import PrivacyConfig
-from tests.support.private_steps import EXAMPLES, brute_force, clipped_sum, fresh, losses, out_of_memory, relative
+from tests.support.private_steps import (
+    ENGINES,
+    EXAMPLES,
+    attach,
+    brute_force,
+    clipped_sum,
+    fresh,
+    losses,
+    out_of_memory,
+    relative,
+)
 
 
 def gradients_of(rows):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from common import gaussian
-from common.gaussian import MARGIN, Gaussian, clip, rounded_normal
+from common.privacy import gaussian
+from common.privacy.gaussian import MARGIN, Gaussian, clip, rounded_normal
 
 CPU = torch.device("cpu")
 # Nothing here is seeded, so a test may fail by chance: once in a million runs.

@@ -5,24 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.adapter import (
-    Key,
-    LayerShape,
-    Spec,
-)
+from common.adapter.core import Core
+from common.adapter.spec import Spec
+from common.adapter.values import Key, LayerShape
 from common.error import BouquetError
-from strategies import (
-    FedIT,
-    FedRotLora,
-    FedSB,
-    FedSVD,
-    FFALora,
-    LoraFair,
-    Ravan,
-    RoLora,
-)
-from strategies.fedrot_lora import nearest_rotation
-from tests.support.factors import LAYERS, dense, layer_of, matrices, product, spec, started, trained
+from strategies.rules import FedIT, FedRotLora, FedSB, FedSVD, FFALora, LoraFair, Ravan, RoLora
+from strategies.rules.fedrot_lora import nearest_rotation
+from tests.support.factors import LAYERS, dense, initial, layer_of, matrices, product, spec, started, trained
 
 
 def test_fedit_misses_exactly_the_covariance_of_the_factors():
@@ -60,7 +49,7 @@ def test_fedit_uses_every_reply_with_its_share():
 def test_ffa_lora_trains_a_b_of_one_common_a():
     rule = FFALora()
     state = started(rule)
-    initial = rule.initial(spec(rule), seed=0)
+    initial = initial(rule, spec(rule), seed=0)
     assert all(torch.equal(state.adapter[k], initial.adapter[k]) for k in state.adapter if k.part == "A")
     assert {key.part for key in state.adapter if key.part in "AB" and rule.trains(0, key)} == {"B"}
     assert sum(t.numel() for k, t in trained(rule, state, 0, 1.0).tensors.items() if k.part == "B") == sum(
@@ -91,7 +80,7 @@ def test_rolora_trains_b_first_and_in_turns():
     rule = RoLora()
     assert [sorted(rule.plan(step).trained) for step in range(4)] == [["B"], ["A"], ["B"], ["A"]]
     assert all(rule.plan(step).sent == rule.plan(step).trained for step in range(4))
-    state = rule.initial(spec(rule), seed=0)
+    state = initial(rule, spec(rule), seed=0)
     after = rule.aggregate(state, [trained(rule, state, 0, 1.0)])
     assert all(torch.equal(after.adapter[k], state.adapter[k]) for k in state.adapter if k.part == "A")
     late = rule.aggregate(after, [trained(rule, after, 1, 1.0)])
@@ -148,7 +137,7 @@ def test_no_rotation_brings_a_node_of_fedrot_closer_than_its_whole_one(turn):
 
 def test_fed_sb_trains_a_core_between_fixed_orthonormal_frames():
     rule = FedSB()
-    state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, blocks=1), seed=0)
+    state = initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, structure=Core(blocks=1)), seed=0)
     a, b = state.adapter[Key("l", "A")], state.adapter[Key("l", "B")]
     torch.testing.assert_close(a @ a.T, torch.eye(4))
     torch.testing.assert_close(b.T @ b, torch.eye(4))
@@ -164,7 +153,7 @@ def test_fed_sb_trains_a_core_between_fixed_orthonormal_frames():
 
 def test_the_gradients_start_of_fed_sb_is_its_best_low_rank_step():
     rule = FedSB(start="public", source="public.jsonl", step=0.01)
-    state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, blocks=1), seed=0)
+    state = initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, structure=Core(blocks=1)), seed=0)
     gradient = torch.randn(20, 16, generator=torch.Generator().manual_seed(3))
     start = rule.from_gradient(state, lambda layer: gradient)
     step = -0.01 * gradient.sign().double()
@@ -179,7 +168,7 @@ def test_the_gradients_start_of_fed_sb_is_its_best_low_rank_step():
 
 def test_ravan_averages_the_products_of_scale_and_core():
     rule = Ravan(heads=2)
-    state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, blocks=2), seed=0)
+    state = initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, structure=Core(blocks=2)), seed=0)
     updates = [trained(rule, state, seed, 1.0) for seed in range(3)]
     merged = rule.aggregate(state, updates)
     assert torch.equal(merged.adapter[Key("l", "s")], torch.ones(2))
@@ -206,12 +195,12 @@ def test_ravan_averages_the_products_of_scale_and_core():
     )
     torch.testing.assert_close(product(merged).float(), ideal, rtol=1e-4, atol=1e-5)
     with pytest.raises(BouquetError, match=r"lora.rank, rule.ravan.heads\): expected a multiple of 2, got 3"):
-        rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 3, 2.0, blocks=2), seed=0)
+        initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 3, 2.0, structure=Core(blocks=2)), seed=0)
 
 
 def test_found_frames_span_what_was_learned_and_settle_in_two_rounds():
     rule = FedSB(start="nodes")
-    state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, blocks=1), seed=0)
+    state = initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, structure=Core(blocks=1)), seed=0)
     a, b, r = (Key("l", part) for part in "ABR")
     assert [sorted(rule.plan(step).sent) for step in range(4)] == [["B"], ["A"], ["R"], ["R"]]
     first = [trained(rule, state, seed, seed + 1.0) for seed in range(2)]
@@ -230,7 +219,7 @@ def test_found_frames_span_what_was_learned_and_settle_in_two_rounds():
     later = rule.aggregate(settled, [trained(rule, settled, 5, 1.0)])
     assert torch.equal(later.adapter[a], settled.adapter[a])
     assert not torch.equal(later.adapter[r], settled.adapter[r])
-    wide = rule.initial(Spec({"l": LayerShape(5, 3)}, {}, 8, 2.0, blocks=1), seed=0)
+    wide = initial(rule, Spec({"l": LayerShape(5, 3)}, {}, 8, 2.0, structure=Core(blocks=1)), seed=0)
     for step in range(3):
         wide = rule.aggregate(wide, [trained(rule, wide, step, 1.0)])
     assert all(torch.isfinite(tensor).all() for tensor in wide.adapter.values())

@@ -7,14 +7,25 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from client_app.per_example import ENGINES, attach
 from client_app.training import outputs
-from common import models, tasks
-from common.config import RunConfig
+from common import tasks
+from common.config.run import RunConfig
 from common.error import BouquetError
+from common.models import adapted
 from common.tasks import Example
 from tests.support.architectures import tiny_bert
-from tests.support.private_steps import EXAMPLES, TEXT, brute_force, clipped_sum, fresh, losses, relative, scattered
+from tests.support.private_steps import (
+    ENGINES,
+    EXAMPLES,
+    TEXT,
+    attach,
+    brute_force,
+    clipped_sum,
+    fresh,
+    losses,
+    relative,
+    scattered,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +60,7 @@ def test_the_clipped_sum_is_that_of_a_loop_over_the_examples(engine, quantizatio
 def test_a_head_and_its_bias_are_clipped_with_the_rest(pooling, tmp_path):
     settings = {"model.name": tiny_bert(tmp_path), "model.pooling": pooling, "task.name": "classify"}
     config = RunConfig.from_flower(settings | {"lora.targets": "query,value"})
-    model = scattered(models.load(config.model, config.lora, config.task, "cpu"))
+    model = scattered(adapted.load(config.model, config.lora, config.task, "cpu"))
     for module in model.network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -7,29 +7,14 @@ import statistics
 import pytest
 import torch
 
-from common.adapter import (
-    Key,
-    LayerShape,
-    Spec,
-    weighted_mean,
-)
-from strategies import (
-    FedAdam,
-    FedAvgM,
-    FedIT,
-    FedRotLora,
-    FedSALora,
-    FedSB,
-    FedSVD,
-    FFALora,
-    MultiKrum,
-    Ravan,
-    RoLora,
-    TrimmedMean,
-)
-from strategies.mean import Mean
+from common.adapter.algebra import weighted_mean
+from common.adapter.spec import Spec
+from common.adapter.values import Key, LayerShape
+from strategies.means import Mean, MultiKrum, Trimmed
 from strategies.meter import aggregation_error
-from tests.support.factors import LAWFUL, dense, started, trained
+from strategies.rules import FedIT, FedRotLora, FedSALora, FedSB, FedSVD, FFALora, Ravan, RoLora
+from strategies.server_optimizers import FedAdam, FedAvgM
+from tests.support.factors import LAWFUL, dense, initial, started, trained
 
 
 def test_the_mean_needs_the_memory_of_one_update():
@@ -45,7 +30,7 @@ def test_the_mean_needs_the_memory_of_one_update():
     assert seen == [1.0, 2.0, 6.0]
 
 
-@pytest.mark.parametrize("rule", [rule for rule in LAWFUL.values() if not rule.personal], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [rule for rule in LAWFUL.values() if rule.keeps == "nothing"], ids=lambda rule: rule.name)
 def test_the_meter_reads_what_the_dense_matrices_say(rule):
     state = started(rule)
     updates = [trained(rule, state, seed, seed + 1.0) for seed in range(3)]
@@ -60,7 +45,7 @@ def test_the_meter_reads_what_the_dense_matrices_say(rule):
         assert read[layer] == pytest.approx((error / size).item(), abs=1e-5)
     overall = (sum(e for e, _ in squares) / sum(s for _, s in squares)).sqrt().item()
     assert read[""] == pytest.approx(overall, abs=1e-5)
-    assert (read[""] < 1e-5) == rule.is_exact
+    assert (read[""] < 1e-5) == rule.exact
 
 
 def test_the_meter_estimates_what_it_cannot_hold():
@@ -80,14 +65,14 @@ def values(*numbers):
 
 def test_robust_means_are_not_moved_by_one_hostile_node():
     honest = [0.9, 1.0, 1.1, 1.2]
-    for mean in (TrimmedMean(0.2), TrimmedMean(0.5), MultiKrum(1)):
+    for mean in (Trimmed(share=0.2), Trimmed(share=0.5), MultiKrum(hostile=1)):
         result = mean(values(*honest, 1e6))[Key("l", "B")].item()
         assert min(honest) <= result <= max(honest), mean
-    assert TrimmedMean(0.5)(values(5, 1, 3))[Key("l", "B")].item() == 3
-    assert TrimmedMean(0.5)(values(1, 2, 3, 9))[Key("l", "B")].item() == 2.5
-    assert TrimmedMean(0.25)(values(0, 2, 4, 100))[Key("l", "B")].item() == 3
-    assert MultiKrum(1)(values(1, 2, 3, 50))[Key("l", "B")].item() == 2
-    for mean in (TrimmedMean(0.1), TrimmedMean(0.5), MultiKrum(2)):
+    assert Trimmed(share=0.5)(values(5, 1, 3))[Key("l", "B")].item() == 3
+    assert Trimmed(share=0.5)(values(1, 2, 3, 9))[Key("l", "B")].item() == 2.5
+    assert Trimmed(share=0.25)(values(0, 2, 4, 100))[Key("l", "B")].item() == 3
+    assert MultiKrum(hostile=1)(values(1, 2, 3, 50))[Key("l", "B")].item() == 2
+    for mean in (Trimmed(share=0.1), Trimmed(share=0.5), MultiKrum(hostile=2)):
         assert mean(values(7))[Key("l", "B")].item() == 7
         assert mean(values(7, 7, 7))[Key("l", "B")].item() == 7
 
@@ -108,7 +93,7 @@ def test_a_trimmed_mean_cuts_the_whole_nodes_that_its_share_holds(share):
         nodes = nodes_of(count)
         cut = math.floor(share * count) if share < 0.5 else (count - 1) // 2
         ideal = [statistics.fmean(sorted(values)[cut : count - cut]) for values in torch.stack(nodes).T.tolist()]
-        torch.testing.assert_close(merged_by(TrimmedMean(share), nodes), torch.tensor(ideal), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(merged_by(Trimmed(share), nodes), torch.tensor(ideal), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("hostile", [1, 2, 3])
@@ -130,8 +115,8 @@ def test_a_server_optimizer_follows_its_equations(rule):
     """Over three rounds, against the recurrences written out on the products (momentum) and tensors (Adam)."""
     for optimizer in (FedAvgM(rate=0.7, momentum=0.5), FedAdam(rate=0.1, momentum=0.8, beta=0.9, tau=1e-2)):
         built = rule(optimizer=optimizer)
-        state = built.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 1.0, built.blocks), seed=0)
-        key = Key("l", "R" if built.blocks else "A" if rule is FedSALora else "B")
+        state = initial(built, Spec({"l": LayerShape(20, 16)}, {}, 4, 1.0, built.structure), seed=0)
+        key = Key("l", "R" if built.structure.name == "core" else "A" if rule is FedSALora else "B")
         first, second = torch.zeros_like(state.adapter[key]), torch.full_like(state.adapter[key], 1e-4)
         expected = state.adapter[key].clone()
         for step in range(3):
@@ -147,13 +132,13 @@ def test_a_server_optimizer_follows_its_equations(rule):
                 first, second = 0.8 * first + 0.2 * change, 0.9 * second + 0.1 * change.square()
                 expected = before.adapter[key] + 0.1 * first / (second.sqrt() + 1e-2)
             torch.testing.assert_close(state.adapter[key], expected, rtol=1e-4, atol=1e-5)
-        assert not built.is_exact
+        assert not built.exact
 
 
 def test_the_momentum_of_fedsvd_is_turned_with_its_frame():
     """B momentum A is a change of the model; the reframing must not alter it."""
     rule = FedSVD(optimizer=FedAvgM(momentum=0.5))
-    state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 1.0), seed=0)
+    state = initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 4, 1.0), seed=0)
     a, b = Key("l", "A"), Key("l", "B")
     update = trained(rule, state, 0, 1.0)
     merged = rule.aggregate(state, [update])

@@ -6,25 +6,20 @@ import pytest
 import torch
 
 from common import wire
-from common.adapter import Key, LayerShape, Spec, digest
+from common.adapter.algebra import digest
+from common.adapter.spec import Spec
+from common.adapter.values import Key, LayerShape
 from common.error import BouquetError
-from strategies import (
-    FLASC,
-    FedAdam,
-    FedIT,
-    FedPLora,
-    HetLora,
-    LoraLego,
-    Ravan,
-)
-from strategies.flasc import largest
-from strategies.mean import TrimmedMean
-from tests.support.factors import LAYERS, layer_of, matrices, product, spec, started, trained
+from strategies.means import Trimmed
+from strategies.rules import FLASC, FedIT, FedPLora, HetLora, LoraLego, Ravan
+from strategies.rules.flasc import largest
+from strategies.server_optimizers import FedAdam
+from tests.support.factors import LAYERS, initial, layer_of, matrices, product, spec, started, trained
 
 
 def test_hetlora_weighs_by_norm_pads_with_zeros_and_prunes_last_slots():
     rule = HetLora()
-    state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 1.0), seed=0)
+    state = initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 4, 1.0), seed=0)
     a, b = Key("l", "A"), Key("l", "B")
     views = [rule.view(state, rank) for rank in (4, 2)]
     updates = [trained(rule, view, seed, 100.0**seed) for seed, view in enumerate(views)]
@@ -108,7 +103,7 @@ def test_ravan_refuses_a_rank_that_is_not_one_of_whole_heads():
     with pytest.raises(BouquetError, match=r"not one of whole heads \(lora-rank\): expected a multiple of 2 .* got 3"):
         Ravan(heads=3).view(state, 3)
     with pytest.raises(BouquetError, match=r"different heads \(lora-rank\): expected 6 on every node, or merge.mean"):
-        Ravan(heads=3, mean=TrimmedMean()).view(state, 4)
+        Ravan(heads=3, mean=Trimmed()).view(state, 4)
     good = trained(Ravan(heads=3), Ravan(heads=3).view(state, 4), 0, 1.0)
     with pytest.raises(BouquetError, match="names a slot that does not exist: expected 0 to 2, got 3"):
         Ravan(heads=3).aggregate(state, [replace(good, slots=(0, 3))])
@@ -131,7 +126,7 @@ def test_an_update_with_slots_that_it_does_not_have_is_refused():
 
 def test_flasc_without_masks_is_fedit_with_adam_to_the_bit():
     rule, fedit = FLASC(down=1.0, up=1.0, optimizer=FedAdam()), FedIT(optimizer=FedAdam())
-    state = fedit.initial(spec(fedit), seed=0)
+    state = initial(fedit, spec(fedit), seed=0)
     for step in range(3):
         sent = [trained(fedit, state, 10 * step + seed, seed + 1.0) for seed in range(3)]
         changes = [

@@ -5,33 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.adapter import (
-    Key,
-    LayerShape,
-    Spec,
-    break_even_rank,
-    extend_offset,
-    low_rank_svd,
-    recompress,
-)
+from common.adapter.algebra import break_even_rank, extend_offset, low_rank_svd, recompress
+from common.adapter.spec import Spec
+from common.adapter.values import Key, LayerShape
 from common.error import BouquetError
-from strategies import (
-    FedExLora,
-    FedIT,
-    FedMomentum,
-    FlexLora,
-    FLora,
-    FLoRIST,
-    LoraFair,
-)
 from strategies.meter import aggregation_error
-from tests.support.factors import LAYERS, dense, layer_of, matrices, product, spec, started, trained
+from strategies.rules import FedExLora, FedIT, FedMomentum, FlexLora, FLora, FLoRIST, LoraFair
+from tests.support.factors import LAYERS, dense, initial, layer_of, matrices, product, spec, started, trained
 
 
 def test_the_residual_of_fedex_has_its_rank_and_makes_the_merge_exact():
     rule = FedExLora()
     layers = {"layer": LayerShape(40, 30)}
-    state = rule.initial(Spec(layers, {}, 3, 0.5), seed=0)
+    state = initial(rule, Spec(layers, {}, 3, 0.5), seed=0)
     updates = [trained(rule, state, seed, 1.0 + seed) for seed in range(4)]
     merged = rule.aggregate(state, updates)
     q, p = merged.offset[Key("layer", "Q")], merged.offset[Key("layer", "P")]
@@ -54,7 +40,7 @@ def test_the_residual_of_fedex_is_zero_when_all_nodes_share_a():
 
 def test_fedex_stays_exact_as_nodes_change_and_its_offset_thin():
     rule = FedExLora()
-    state = rule.initial(spec(rule), seed=0)
+    state = initial(rule, spec(rule), seed=0)
     for step in range(5):
         updates = [trained(rule, state, 100 * step + node, 1.0 + node) for node in range(step % 3 + 1)]
         total = sum(update.weight for update in updates)
@@ -158,7 +144,7 @@ def test_the_truncated_fedex_loses_the_tail_of_its_residual():
         assert merged.offset[Key("l", "Q")].shape[1] == rank
         error = torch.linalg.norm(product(merged) - ideal)
         torch.testing.assert_close(error, singular[rank:].square().sum().sqrt(), rtol=1e-4, atol=1e-5)
-        assert not rule.is_exact
+        assert not rule.exact
 
 
 def test_lora_fair_by_cosine_points_closer_to_the_ideal():
@@ -197,7 +183,7 @@ def test_lora_fair_by_cosine_stands_where_the_papers_objective_is_flat(ridge):
 
 def test_an_offset_beyond_the_break_even_rank_is_cut_to_its_energy():
     rule = FLora(offset_energy=0.9)
-    state = rule.initial(Spec({"l": LayerShape(20, 16)}, {}, 4, 0.5), seed=0)
+    state = initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 4, 0.5), seed=0)
     updates = [trained(rule, state, seed, 1.0) for seed in range(3)]
     merged, whole = rule.aggregate(state, updates), FLora().aggregate(state, updates)
     assert break_even_rank(20, 16) == 8
@@ -205,5 +191,5 @@ def test_an_offset_beyond_the_break_even_rank_is_cut_to_its_energy():
     assert kept < 8 < all_of_it == 16
     lost = torch.linalg.norm(product(merged) - product(whole)).square() / torch.linalg.norm(product(whole)).square()
     assert 0 < lost <= 0.1
-    assert not rule.is_exact
+    assert not rule.exact
     assert aggregation_error(rule, state, updates, merged)[""] == pytest.approx(lost.sqrt().item(), rel=1e-3)

@@ -15,9 +15,9 @@ from flwr.app import Context, RecordDict
 
 from client_app.budget import Budget, Limits
 from client_app.memory import Memory
-from common import ledger
+from common.config.node import NodeConfig
 from common.error import RefusalError
-from common.node_config import NodeConfig
+from common.privacy import ledger
 from deploy.command import main
 from server_app.run import conduct
 from tests.support import ROOT

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from client_app.budget import Budget, Limits
-from common import ledger
-from common.accounting import Release
-from common.privacy_config import PrivacyConfig
-from common.record import Run
+from common.config.privacy import PrivacyConfig
+from common.privacy import ledger
+from common.privacy.accounting import Release
+from common.record.run import Run
 from deploy.command import main
 from deploy.flower import program
 from deploy.settings import located

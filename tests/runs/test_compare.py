@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from common.config.section import ConfigError
 from common.error import BouquetError
-from common.section import ConfigError
 from deploy.command import main
 from deploy.compare.cells import Cell, cells
 from deploy.compare.profile import FOLDER, Profile, find, read

@@ -19,11 +19,11 @@ from flwr.app import Context, Message, RecordDict
 from client_app import audit, worker
 from client_app.budget import Budget, Limits
 from client_app.memory import Memory
-from common import checkpoint
-from common.adapter import Key
+from common.adapter.values import Key
+from common.config.node import NodeConfig
 from common.error import DiskError, RefusalError
-from common.node_config import NodeConfig
-from common.record import Run
+from common.record import checkpoint
+from common.record.run import Run
 from server_app.record import Record
 from server_app.run import conduct
 from strategies import read_config

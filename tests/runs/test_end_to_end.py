@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from client_app import audit, worker
-from common import accounting, ledger
+from common.privacy import accounting, ledger
 from deploy.bundles import bundle
 from deploy.flower import app_alone
 from deploy.site.folder import Site

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
 from common import wire
-from common.adapter import Key, State, Update
+from common.adapter.values import Key, State, Update
 from common.error import BouquetError
 from server_app.run import conduct
 from server_app.scrutiny import Scrutiny
@@ -237,7 +237,7 @@ def test_a_sign_flipped_update_is_named(settings, tmp_path, capsys):
 
     def flip(header: wire.Header, update: Update) -> ArrayRecord:
         initial = RULES["fedit"]()
-        start = initial.initial(spec(update), 0).adapter
+        start = initial(initial, spec(update), 0).adapter
         flipped.append(header.node)
         return pack(
             header, Update({k: 2 * start[k] - v for k, v in update.tensors.items()}, update.weight, update.scale)
@@ -254,7 +254,7 @@ def test_a_sign_flipped_update_is_named(settings, tmp_path, capsys):
 
 
 def spec(update: Update):
-    from common.adapter import LayerShape, Spec
+    from common.adapter.values import LayerShape, Spec
 
     layers = {
         key.layer: LayerShape(update.tensors[Key(key.layer, "B")].shape[0], tensor.shape[1])

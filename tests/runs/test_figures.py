@@ -12,12 +12,14 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 from rich.console import Console
 
-from common import models, units
-from common.record import Run, read_events
+from common import readable
+from common.models import adapted
+from common.record.run import Run, read_events
 from deploy import plan, runs
 from deploy.doctor import job
-from strategies import RULES, build, read_config
+from strategies import RULES, Recipe, read_config
 from strategies.cost import planned_bytes, round_bytes
+from tests.support.factors import initial
 from tests.support.grid import run_in_process
 
 FAILURE = RecordDict({"failure": ConfigRecord({"reason": "out of memory"})})
@@ -58,7 +60,7 @@ def test_terminal_summary_record_and_report_agree(settings, tmp_path, capsys):
     own = {way: sum(e.get(f"bytes_{way}", 0) for e in events if "node" not in e) for way in ("up", "down")}
     assert own["down"] > Run.read(folder).trained("down") > 0
     assert own == {way: summary[f"bytes_{way}"] for way in own}
-    up, down = (units.size(own[way]) for way in ("up", "down"))
+    up, down = (readable.size(own[way]) for way in ("up", "down"))
     assert f"bytes that crossed: {up} up, {down} down" in terminal
     assert f"Bytes up {up}" in report
     assert f"Bytes down {down}" in report
@@ -75,14 +77,14 @@ def test_terminal_summary_record_and_report_agree(settings, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["fedit", "fed-sb", "flasc", "ffa-lora", "fedsa-lora", "rolora", "ravan", "flora"])
 def test_doctor_plan_and_record_say_the_same_of_a_rules_bytes(name, codec):
     config = read_config({"rule.name": name, "wire.up": codec, "num-server-rounds": 3, "min-nodes": 3})
-    rule = build(config)
-    spec = models.describe(config.model, config.lora, config.task, rule.blocks)
+    rule = Recipe.build(config)
+    spec = adapted.describe(config.model, config.lora, config.task, rule.structure)
     planned = planned_bytes(rule, spec, config, nodes=3)
     said = plan.rule_plan(rule, spec, config)
     assert (said.up, said.down) == planned
-    assert job.traffic(config).startswith(f"{units.size(planned.up)} up, {units.size(planned.down)} down")
+    assert job.traffic(config).startswith(f"{readable.size(planned.up)} up, {readable.size(planned.down)} down")
     # What a run records by the formula, for all of its nodes, in the round that costs most.
-    state, names, most = rule.initial(spec, 0), ("a", "b", "c"), [0.0, 0.0]
+    state, names, most = initial(rule, spec, 0), ("a", "b", "c"), [0.0, 0.0]
     for turn in range(3):
         cost = round_bytes(rule, replace(state, round=turn), dict.fromkeys(names, spec.rank), names, config.wire)
         most = list(map(max, most, cost))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from common import accounting, ledger
 from common.error import RefusalError
+from common.privacy import accounting, ledger
 from tests.support.budgets import FORK, NOTES, charge, cost, read
 
 

@@ -9,10 +9,12 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from safetensors.torch import load_file
 
-from common import checkpoint, wire
-from common.adapter import Key, digest
-from common.config import RunConfig
+from common import wire
+from common.adapter.algebra import digest
+from common.adapter.values import Key
+from common.config.run import RunConfig
 from common.error import BouquetError
+from common.record import checkpoint
 from strategies import RULES
 from tests.support.architectures import tiny_bert
 from tests.support.grid import run_in_process
@@ -105,7 +107,7 @@ def test_the_wire_carries_only_what_the_rule_names(rule, settings, tmp_path):
     down, _ = wire.unpack_state(grid.sent[4].content.array_records["state"], rule=rule)
     built = RULES[rule]()
     parts = built.plan(0).sent
-    assert {part for _, part, _ in down.tensors} == ({"A", "B", "R"} if built.blocks else {"A", "B"}) - built.drawn
+    assert {part for _, part, _ in down.tensors} == built.structure.parts - {"s"} - Recipe.around(built).drawn
     sent = sum(tensor.numel() for key, tensor in state.adapter.items() if key.part in parts)
     train = next(line for line in lines(tmp_path / "run") if line["phase"] == "train")
     if rule == "flasc":

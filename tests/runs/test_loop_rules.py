@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from common import checkpoint, wire
-from common.adapter import Key
+from common import wire
+from common.adapter.values import Key
 from common.error import BouquetError
+from common.record import checkpoint
 from tests.support.grid import run_in_process
 from tests.support.outcome import failures, lines
 from tests.support.replies import replace_tensors
@@ -35,8 +36,8 @@ def test_fed_sb_starts_from_a_public_gradient_and_sends_its_frames_once(settings
     changes = {
         "rule.name": "fed-sb",
         "rule.fed-sb.start": "public",
-        "rule.fed-sb.source": str(public),
-        "rule.fed-sb.step": 0.001,
+        "init.lora-sb.source": str(public),
+        "init.lora-sb.step": 0.001,
         "lora.rank": 16,
     }
     grid = run_in_process(settings(**changes, **{"train.learning-rate": 0.02, "train.steps": 8}), nodes=2)
@@ -69,7 +70,7 @@ def test_a_node_that_lost_its_frames_gets_them_again(settings, tmp_path):
     changes = {
         "rule.name": "fed-sb",
         "rule.fed-sb.start": "public",
-        "rule.fed-sb.source": str(public),
+        "init.lora-sb.source": str(public),
         "num-server-rounds": 3,
         "evaluation.every": 0,
     }
@@ -100,7 +101,9 @@ def test_hetlora_gives_up_slots_and_the_messages_shrink(settings, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"merge.optimizer": "adam"}, {"merge.optimizer": "momentum"}, {"wire.up": "nf4"}])
+@pytest.mark.parametrize(
+    "changes", [{"server-optimizer.name": "adam"}, {"server-optimizer.name": "momentum"}, {"wire.up": "nf4"}]
+)
 def test_what_the_server_remembers_survives_a_resume(changes, settings, tmp_path):
     whole = settings(**{"run-name": "whole", "num-server-rounds": 3, **changes})
     run_in_process(whole, nodes=2)
@@ -117,7 +120,7 @@ def test_what_the_server_remembers_survives_a_resume(changes, settings, tmp_path
 @pytest.mark.parametrize("mean", ["median", "trimmed", "krum"])
 def test_a_robust_mean_keeps_a_hostile_node_from_ruining_the_run(mean, settings, tmp_path):
     ruin = replace_tensors(lambda tensors: {key: 1e4 * tensor for key, tensor in tensors.items()})
-    changes = {"merge.mean": mean, "merge.trim": 0.3, "num-server-rounds": 1}
+    changes = {"mean.name": mean, "mean.trimmed.share": 0.3, "num-server-rounds": 1}
     run_in_process(settings(**changes), nodes=4, tamper={3: ruin})
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["after"]["all"] < summary["before"]["all"]
@@ -125,4 +128,4 @@ def test_a_robust_mean_keeps_a_hostile_node_from_ruining_the_run(mean, settings,
 
 def test_a_robust_mean_or_an_optimizer_for_a_rule_that_stacks_is_refused(settings):
     with pytest.raises(BouquetError, match=r"'flora' takes more than a mean .*Rules that take these are fedit"):
-        run_in_process(settings(**{"rule.name": "flora", "merge.mean": "median"}), nodes=2)
+        run_in_process(settings(**{"rule.name": "flora", "mean.name": "median"}), nodes=2)

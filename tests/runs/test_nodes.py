@@ -11,15 +11,17 @@ import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 
 import server_app.nodes
-from common import checkpoint, roster
-from common.adapter import Key, State, Update
+from common.adapter.values import Key, State, Update
+from common.config import roster
+from common.config.roster import Registered
 from common.error import QuorumError
-from common.record import Run
-from common.roster import Registered
+from common.record import checkpoint
+from common.record.run import Run
 from server_app.record import Record
 from server_app.run import conduct
 from server_app.scrutiny import FEWEST, Scrutiny
-from strategies import FedIT, read_config
+from strategies import read_config
+from strategies.rules import FedIT
 from tests.support.grid import RUN_ID, OneProcessGrid, StubGrid, run_in_process
 from tests.support.hostile import HOSTILE, SEED, SPOILS, Nodes
 from tests.support.outcome import failures, lines, rounds_of

@@ -11,10 +11,11 @@ from flwr.app import RecordDict
 
 from client_app import audit
 from client_app.scoring import noised_score
-from common import accounting, ledger, tasks, wire
-from common.accounting import Release
-from common.config import TaskConfig
+from common import tasks, wire
+from common.config.run import TaskConfig
 from common.error import BouquetError, QuorumError
+from common.privacy import accounting, ledger
+from common.privacy.accounting import Release
 from common.tasks import Score
 from strategies import read_config
 from tests.support.architectures import tiny_bert

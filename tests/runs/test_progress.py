@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from common import tasks
-from common.adapter import Key, State
+from common.adapter.values import Key, State
 from server_app.progress import stalled
 from server_app.rounds import Evaluation, Outcome
-from strategies import FLASC, FedIT, FedSALora, FedSB, FLora, Rule, read_config
-from tests.support.factors import WIDE, after_a_round, spec, started
+from strategies import Rule, read_config
+from strategies.rules import FLASC, FedIT, FedSALora, FedSB, FLora
+from tests.support.factors import WIDE, after_a_round, initial, spec, started
 from tests.support.grid import run_in_process
 
 CONFIG = read_config({})
@@ -36,7 +37,7 @@ def test_a_run_that_hardly_moved_says_so_and_what_to_raise(settings, tmp_path, c
 
 @pytest.mark.parametrize("rule", [FedIT(), FedSB(), FLora(), FLASC()], ids=lambda rule: rule.name)
 def test_a_view_that_adds_nothing_is_told_whatever_the_figures(rule):
-    blank, moved = rule.initial(spec(rule), seed=0), after_a_round(rule, WIDE, 8, nodes=2)
+    blank, moved = initial(rule, spec(rule), seed=0), after_a_round(rule, WIDE, 8, nodes=2)
     assert said_of(rule, replace(blank, round=5)).startswith(
         "the adapter adds nothing to the base model after 5 rounds"
     )

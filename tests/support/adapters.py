@@ -5,17 +5,20 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoint, models
-from common.adapter import HEAD, Key, State, Tensors, Update, digest
-from common.config import RunConfig
-from common.export import export
-from strategies import build, read_config
+from common.adapter.algebra import digest
+from common.adapter.values import HEAD, Key, State, Tensors, Update
+from common.config.run import RunConfig
+from common.models import adapted
+from common.record import checkpoint
+from common.record.export import export
+from strategies import Recipe, read_config
 
 
 def trained(config: RunConfig, rounds: int = 2, seed: int = 0) -> State:
     """The state after rounds in which three nodes made large random changes."""
-    rule = build(config)
-    state = rule.initial(models.describe(config.model, config.lora, config.task, rule.blocks), config.seed)
+    recipe = Recipe.build(config)
+    spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
+    state = recipe.start(spec, config.seed)
     generator = torch.Generator().manual_seed(seed)
 
     def changed(tensors: Tensors) -> Tensors:
@@ -25,8 +28,8 @@ def trained(config: RunConfig, rounds: int = 2, seed: int = 0) -> State:
         }
 
     for _ in range(rounds):
-        sent = {key: tensor for key, tensor in state.adapter.items() if rule.sends(state.round, key)}
-        state = rule.aggregate(state, [Update(changed(sent), 1.0, state.scale) for _ in range(3)])
+        sent = {key: tensor for key, tensor in state.adapter.items() if recipe.sends(state.round, key)}
+        state = recipe.aggregate(state, [Update(changed(sent), 1.0, state.scale) for _ in range(3)])
     return state
 
 
@@ -36,7 +39,7 @@ def run_directory(folder: Path, *, finished: bool = True, **settings: object) ->
     state = trained(config)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"run": folder.name, "config": config.to_flower()}))
-    checkpoint.save(folder / "checkpoints", state, config.rule.name)
+    checkpoint.save(folder / "checkpoints", state, config.rule)
     if finished:
         figures = {"metric": "perplexity", "before": {"all": 90.25}, "after": {"all": 30.5}}
         summary = {"rounds": state.round, "adapter_digest": digest(state.adapter | state.offset), **figures}

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import transformers as hf
 
-from common import embedded
+from common.models import embedded
 
 VOCABULARY = 2048
 SIZES = {

@@ -5,10 +5,10 @@ import sqlite3
 from pathlib import Path
 
 from client_app.budget import Budget, Limits
-from common import accounting, ledger
-from common.accounting import Release
-from common.ledger import DataSet
-from common.privacy_config import PrivacyConfig
+from common.config.privacy import PrivacyConfig
+from common.privacy import accounting, ledger
+from common.privacy.accounting import Release
+from common.privacy.ledger import DataSet
 
 RECORDS = [{"text": f"note {number}", "label": number % 2} for number in range(20)]
 NOTES = DataSet.of(RECORDS, ["text"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 
 
 def small(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 import torch
 
-from common.adapter import Key, LayerShape, Spec, State, Update, stacked
-from strategies import RULES, Ravan, Rule
+from common.adapter.spec import Spec
+from common.adapter.structures import stacked
+from common.adapter.values import Key, LayerShape, State, Update
+from common.config.run import RunConfig
+from strategies import RULES, Recipe, Rule
+from strategies.rules.ravan import Ravan
 
 # Non-square both ways, square, and a layer whose dimension equals the rank.
 LAYERS = {"wide": LayerShape(5, 11), "tall": LayerShape(9, 4), "square": LayerShape(6, 6), "small": LayerShape(3, 7)}
@@ -17,7 +21,17 @@ WIDE = {"l": LayerShape(320, 224)}
 
 def spec(rule: Rule, rank: int = 3, scale: float = 2.0) -> Spec:
     """Layers of rank ``rank``, or of that rank a head."""
-    return Spec(LAYERS, HEAD_SHAPES, rank * max(1, rule.blocks), scale, rule.blocks)
+    return Spec(LAYERS, HEAD_SHAPES, rank * getattr(rule.structure, "blocks", 1), scale, rule.structure)
+
+
+def recipe(rule: Rule, **task: str) -> Recipe:
+    """A recipe of this rule; ``task`` are settings of the task, such as ``head="local"``."""
+    return Recipe.around(rule, RunConfig.model_validate({"task": {"name": "classify", **task}}))
+
+
+def initial(rule: Rule, spec: Spec, seed: int = 0) -> State:
+    """The state before the first round."""
+    return Recipe.around(rule).start(spec, seed)
 
 
 def dense(state: State) -> dict[str, torch.Tensor]:
@@ -32,20 +46,20 @@ def trained(rule: Rule, state: State, seed: int, weight: float) -> Update:
     generator = torch.Generator().manual_seed(seed)
     local = {
         key: tensor + torch.randn(tensor.shape, generator=generator) if rule.trains(state.round, key) else tensor
-        for key, tensor in rule.install(state, {}).items()
+        for key, tensor in state.adapter.items()
     }
     return Update(rule.send(state, local), weight, state.scale, state.slots)
 
 
 def started(rule: Rule, rank: int = 3) -> State:
     """A state after one round, so that B is not zero and an offset may be there."""
-    state = rule.initial(spec(rule, rank), seed=0)
+    state = initial(rule, spec(rule, rank), seed=0)
     return rule.aggregate(state, [trained(rule, state, seed, 1.0) for seed in (1, 2)])
 
 
 def after_a_round(rule: Rule, layers: dict[str, LayerShape], rank: int, nodes: int) -> State:
     """The state that the second round begins with."""
-    state = rule.initial(Spec(layers, {}, rank, 2.0, rule.blocks), seed=0)
+    state = initial(rule, Spec(layers, {}, rank, 2.0, rule.structure), seed=0)
     return rule.aggregate(state, [trained(rule, state, seed, 1.0) for seed in range(nodes)])
 
 
@@ -55,7 +69,7 @@ def matrices(update: Update, layer: str) -> torch.Tensor:
 
 def layer_of(rule, shares=(1.0, 2.0, 3.0), rank=3, shape=(20, 16)):
     """One layer, one round: the state, the updates, and the ideal update as a matrix."""
-    state = rule.initial(Spec({"l": LayerShape(*shape)}, {}, rank, 0.5), seed=0)
+    state = initial(rule, Spec({"l": LayerShape(*shape)}, {}, rank, 0.5), seed=0)
     updates = [trained(rule, state, seed, share) for seed, share in enumerate(shares)]
     models = [{**state.adapter, **update.tensors} for update in updates]
     ideal = sum(

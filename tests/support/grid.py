@@ -11,9 +11,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app as client_app
-from common import base, wire
-from common.adapter import Update
-from common.config import ModelConfig
+from common import wire
+from common.adapter.values import Update
+from common.config.run import ModelConfig
+from common.models import base
 from common.version import fingerprint
 from server_app.run import conduct
 

@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
-from common import models, wire
-from common.adapter import Key, Spec, State, Update, leading
-from strategies import Rule, build, read_config
+from common import wire
+from common.adapter.algebra import leading
+from common.adapter.spec import Spec
+from common.adapter.values import Key, State, Update
+from common.models import adapted
+from strategies import Recipe
 from tests.support.grid import OneProcessGrid, introduction, pose_as_an_app, travelled
 from tests.support.replies import bare, packed
 
@@ -16,10 +19,10 @@ HONEST, HOSTILE = (1, 2, 3, 4), 5
 SEED = 3
 
 
-def received(message: Message, rule: Rule, spec: Spec) -> State:
+def received(message: Message, recipe: Recipe, spec: Spec) -> State:
     """What a node has after a message of the seed :data:`SEED`: what was sent, and what it draws for itself."""
-    header, state = wire.unpack_state(message.content.array_records["state"], rule=rule.name)
-    drawn = rule.draw(spec, SEED, state.round)
+    header, state = wire.unpack_state(message.content.array_records["state"], rule=recipe.rule.name)
+    drawn = recipe.draw(spec, SEED, state.round)
     held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
     return State(held | state.adapter, state.scale, state.round, state.offset, slots=state.slots)
 
@@ -30,9 +33,9 @@ class Nodes(OneProcessGrid):
     def __init__(self, flat: dict[str, Any], nodes: Iterable[int], spoil: "Spoil | None" = None) -> None:
         pose_as_an_app()
         self.nodes, self.spoil = list(nodes), spoil
-        config = read_config(flat)
-        self.rule = build(config)
-        self.spec = models.describe(config.model, config.lora, config.task, self.rule.blocks)
+        self.recipe = Recipe.read(flat)
+        config, self.rule = self.recipe.config, self.recipe.rule
+        self.spec = adapted.describe(config.model, config.lora, config.task, self.rule.structure)
         self._waiting: dict[str, Message] = {}
         self._pushed = 0
 
@@ -64,13 +67,13 @@ class Nodes(OneProcessGrid):
             return RecordDict({"node": ConfigRecord(introduction(f"node-{node}", rank))})
         if message.metadata.message_type == MessageType.EVALUATE:
             return RecordDict({"metrics": MetricRecord({"loss": 2.0 + node / 10, "correct": node, "count": 10 * node})})
-        state = received(message, self.rule, self.spec)
+        state = received(message, self.recipe, self.spec)
         generator = torch.Generator().manual_seed(100 * state.round + node)
         local = {
             key: tensor + 0.01 * torch.randn(tensor.shape, generator=generator)
             if self.rule.trains(state.round, key)
             else tensor
-            for key, tensor in self.rule.install(state, {}).items()
+            for key, tensor in state.adapter.items()
         }
         update = Update(self.rule.send(state, local), 10.0 * node, state.scale, state.slots)
         record = wire.pack_update(update, self.rule.name, state.round, f"node-{node}")

@@ -1,6 +1,6 @@
 """Private runs in the small."""
 
-from common import ledger
+from common.privacy import ledger
 
 PRIVATE = {
     "privacy.mode": "example",

@@ -6,31 +6,43 @@ from contextlib import contextmanager
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from client_app.per_example import attach
 from client_app.privacy import train_privately
 from client_app.training import outputs
-from common import base, models, tasks
-from common.config import LoraConfig, ModelConfig, TaskConfig, TrainConfig
-from common.privacy_config import PrivacyConfig
+from common import tasks
+from common.adapter.lora import Lora
+from common.config.privacy import PrivacyConfig
+from common.config.run import LoraConfig, ModelConfig, TaskConfig, TrainConfig
+from common.models import adapted, base
 from common.tasks import Example
-from strategies import FedIT
+from strategies.gradients import GRADIENTS
+from strategies.rules import FedIT
+from tests.support.factors import initial
 
 TEXT = tasks.build(TaskConfig())
 LENGTHS = (30, 12, 25, 7, 30, 18, 3)
 EXAMPLES = [Example([1, *range(10 + i, 9 + i + n)], [1, *range(10 + i, 9 + i + n)]) for i, n in enumerate(LENGTHS)]
 
 
-def fresh(quantization="nf4", rank=8, checkpointing=None, blocks=0):
+LORA = Lora()
+ENGINES = [name for name, gradient in GRADIENTS.items() if gradient.private]
+
+
+def attach(name, network, bound, clipping="flat", sequences=False):
+    """The engine of this name on a network."""
+    return GRADIENTS[name]().attach(network, bound, clipping, sequences)
+
+
+def fresh(quantization="nf4", rank=8, checkpointing=None, structure=LORA):
     """The embedded model with factors that all matter."""
     network = base.load(ModelConfig.model_validate({"quantization": quantization}), 0, torch.device("cpu"))
     if checkpointing is not None:
         network.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
-    return scattered(models.LoraModel(network, LoraConfig(rank=rank), blocks))
+    return scattered(adapted.LoraModel(network, LoraConfig(rank=rank), structure))
 
 
 def scattered(model):
     generator = torch.Generator().manual_seed(1)
-    state = FedIT().initial(model.spec, 0)
+    state = initial(FedIT(), model.spec)
     tensors = {key: t + 0.02 * torch.randn(t.shape, generator=generator) for key, t in state.adapter.items()}
     model.install(tensors, state.scale, {})
     model.network.train()

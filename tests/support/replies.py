@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from common import wire
-from common.adapter import Tensors, Update
+from common.adapter.values import Tensors, Update
+from common.wire import message as wire
 
 GONE = RecordDict({"failure": ConfigRecord({"reason": "gone"})})
 

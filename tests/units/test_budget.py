@@ -5,11 +5,11 @@ from datetime import date, datetime
 import pytest
 
 from client_app.budget import Budget, Limits
-from common import accounting, ledger
-from common.accounting import Release
+from common.config.privacy import PrivacyConfig
 from common.error import RefusalError
-from common.ledger import DataSet
-from common.privacy_config import PrivacyConfig
+from common.privacy import accounting, ledger
+from common.privacy.accounting import Release
+from common.privacy.ledger import DataSet
 from tests.support.budgets import DELTA, NOTES, PRIVACY, RECORDS, RELEASE, budget, charge, cost, read
 
 

@@ -40,7 +40,7 @@ def test_every_module_and_the_embedded_model_ship_and_nothing_else(bundle):
         if path.suffix in {".py", ".json", ".jsonl", ".md"} and "__pycache__" not in path.parts
     }
     assert shipped == expected
-    assert "common/embedded/weights.jsonl" in shipped
+    assert "common/models/embedded/weights.jsonl" in shipped
     others = {name.split("/")[0] for name in bundle.namelist()} - set(PACKAGES)
     assert others <= {"pyproject.toml", ".info", "README.md", "LICENSE"}, others
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import TextStreamer
 
-from common import base, tasks
-from common.models import LoraModel
+from common import tasks
+from common.models import base
+from common.models.adapted import LoraModel
 from deploy.command import main
 from tests.support.adapters import run_directory
 from tests.support.architectures import tiny_bert

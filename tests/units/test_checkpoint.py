@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common import checkpoint
-from common.adapter import Key, State, digest
+from common.adapter.algebra import digest
+from common.adapter.values import Key, State
 from common.error import BouquetError
+from common.record import checkpoint
 
 WEIGHTS = {Key("l", "A"): torch.arange(6.0).view(2, 3), Key("l", "B"): torch.ones(3, 2)}
 

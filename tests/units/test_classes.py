@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from common import base, tasks
-from common.config import ModelConfig, RunConfig, TaskConfig
+from common import tasks
+from common.config.run import ModelConfig, RunConfig, TaskConfig
+from common.config.section import ConfigError
 from common.error import BouquetError
-from common.section import ConfigError
+from common.models import base
 from common.tasks import Example, Score
 
 

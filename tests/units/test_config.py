@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from flwr.common.config import parse_config_args
 
-from common.config import RunConfig
+from common.config.node import NodeConfig
+from common.config.run import RunConfig
+from common.config.section import ConfigError
 from common.error import BouquetError
-from common.node_config import NodeConfig
-from common.section import ConfigError
 from common.tasks import TASKS
-from strategies import OPTIONS, RULES, build, read_config
+from strategies import RULES, Recipe, read_config
 from tests.support import ROOT
 
 PYPROJECT = ROOT / "pyproject.toml"
@@ -68,7 +68,7 @@ def test_every_mistake_is_told_at_once_in_the_users_keys():
 
 def test_hyperparameters_reach_their_rule_and_mistakes_are_told():
     config = read_config({"rule.name": "florist", "rule.florist.energy": 0.8})
-    assert build(config).energy == 0.8
+    assert Recipe.build(config).energy == 0.8
     assert set(config.rule.options) == set(OPTIONS)
     with pytest.raises(ConfigError, match=r"rule.florist.enrgy: unknown key. Did you mean 'rule.florist.energy'\?"):
         read_config({"rule.florist.enrgy": 0.8})
@@ -77,7 +77,7 @@ def test_hyperparameters_reach_their_rule_and_mistakes_are_told():
     with pytest.raises(
         BouquetError, match=r"out of range \(rule.florist.energy\): expected more than 0, at most 1, got 2.0"
     ):
-        build(read_config({"rule.name": "florist", "rule.florist.energy": 2}))
+        Recipe.build(read_config({"rule.name": "florist", "rule.florist.energy": 2}))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -133,8 +133,8 @@ def test_rank_stabilised_scaling():
 def test_a_profile_is_a_run_config_as_flower_reads_it(profile, rule):
     flat = parse_config_args([str(ROOT / f"profiles/{profile}.toml")])
     config = read_config(flat)
-    assert (config.rule.name, config.privacy.mode, config.train.weighting) == (rule, "example", "uniform")
-    assert build(config).name == rule
+    assert (config.rule, config.privacy.mode, config.train.weighting) == (rule, "example", "uniform")
+    assert Recipe.build(config).name == rule
 
 
 def test_noise_on_the_mean_is_refused_for_a_rule_that_needs_more():
@@ -145,8 +145,8 @@ def test_noise_on_the_mean_is_refused_for_a_rule_that_needs_more():
         r"rolora, .*, got flora\. Choose another rule, or privacy.mode = 'example' or 'update-local'"
     )
     with pytest.raises(BouquetError, match=expected):
-        build(config)
-    assert build(read_config({**private, "privacy.mode": "update-local"})).name == "flora"
+        Recipe.build(config)
+    assert Recipe.build(read_config({**private, "privacy.mode": "update-local"})).name == "flora"
 
 
 def test_a_private_run_is_refused_where_a_setting_would_let_a_count_out():

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from common import base, lengths, tasks
-from common.config import ModelConfig, TaskConfig
-from common.counts import Counts
+from common import tasks
+from common.config.run import ModelConfig, TaskConfig
 from common.error import BouquetError
-from common.records import Placed
+from common.models import base, lengths
+from common.sources.counts import Counts
+from common.sources.records import Placed
 from tests.support.grid import run_in_process
 
 COUNTS = Counts(812, {"text": 38, "label": 2}, 120, 772, 128)

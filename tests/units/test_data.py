@@ -9,11 +9,13 @@ import torch
 from datasets import Dataset
 
 from client_app.examples import node_examples
-from common import base, sources, stdlib, tasks
-from common.config import DataConfig, ModelConfig, TaskConfig
+from common import tasks
+from common.config.node import NodeConfig
+from common.config.run import DataConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
-from common.fields import LeftOut
-from common.node_config import NodeConfig
+from common.models import base
+from common.sources import dealing, stdlib
+from common.sources.fields import LeftOut
 from common.tasks.task import IGNORED, Example, next_token_loss
 
 
@@ -60,7 +62,7 @@ def test_a_source_is_a_file_or_a_folder_of_files(form, tmp_path):
     else:
         source = tmp_path / f"x.{form}"
         getattr(Dataset.from_list(RECORDS), f"to_{form}")(str(source))
-    assert [placed.found for placed in sources.read(str(source))] == expected
+    assert [placed.found for placed in dealing.read(str(source))] == expected
 
 
 def test_a_line_that_is_not_json_is_named(tmp_path):
@@ -70,7 +72,7 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
         BouquetError,
         match=rf"cannot be used \({bad}\): got 1 of 2: {bad}:2: a line is not JSON: expected one JSON .*, got not json",
     ):
-        sources.read(str(bad))
+        dealing.read(str(bad))
 
 
 @pytest.mark.parametrize(
@@ -89,13 +91,13 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
 )
 def test_a_missing_source_is_named(source, message):
     with pytest.raises(BouquetError, match=message):
-        sources.read(source)
+        dealing.read(source)
 
 
 def test_a_file_of_unknown_form_is_refused(tmp_path):
     (tmp_path / "x.doc").write_text("hello")
     with pytest.raises(BouquetError, match=r"no file of a known form .*expected .jsonl, .json, .csv, .tsv, .txt"):
-        sources.read(str(tmp_path / "x.doc"))
+        dealing.read(str(tmp_path / "x.doc"))
 
 
 def test_partitions_share_nothing_and_lose_nothing(tmp_path):
@@ -106,15 +108,15 @@ def test_partitions_share_nothing_and_lose_nothing(tmp_path):
         ({"partition": "dirichlet", "partition_field": "label", "dirichlet_alpha": 5.0}, 3),
     ):
         config = data(source=source, **settings)
-        parts = [said(sources.node_records(config, node(i, nodes), seed=0)) for i in range(nodes)]
+        parts = [said(dealing.node_records(config, node(i, nodes), seed=0)) for i in range(nodes)]
         assert sorted(text for part in parts for text in part) == sorted(record["text"] for record in RECORDS)
-    natural = sources.node_records(data(source=source, partition_field="ward"), node(1, 3), seed=0)
+    natural = dealing.node_records(data(source=source, partition_field="ward"), node(1, 3), seed=0)
     assert set(said(natural, "ward")) == {"b"}
 
 
 def test_a_node_reads_its_own_file_whole(tmp_path):
     own = write(tmp_path / "own.jsonl", RECORDS[:7])
-    assert len(sources.node_records(data(source="stdlib"), node(3, 9, data=str(own)), seed=0)) == 7
+    assert len(dealing.node_records(data(source="stdlib"), node(3, 9, data=str(own)), seed=0)) == 7
 
 
 def test_more_nodes_than_partitions_is_refused(tmp_path):
@@ -122,7 +124,7 @@ def test_more_nodes_than_partitions_is_refused(tmp_path):
     with pytest.raises(
         BouquetError, match=r"more nodes than partitions .*expected at most 3 nodes, got partition-id 3"
     ):
-        sources.node_records(data(source=source, partition_field="ward"), node(3, 4), seed=0)
+        dealing.node_records(data(source=source, partition_field="ward"), node(3, 4), seed=0)
 
 
 def test_a_partition_field_that_is_not_there_is_refused(tmp_path):
@@ -130,7 +132,7 @@ def test_a_partition_field_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(
         BouquetError, match=r"no such field \(data.partition-field\): expected one of .*Did you mean 'ward'"
     ):
-        sources.node_records(data(source=source, partition_field="wards"), node(), seed=0)
+        dealing.node_records(data(source=source, partition_field="wards"), node(), seed=0)
 
 
 def test_an_empty_partition_is_refused(tmp_path):

@@ -16,9 +16,9 @@ import grpc
 import pytest
 from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
 
-from common import accounting
+from common.config.node import NodeConfig
 from common.error import BouquetError
-from common.node_config import NodeConfig
+from common.privacy import accounting
 from deploy.command import main
 from deploy.doctor import job, machine, network
 from deploy.doctor.budget import budget

@@ -4,18 +4,18 @@ import ast
 
 import pytest
 
+from common.config.section import ConfigError
 from common.error import BouquetError
-from common.section import ConfigError
 from tests.support import ROOT
 
 # Whatever raises while a record is at hand.
 NEAR_RECORDS = [
-    "common/records.py",
-    "common/sources.py",
-    "common/files.py",
-    "common/stable.py",
-    "common/fields.py",
-    "common/dataset.py",
+    "common/sources/records.py",
+    "common/sources/dealing.py",
+    "common/sources/files.py",
+    "common/sources/stable.py",
+    "common/sources/fields.py",
+    "common/privacy/dataset.py",
     "client_app/units.py",
     "client_app/scoring.py",
     *(str(file.relative_to(ROOT)) for file in (ROOT / "common/tasks").glob("*.py")),

@@ -10,11 +10,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from common import base, embedded
-from common.adapter import Key, State
+from common.adapter.values import Key, State
 from common.error import BouquetError
-from common.export import export, one_lora, read
-from common.models import LoraModel
+from common.models import base, embedded
+from common.models.adapted import LoraModel
+from common.record.export import export, one_lora, read
 from deploy.command import main
 from deploy.export import comparison, forms
 from strategies import read_config

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from client_app.budget import Budget, Limits
-from common import ledger, owned
+from common import owned
 from common.error import BouquetError, RefusalError
-from common.ledger import DataSet
+from common.privacy import ledger
+from common.privacy.ledger import DataSet
 from tests.support.budgets import BROKEN, DELTA, FORK, NOTES, PRIVACY, RECORDS, RELEASE, charge, cost, read, read_head
 
 

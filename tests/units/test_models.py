@@ -16,13 +16,15 @@ from transformers import (
 )
 
 from client_app.training import schedule, steps_in_round, train
-from common import base, embedded, models, tasks
-from common.adapter import Key, State, Update, stacked
-from common.config import LoraConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
+from common import tasks
+from common.adapter.structures import stacked
+from common.adapter.values import Key, State, Update
+from common.config.run import LoraConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from common.error import BouquetError
-from common.export import export
+from common.models import adapted, base, embedded
+from common.record.export import export
 from common.tasks import Example
-from strategies import FedExLora, FedIT
+from strategies.rules import FedExLora, FedIT
 from tests.support.architectures import tiny_bert
 
 LORA = LoraConfig()
@@ -30,12 +32,12 @@ TEXT = TaskConfig()
 EXAMPLES = [Example([1, *range(10 + i, 40 + i)], [1, *range(10 + i, 40 + i)]) for i in range(16)]
 
 
-def fresh(quantization: str = "nf4", lora: LoraConfig = LORA, **settings: object) -> models.LoraModel:
+def fresh(quantization: str = "nf4", lora: LoraConfig = LORA, **settings: object) -> adapted.LoraModel:
     model = ModelConfig.model_validate({"quantization": quantization, **settings})
-    return models.LoraModel(base.load(model, 0, torch.device("cpu")), lora)
+    return adapted.LoraModel(base.load(model, 0, torch.device("cpu")), lora)
 
 
-def base_digest(model: models.LoraModel) -> str:
+def base_digest(model: adapted.LoraModel) -> str:
     """SHA-256 over everything that is neither adapter nor head."""
     sha = hashlib.sha256()
     for name, tensor in sorted(model.network.state_dict().items()):
@@ -44,22 +46,22 @@ def base_digest(model: models.LoraModel) -> str:
     return sha.hexdigest()
 
 
-def start(model: models.LoraModel, seed: int = 0) -> State:
+def start(model: adapted.LoraModel, seed: int = 0) -> State:
     state = FedIT().initial(model.spec, seed)
     model.install(state.adapter, state.scale, {})
     return state
 
 
-def train_a_little(model: models.LoraModel, keys: list[Key] | None = None, steps: int = 4) -> float:
+def train_a_little(model: adapted.LoraModel, keys: list[Key] | None = None, steps: int = 4) -> float:
     config = TrainConfig.model_validate({"steps": steps, "batch-size": 4, "learning-rate": 0.01})
     task = tasks.build(TEXT)
     return train(model, keys or model.keys, task, EXAMPLES, config, pad=0, seed="s", round=0, rounds=1).loss
 
 
-def random_state(model: models.LoraModel) -> State:
+def random_state(model: adapted.LoraModel) -> State:
     """A state with an offset whose every factor matters."""
     rule = FedExLora()
-    state = rule.initial(model.spec, 0)
+    state = start(rule, model.spec, 0)
     generator = torch.Generator().manual_seed(1)
 
     def update(key: Key, tensor: torch.Tensor) -> torch.Tensor:
@@ -105,7 +107,7 @@ def test_two_loads_of_one_model_are_equal_to_the_bit():
 
 
 def test_the_server_knows_the_shapes_without_the_weights():
-    assert models.describe(ModelConfig(), LORA, TEXT) == fresh().spec
+    assert adapted.describe(ModelConfig(), LORA, TEXT) == fresh().spec
     assert len(fresh().spec.layers) == 6 * 7
 
 
@@ -197,7 +199,7 @@ def test_targets_that_no_layer_has_are_refused():
     with pytest.raises(
         BouquetError, match=r"no such layer \(lora.targets\): expected 'all-linear' or some of .*q_proj.*got query"
     ):
-        models.describe(ModelConfig(), LoraConfig(targets="q_proj,query"), TEXT)
+        adapted.describe(ModelConfig(), LoraConfig(targets="q_proj,query"), TEXT)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./here", "nobody/nothing"])
@@ -221,8 +223,8 @@ def test_a_head_is_trained_shipped_and_loaded_by_plain_peft(quantization, tmp_pa
         "lora.targets": "query,value",
     }
     config = RunConfig.from_flower(settings)
-    model = models.load(config.model, config.lora, config.task, "cpu")
-    assert model.spec == models.describe(config.model, config.lora, config.task)
+    model = adapted.load(config.model, config.lora, config.task, "cpu")
+    assert model.spec == adapted.describe(config.model, config.lora, config.task)
     assert model.spec.head == {Key("classifier", "W"): (3, 64), Key("classifier", "b"): (3,)}
     state = FedIT().initial(model.spec, 0)
     model.install(state.adapter, state.scale, {})
@@ -249,13 +251,13 @@ def test_layers_that_store_their_weight_transposed_are_adapted_right(tmp_path):
         tmp_path
     )
     model = ModelConfig(name=str(tmp_path), quantization="none")
-    spec = models.describe(model, LORA, TEXT)
+    spec = adapted.describe(model, LORA, TEXT)
     assert spec.layers["transformer.h.0.attn.c_attn"] == (96, 32)
-    adapted = models.LoraModel(base.load(model, 0, torch.device("cpu")), LORA)
-    start(adapted)
-    first = adapted.score(tasks.build(TEXT), EXAMPLES, 0, 4).loss
-    train_a_little(adapted)
-    assert adapted.score(tasks.build(TEXT), EXAMPLES, 0, 4).loss < first
+    model = adapted.LoraModel(base.load(model, 0, torch.device("cpu")), LORA)
+    start(model)
+    first = model.score(tasks.build(TEXT), EXAMPLES, 0, 4).loss
+    train_a_little(model)
+    assert model.score(tasks.build(TEXT), EXAMPLES, 0, 4).loss < first
 
 
 def test_the_embedded_weights_make_the_round_trip(tmp_path):

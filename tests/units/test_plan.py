@@ -5,11 +5,12 @@ import re
 
 import pytest
 
-from common import accounting
-from common.adapter import Key, LayerShape, Spec
+from common.adapter.spec import Spec
+from common.adapter.values import Key, LayerShape
+from common.privacy import accounting
 from deploy import plan
 from deploy.command import main
-from strategies import build, read_config
+from strategies import Recipe, read_config
 from tests.support import ROOT
 from tests.support.grid import run_in_process
 from tests.support.outcome import events
@@ -56,11 +57,11 @@ def test_every_node_gets_its_own_noise():
 )
 def test_what_a_rule_trains_and_sends(rule, trained, up, down):
     config = read_config({**PRIVATE, "rule.name": rule, "wire.up": "bf16", "wire.down": "bf16"})
-    found = plan.rule_plan(build(config), SPEC, config)
+    found = plan.rule_plan(Recipe.build(config), SPEC, config)
     assert (found.trained, found.noised, found.up) == (trained, trained, 2 * up)
     assert found.down <= 2 * down
     whole = config.model_copy(update={"privacy": config.privacy.model_copy(update={"mode": "update-local"})})
-    assert plan.rule_plan(build(whole), SPEC, whole).noised == up
+    assert plan.rule_plan(Recipe.build(whole), SPEC, whole).noised == up
 
 
 def test_noise_over_signal_is_the_measured_one():
@@ -92,14 +93,14 @@ def test_noise_over_signal_is_the_measured_one():
 )
 def test_it_warns(changes, sizes, expected):
     config = read_config({**PRIVATE, **changes})
-    own = plan.rule_plan(build(config), SPEC, config)
+    own = plan.rule_plan(Recipe.build(config), SPEC, config)
     found = plan.warnings(config, sizes, plan.releases(config, sizes), own)
     assert any(re.search(expected, warning) for warning in found), found
 
 
 def test_a_sound_plan_has_no_warning():
     config = read_config({**PRIVATE, "privacy.expected-batch": 512})
-    own = plan.rule_plan(build(config), SPEC, config)
+    own = plan.rule_plan(Recipe.build(config), SPEC, config)
     assert plan.warnings(config, [5000], plan.releases(config, [5000]), own) == []
 
 

@@ -9,14 +9,15 @@ from torch.nn.functional import linear
 from transformers import AutoModel
 
 from client_app.training import train
-from common import models, tasks
-from common.adapter import Key, State
-from common.config import LoraConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
+from common import tasks
+from common.adapter.values import Key, State
+from common.config.run import LoraConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from common.error import BouquetError
-from common.export import export
-from common.pooling import pool
+from common.models import adapted
+from common.models.pooling import pool
+from common.record.export import export
 from common.tasks import Example
-from strategies import FedIT
+from strategies.rules import FedIT
 from tests.support.architectures import tiny_bert
 
 EXAMPLES = [Example(list(range(3 + i, 12 + 2 * i)), [i % 3]) for i in range(12)]
@@ -25,7 +26,7 @@ EXAMPLES = [Example(list(range(3 + i, 12 + 2 * i)), [i % 3]) for i in range(12)]
 def pooled(folder, quantization="none"):
     settings = {"model.name": tiny_bert(folder), "model.quantization": quantization, "model.pooling": "mean"}
     config = RunConfig.from_flower(settings | {"task.name": "classify", "task.labels": 3})
-    return config, models.load(config.model, config.lora, config.task, "cpu")
+    return config, adapted.load(config.model, config.lora, config.task, "cpu")
 
 
 def test_padding_and_length_do_not_count_and_every_text_has_length_one():
@@ -40,11 +41,11 @@ def test_padding_and_length_do_not_count_and_every_text_has_length_one():
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_the_encoder_is_adapted_and_the_head_is_trained(quantization, tmp_path):
     config, model = pooled(tmp_path, quantization)
-    assert model.spec == models.describe(config.model, config.lora, config.task)
+    assert model.spec == adapted.describe(config.model, config.lora, config.task)
     assert model.spec.head == {Key("classifier", "W"): (3, 64), Key("classifier", "b"): (3,)}
     assert not [layer for layer in model.spec.layers if "pooler" in layer]
-    adapted = model.network.get_submodule("base_model.model.encoder.encoder.layer.0.attention.self.query").base_layer
-    assert isinstance(adapted, Linear4bit) == (quantization == "nf4")
+    query = model.network.get_submodule("base_model.model.encoder.encoder.layer.0.attention.self.query").base_layer
+    assert isinstance(query, Linear4bit) == (quantization == "nf4")
     state = FedIT().initial(model.spec, 0)
     model.install(state.adapter, state.scale, {})
     task = tasks.build(config.task)
@@ -98,4 +99,4 @@ def test_the_limit_plain_transformers_has_no_such_head_and_says_so(tmp_path):
 
 def test_a_language_model_has_nothing_to_pool():
     with pytest.raises(BouquetError, match=r"nothing to pool \(model.pooling\): expected 'default', got 'mean' with"):
-        models.describe(ModelConfig(pooling="mean"), LoraConfig(), TaskConfig())
+        adapted.describe(ModelConfig(pooling="mean"), LoraConfig(), TaskConfig())

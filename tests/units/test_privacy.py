@@ -9,15 +9,16 @@ import torch
 
 from client_app.privacy import poisson_sample, privatise, train_privately
 from client_app.training import train
-from common import models
-from common.accounting import Release
-from common.adapter import Key, State, Update
-from common.config import LoraConfig, RunConfig
+from common.adapter.values import Key, State, Update
+from common.config.privacy import PrivacyConfig
+from common.config.run import LoraConfig, RunConfig
 from common.error import BouquetError
-from common.privacy_config import PrivacyConfig
+from common.models import adapted
+from common.privacy.accounting import Release
 from common.tasks import Example
-from strategies import FLASC, RULES, FedIT, Ravan, build, read_config
+from strategies import RULES, Recipe, read_config
 from strategies.private_mean import PrivateMean
+from strategies.rules import FLASC, FedIT, Ravan
 from tests.support.factors import started, trained
 from tests.support.private_steps import EXAMPLES, PLAIN, PRIVATE, TEXT, fresh, gradients, train_here, within
 
@@ -56,7 +57,7 @@ def test_no_noise_and_no_clipping_is_the_rule_itself_to_the_bit(rule):
     tokens = [1, *range(10, 42)]
     sent = []
     for private in (False, True):
-        model = fresh(blocks=rule.blocks)
+        model = fresh(structure=rule.structure)
         state = State(model.tensors(), 2.0, round=1)
         model.install(state.adapter, state.scale, {})
         keys = [key for key in model.keys if rule.trains(1, key)]
@@ -131,13 +132,13 @@ def test_a_tensor_that_did_not_move_ends_the_round():
     with pytest.raises(BouquetError, match=r"a trained tensor has not moved .*expected a change in every tensor"):
         train_here(fresh(), EXAMPLES, Release(1.0, 1.0, 1), config=PLAIN.model_copy(update={"learning_rate": 1e-30}))
 
-    class Corrupted(models.LoraModel):
+    class Corrupted(adapted.LoraModel):
         """What is trained is no longer what is sent: PEFT and Opacus have done it in silence."""
 
         def tensors(self):
             return {key: torch.ones(2) for key in self.keys}
 
-    model = Corrupted(models.base.load(RunConfig().model, 0, torch.device("cpu")), LoraConfig())
+    model = Corrupted(adapted.base.load(RunConfig().model, 0, torch.device("cpu")), LoraConfig())
     with pytest.raises(BouquetError, match=r"Raise train.learning-rate if it is tiny; else what is trained is not"):
         train_here(model, EXAMPLES, Release(1.0, 1.0, 1))
 
@@ -212,7 +213,7 @@ def test_a_change_that_is_not_finite_leaves_no_trace_of_itself(value, relative):
     ("changes", "message"),
     [
         (
-            {"rule.name": "fedit", "privacy.mode": "update-central", "merge.mean": "median"},
+            {"rule.name": "fedit", "privacy.mode": "update-central", "mean.name": "median"},
             r"a robust mean looks at every update.*\(privacy.mode = 'update-central', merge.mean\): expected weighted",
         ),
         (
@@ -224,7 +225,7 @@ def test_a_change_that_is_not_finite_leaves_no_trace_of_itself(value, relative):
 )
 def test_a_mode_that_would_not_be_private_with_a_rule_is_refused(changes, message):
     with pytest.raises(BouquetError, match=message):
-        build(read_config(changes | {"train.weighting": "uniform"}))
+        Recipe.build(read_config(changes | {"train.weighting": "uniform"}))
 
 
 def test_differences_are_noised_as_they_are_sent():

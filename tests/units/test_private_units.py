@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from common.accounting import Release
 from common.error import BouquetError
+from common.privacy.accounting import Release
 from common.tasks import Example
 from tests.support.private_steps import EXAMPLES, PLAIN, PRIVATE, fresh, gradients, out_of_memory, train_here, within
 

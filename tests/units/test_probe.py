@@ -9,15 +9,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM as Causal
 from transformers import GPT2Config, LlamaConfig, OPTConfig, PreTrainedConfig
 
-from client_app.per_example import attach
 from client_app.probe import made_up, probe, probe_scores
-from common import base, models, tasks
-from common.config import LoraConfig, RunConfig, TaskConfig
+from common import tasks
+from common.config.run import LoraConfig, RunConfig, TaskConfig
 from common.error import BouquetError
-from common.models import LoraModel
-from strategies import FedIT
+from common.models import adapted, base
+from common.models.adapted import LoraModel
+from strategies.rules import FedIT
 from tests.support.architectures import tiny_bert
-from tests.support.private_steps import TEXT, fresh
+from tests.support.private_steps import TEXT, attach, fresh
 
 SHORT_TEXT = tasks.build(TaskConfig.model_validate({"max-length": 32}))
 SIZES = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -34,7 +34,7 @@ def llama(rope=None, positions=64):
     return Causal.from_config(config)
 
 
-def adapted(network, targets="all-linear"):
+def with_lora(network, targets="all-linear"):
     """With LoRA as it starts: B is zero."""
     model = LoraModel(network, LoraConfig.model_validate({"targets": targets}))
     state = FedIT().initial(model.spec, 0)
@@ -72,7 +72,7 @@ def test_the_embedded_model_passes(engine, quantization):
     ],
 )
 def test_ordinary_language_models_pass_with_their_dropout(config, targets, bound):
-    look(adapted(Causal.from_config(config), targets), bound=bound)
+    look(with_lora(Causal.from_config(config), targets), bound=bound)
 
 
 @pytest.mark.parametrize("pooling", ["default", "mean"])
@@ -82,21 +82,21 @@ def test_an_encoder_passes_with_its_dropout_head_and_pooler(pooling, checkpointi
     settings = {"model.name": tiny_bert(tmp_path), "model.pooling": pooling, "task.name": "classify"}
     settings |= {"model.gradient-checkpointing": checkpointing, "model.quantization": quantization}
     config = RunConfig.from_flower(settings | {"lora.dropout": 0.2})
-    look(adapted(base.load(config.model, 2, torch.device("cpu"))), tasks.build(config.task))
+    look(with_lora(base.load(config.model, 2, torch.device("cpu"))), tasks.build(config.task))
 
 
 @pytest.mark.parametrize("engine", ["fast", "hooks"])
 def test_a_layer_that_folds_all_tokens_into_rows_is_refused(engine):
     config = OPTConfig(**SIZES, ffn_dim=128, max_position_embeddings=32, word_embed_proj_dim=64)
     with pytest.raises(BouquetError, match=r"does not see one row an example: expected an input of N x T x d"):
-        look(adapted(Causal.from_config(config)), engine=engine)
+        look(with_lora(Causal.from_config(config)), engine=engine)
 
 
 @pytest.mark.parametrize("rope", ROPES)
 def test_rotary_embeddings_that_depend_on_the_longest_text_are_refused(rope):
-    look(adapted(llama(rope, 64)))
+    look(with_lora(llama(rope, 64)))
     with pytest.raises(BouquetError, match=r"does not keep the examples of a batch apart \(the state before step 1\)"):
-        look(adapted(llama(rope, 16)))
+        look(with_lora(llama(rope, 16)))
 
 
 class Small(nn.Module):
@@ -139,7 +139,7 @@ CLASSIFY = tasks.build(TaskConfig.model_validate({"name": "classify", "max-lengt
 
 @pytest.mark.parametrize("middle", [nn.Identity, nn.Tanh])
 def test_what_computes_every_example_by_itself_passes(middle):
-    look(adapted(Small(middle()), "first"), CLASSIFY)
+    look(with_lora(Small(middle()), "first"), CLASSIFY)
 
 
 @pytest.mark.parametrize(("middle", "targets"), [(lambda: Normalised(16), "first"), (Expert, "first,linear")])
@@ -147,7 +147,7 @@ def test_what_couples_the_examples_is_refused(middle, targets):
     with pytest.raises(
         BouquetError, match=r"does not keep the examples of a batch apart .*got a difference of [0-9.]+e"
     ):
-        look(adapted(Small(middle()), targets), CLASSIFY)
+        look(with_lora(Small(middle()), targets), CLASSIFY)
 
 
 class Late(nn.Module):
@@ -164,7 +164,7 @@ class Late(nn.Module):
 
 
 def test_coupling_that_loras_start_hides_is_found_by_made_up_values():
-    model = adapted(Small(Late()), "linear")
+    model = with_lora(Small(Late()), "linear")
     model.train_only([key for key in model.keys if key.layer != "classifier"])
     with pytest.raises(BouquetError, match=r"apart \(made-up values of what is trained\)"):
         look(model, CLASSIFY)
@@ -181,13 +181,13 @@ def test_a_state_that_magnifies_rounding_is_refused_before_and_in_a_round():
 
 
 def test_nothing_is_promised_without_a_bound():
-    look(adapted(llama("dynamic", 16)), bound=float("inf"))
+    look(with_lora(llama("dynamic", 16)), bound=float("inf"))
 
 
 def test_a_text_that_the_model_has_no_positions_for_is_refused():
     config = GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=4, n_positions=16)
     with pytest.raises(BouquetError, match=r"cannot compute a made-up text .*got IndexError. Lower task.max-length"):
-        look(adapted(Causal.from_config(config)))
+        look(with_lora(Causal.from_config(config)))
 
 
 def held(model):
@@ -208,7 +208,7 @@ def held(model):
     ],
 )
 def test_it_leaves_no_trace_whether_or_not_it_refuses(network, task, targets):
-    model = adapted(network(), targets)
+    model = with_lora(network(), targets)
     model.network.eval()
     dropout, before = nn.functional.dropout, held(model)
     with suppress(BouquetError):
@@ -237,7 +237,7 @@ def test_made_up_examples_are_valid_and_always_the_same():
 
 def test_the_model_may_be_loaded_as_a_node_does(tmp_path):
     config = RunConfig()
-    model = models.load(config.model, config.lora, config.task, "cpu")
+    model = adapted.load(config.model, config.lora, config.task, "cpu")
     model.train_only(model.keys)
     look(model, tasks.build(config.task))
 
@@ -245,7 +245,7 @@ def test_the_model_may_be_loaded_as_a_node_does(tmp_path):
 @pytest.mark.parametrize("rope", [None, *ROPES])
 def test_a_score_that_depends_on_an_earlier_one_is_refused(rope):
     """Dynamic positions keep the longest text that was seen; those of longrope go by the text itself."""
-    model = adapted(llama(rope, 16 if rope else 64))
+    model = with_lora(llama(rope, 16 if rope else 64))
     for _ in range(2):
         with nullcontext() if rope != "dynamic" else pytest.raises(BouquetError, match="whatever was scored before it"):
             probe_scores(model, SHORT_TEXT, 0)

@@ -2,7 +2,7 @@
 
 import re
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from deploy.command import main, rules_table
 from tests.support import ROOT
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from common import files, records, sources, stable
-from common.config import DataConfig
+from common.config.node import NodeConfig
+from common.config.run import DataConfig
 from common.error import BouquetError
-from common.fields import LeftOut, in_order, text, words
-from common.node_config import NodeConfig
+from common.sources import dealing, files, records, stable
+from common.sources.fields import LeftOut, in_order, text, words
 
 CAFE = {"text": "café", "label": "1"}
 
@@ -106,7 +106,7 @@ WRONG = [
 def test_what_is_broken_is_told_by_place_and_absent_in_private_runs(name, content, said, tmp_path):
     file = written(tmp_path / name, content)
     with pytest.raises(BouquetError, match=rf"records that cannot be used \({file}\): got 1 of \d+: .*{said}"):
-        sources.read(str(file))
+        dealing.read(str(file))
     assert all(record == {"text": "a"} for record in stable.read(str(file)))
 
 
@@ -152,7 +152,7 @@ def test_records_that_belong_to_nobody_are_named(tmp_path):
         r".*x.jsonl:1; .*:6; .*:11; and 1 more. Correct them, name another field, or set data.partition = 'iid'"
     )
     with pytest.raises(BouquetError, match=said):
-        sources.own_records(data, NodeConfig.from_flower({"partition-id": 0, "num-partitions": 2}), 0)
+        dealing.own_records(data, NodeConfig.from_flower({"partition-id": 0, "num-partitions": 2}), 0)
 
 
 def test_a_draw_that_cannot_be_had_says_what_to_change(tmp_path):
@@ -162,4 +162,4 @@ def test_a_draw_that_cannot_be_had_says_what_to_change(tmp_path):
     with pytest.raises(
         BouquetError, match=said + " records. Use fewer nodes, a larger data.dirichlet-alpha, more data"
     ):
-        sources.own_records(data, NodeConfig.from_flower({"partition-id": 0, "num-partitions": 5}), 0)
+        dealing.own_records(data, NodeConfig.from_flower({"partition-id": 0, "num-partitions": 5}), 0)

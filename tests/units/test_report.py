@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from common import chart, page, report, units
-from common.accounting import Release, epsilon, noise_multiplier
+from common import readable
 from common.error import BouquetError
-from common.record import Run
-from common.report.spending import epsilon_bounds
+from common.privacy.accounting import Release, epsilon, noise_multiplier
+from common.record.run import Run
 from deploy.command import main
+from server_app import report
 from server_app.record import Record
+from server_app.report import chart, page
+from server_app.report.spending import epsilon_bounds
 from strategies import read_config
 from tests.support import recorded
 
@@ -90,7 +92,7 @@ def test_bytes_stand_beside_the_formula_of_their_rule(plain):
     # B is zero before the first round, and does not travel then.
     later = [run.history("merge", key) for key in ("bytes_down", "formula_down")]
     assert [later[0][turn] for turn in (2, 3)] == pytest.approx([later[1][turn] for turn in (2, 3)], rel=0.02)
-    assert f"up, training {units.size(run.trained('up'))}" in text(plain)
+    assert f"up, training {readable.size(run.trained('up'))}" in text(plain)
 
 
 def test_what_a_node_wrote_is_text_and_nothing_else(plain):
@@ -130,7 +132,7 @@ def test_a_private_run_is_reported_without_a_figure_of_its_nodes(private):
     assert epsilon_bounds(run) == {"ward-1": spent, "ward-2": spent}
     assert f"Epsilon of a node ≤ {spent:.3g} at delta 1e-05" in said
     sent = sum(event["bytes_up"] for event in run.by_node("train")["ward-1"].values())
-    assert f"ward-1 3 {units.size(sent)}" in said
+    assert f"ward-1 3 {readable.size(sent)}" in said
     for absent in ("Training loss", "tokens", "held out", "a node, the most of all"):
         assert absent not in said, absent
     assert "every node keeps a model of its own" in said

@@ -6,9 +6,10 @@ from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from torch.nn.functional import one_hot
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from common import base, models, tasks
-from common.config import LoraConfig, ModelConfig, TaskConfig
+from common import tasks
+from common.config.run import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
+from common.models import adapted, base
 from common.tasks import Example, Score
 from common.tasks.task import IGNORED
 from server_app.scores import judged, read_score
@@ -51,7 +52,7 @@ def test_too_many_classes_have_no_confusion_matrix():
 
 def test_exact_match_is_what_greedy_decoding_gives():
     config = ModelConfig()
-    model = models.load(config, LoraConfig(), INSTRUCT, "cpu")
+    model = adapted.load(config, LoraConfig(), INSTRUCT, "cpu")
     tokenizer, task = base.load_tokenizer(config), tasks.build(INSTRUCT)
     prompt = tokenizer("def get(self")["input_ids"]
     ids = torch.tensor([prompt])

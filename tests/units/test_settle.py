@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from common.config.section import ConfigError
 from common.error import BouquetError
-from common.section import ConfigError
 from deploy.settle import settled
 
 CLASSIFY = {"task.name": "classify"}

@@ -19,10 +19,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from common import roster
+from common.config import roster
+from common.config.node import NodeConfig
+from common.config.roster import Registered
 from common.error import BouquetError
-from common.node_config import NodeConfig
-from common.roster import Registered
 from deploy.command import main
 from deploy.flower import environment, program
 from deploy.site.certificates import addresses_of, read_certificate
@@ -132,7 +132,7 @@ def test_no_key_goes_into_the_app_bundle(tmp_path):
     subprocess.run([program("flwr"), "build"], cwd=source, env=environment({}), capture_output=True, check=True)
     (bundle,) = source.glob("*.fab")
     with zipfile.ZipFile(bundle) as packed:
-        assert "common/wire.py" in packed.namelist()
+        assert "common/wire/message.py" in packed.namelist()
         assert [name for name in packed.namelist() if PRIVATE.search(packed.read(name))] == []
         assert not [name for name in packed.namelist() if name.endswith((".key", ".secret", ".tar.gz", ".crt"))]
 

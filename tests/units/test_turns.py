@@ -3,10 +3,11 @@
 import pytest
 from transformers import AutoTokenizer
 
-from common import embedded, tasks
-from common.config import TaskConfig
+from common import tasks
+from common.config.run import TaskConfig
 from common.error import BouquetError
-from common.fields import LeftOut
+from common.models import embedded
+from common.sources.fields import LeftOut
 from common.tasks.task import IGNORED
 
 MARKS = "{{ '<|im_start|>' + m.role + '\n' }}"

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client_app.units import Units, Wanted, node_units
-from common import files, stable
-from common.config import DataConfig, ModelConfig, TaskConfig
-from common.node_config import NodeConfig
-from common.privacy_config import PrivacyConfig
+from common.config.node import NodeConfig
+from common.config.privacy import PrivacyConfig
+from common.config.run import DataConfig, ModelConfig, TaskConfig
+from common.sources import files, stable
 
 SLOW = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CLASSIFY = TaskConfig(name="classify", labels=2)
@@ -140,7 +140,7 @@ def test_a_record_that_cannot_be_decoded_does_not_end_a_data_set(monkeypatch, tm
             return super().__getitem__(number)
 
     rows = [{"text": f"note {n}", "label": 0} for n in range(4)]
-    monkeypatch.setattr("common.sources.load_dataset", lambda source: Torn(rows))
+    monkeypatch.setattr("common.sources.dealing.load_dataset", lambda source: Torn(rows))
     assert [record["text"] for record in stable.read("owner/data")] == ["note 0", "note 2", "note 3"]
 
 

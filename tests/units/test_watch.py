@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common.record import Run
+from common.record.run import Run
 from deploy import watch
 from deploy.command import main
 from tests.support import recorded

@@ -8,8 +8,8 @@ import pytest
 from client_app.policy import Policy
 from client_app.spending import Spending
 from common import webhook
+from common.config.node import NodeConfig
 from common.error import QuorumError
-from common.node_config import NodeConfig
 from server_app.record import Record
 from strategies import read_config
 

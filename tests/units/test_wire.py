@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from common import codec, wire
-from common.adapter import Key, State, Update
+from common.adapter.values import Key, State, Update
 from common.error import BouquetError
+from common.wire import codec
+from common.wire import message as wire
 from tests.support.grid import travelled
 from tests.support.replies import bare
 

@@ -1,6 +1,6 @@
 """The adapter that every rule, and every other axis once, leaves after a tiny run: to the bit what it was before.
 
-``python -m tests.test_digests`` writes the table anew, for the CPU that it runs on; a change of it belongs in the
+``python -m tests.laws.test_digests`` writes the table anew, for the CPU that it runs on; a change of it belongs in the
 changelog.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from common.config.run import RunConfig
 from strategies import RULES
-from tests.grid import run_in_process
+from tests.support.grid import run_in_process
 
 TABLE = Path(__file__).with_name("digests.json")
 RECORDS = [{"text": f"def f{n}(self, x{n % 7}): return self.y + {n * n}", "label": n % 2} for n in range(48)]
@@ -29,13 +29,13 @@ RUNS: dict[str, dict[str, Any]] = {rule: {"rule.name": rule} for rule in RULES} 
     "lora-fair, by cosine": {"rule.name": "lora-fair", "rule.lora-fair.solver": "cosine"},
     "fedex-lora, cut": {"rule.name": "fedex-lora", "rule.fedex-lora.residual-rank": 2},
     "flora, energy 0.9": {"rule.name": "flora", "merge.offset-energy": 0.9, "num-server-rounds": 4},
-    "trimmed": {"merge.mean": "trimmed", "merge.trim": 0.4},
-    "median": {"merge.mean": "median"},
-    "krum": {"merge.mean": "krum"},
-    "momentum": {"merge.optimizer": "momentum"},
-    "adam": {"merge.optimizer": "adam"},
+    "trimmed": {"mean.name": "trimmed", "mean.trimmed.share": 0.4},
+    "median": {"mean.name": "median"},
+    "krum": {"mean.name": "krum"},
+    "momentum": {"server-optimizer.name": "momentum"},
+    "adam": {"server-optimizer.name": "adam"},
     "proximal": {"train.proximal": 0.1},
-    "weight decay, linear schedule": {"train.weight-decay": 0.1, "train.schedule": "linear"},
+    "weight decay, linear schedule": {"optimizer.adamw.weight-decay": 0.1, "train.schedule": "linear"},
     "fp16": {"wire.up": "fp16", "wire.down": "fp16"},
     "bf16": {"wire.up": "bf16", "wire.down": "bf16"},
     "int8": {"wire.up": "int8"},
