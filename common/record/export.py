@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad
 
 from common.adapter.lora import Lora
+from common.adapter import structures
 from common.adapter.structures import stacked
-from common.adapter.values import HEAD, Key, State, Tensors, structures
+from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import adapted, base
