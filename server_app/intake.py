@@ -9,7 +9,8 @@ from server_app.record import Record
 from server_app.scrutiny import Scrutiny
 from server_app.spool import Spool
 from strategies.meter import Meter
-from strategies.strategy import LoraStrategy, Metrics, Reply, explained
+from strategies.replies import Metrics, explained
+from strategies.strategy import LoraStrategy, Reply
 
 FIGURES = {"loss", "steps", "tokens", "examples", "seconds", "peak-memory", "correct", "count"}
 

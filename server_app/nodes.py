@@ -17,7 +17,8 @@ from common.version import ROOT, fingerprint
 from server_app.record import Record
 from server_app.transport import POLL_SECONDS, Transport, is_unsent
 from strategies import RULES, Recipe
-from strategies.strategy import choose, explained, raise_failure, share_of
+from strategies.replies import explained, raise_failure
+from strategies.strategy import choose, share_of
 
 STEADY_SECONDS = 0.5
 # How long a round waits for newcomers to answer the roll call; who takes longer joins the next one.

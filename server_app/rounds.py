@@ -20,7 +20,8 @@ from server_app.spool import Spool
 from strategies import RULES
 from strategies.cost import round_bytes
 from strategies.meter import Meter
-from strategies.strategy import LoraStrategy, explained, mean_metrics, raise_failure
+from strategies.replies import explained, mean_metrics, raise_failure
+from strategies.strategy import LoraStrategy
 
 # The share of the ideal update that a rule may lose before it is worth a line.
 WORTH_SAYING = 0.1

@@ -8,7 +8,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from server_app.record import Record, few
-from strategies.strategy import explained
+from strategies.replies import explained
 
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 60.0

@@ -123,11 +123,6 @@ def path(directory: Path) -> Path:
     return directory / "ledger.sqlite"
 
 
-def witness_of(directory: Path) -> Path:
-    """Where the witness of a state directory lies unless another place is named: beside the folder, not in it."""
-    return directory.with_name(f"{directory.name}.witness") / "head"
-
-
 def existing(directory: Path, witness: Path) -> Book:
     """The whole ledger, checked as :func:`load` does. Raises :class:`BouquetError` where there is no ledger, too."""
     if not path(directory).exists() and not witness.exists():

@@ -13,9 +13,8 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from common.config.node import NodeConfig
+from common.config.node import NodeConfig, witness_of
 from common.error import BouquetError
-from common.privacy.ledger import witness_of
 from deploy.flower import QUIET
 from deploy.site.certificates import write_secret
 from deploy.site.folder import Site
