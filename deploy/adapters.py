@@ -8,13 +8,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
+from common import tasks
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import base
-from common.models.adapted import classes
 from common.record.export import ABOUT, read
-from common.tasks import TASKS
 from strategies import read_config
 from strategies.recipe import own_models
 
@@ -133,8 +132,8 @@ def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "def
     """The base model with the adapter in ``folder``, to be evaluated: token ids and a mask in, logits out."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # which weights are missing, and may be, is checked
-    network: Any = base.load(config.model, classes(config.task), base.find_device(device))
-    if config.model.pooling == "mean":
+    network: Any = base.load(config.model, tasks.classes(config.task), base.find_device(device))
+    if config.model.pooled:
         network.encoder = PeftModel.from_pretrained(network.encoder, str(folder), name)
         head = load_file(folder / "head.safetensors")
         network.classifier.load_state_dict({key.removeprefix("classifier."): head[key] for key in head})
@@ -145,7 +144,7 @@ def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "def
 
 def demand_language(name: str, config: RunConfig) -> None:
     """Raise :class:`BouquetError` for an adapter of a classifier."""
-    if TASKS[config.task.name].sequence_classification:
+    if tasks.classes(config.task):
         raise BouquetError(
             "a classifier continues no text",
             where=name,

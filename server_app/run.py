@@ -41,7 +41,7 @@ def conduct(grid: Grid, context: Context) -> None:
         from common.record.export import export
 
         spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
-        lengths.bounded(config.task, config.model, private=config.privacy.on)
+        lengths.widest(config)
         nodes.admit()
         if config.resume and (saved := checkpoint.latest(record.checkpoints, rule.name)):
             state = saved
@@ -53,7 +53,7 @@ def conduct(grid: Grid, context: Context) -> None:
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
         shares = coverage(
-            base.skeleton(config.model, adapted.classes(config.task)), spec.layers, config.model.quantization
+            base.skeleton(config.model, tasks.classes(config.task)), spec.layers, config.model.quantization
         )
         record.say(f"of the base's weights {shares.adapted:.0%} are adapted, {shares.quantised:.0%} are quantised")
         if config.privacy.on:

@@ -18,4 +18,9 @@ def build(config: TaskConfig) -> Task:
     return TASKS[config.name](config)
 
 
-__all__ = ["TASKS", "Batch", "Example", "Score", "Task", "build", "encoded"]
+def classes(config: TaskConfig) -> int:
+    """The classes that a model's head must tell apart; 0 for a language model."""
+    return config.labels if TASKS[config.name].sequence_classification else 0
+
+
+__all__ = ["TASKS", "Batch", "Example", "Score", "Task", "build", "classes", "encoded"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from common import tasks
 from common.config.privacy import PrivacyConfig
 from common.models import base
 from common.record import run as record
@@ -96,12 +97,12 @@ def _body(export: Export, name: str) -> str:
 
 def _facts(export: Export) -> Iterator[tuple[str, str]]:
     source, config = export.source, export.source.config
-    private = config.privacy.mode != "none"
+    private = config.privacy.on
     yield "base model", f"`{config.model.name}`, revision {config.model.revision}"
     yield "base while training", config.model.quantization if config.model.quantization != "none" else "not quantised"
     yield "rank", export.made
     yield "task", config.task.name
-    if config.task.names and TASKS[config.task.name].sequence_classification:
+    if config.task.names and tasks.classes(config.task):
         yield "classes", ", ".join(f"{number}: {name}" for number, name in enumerate(config.task.names))
     yield "aggregation rule", f"`{config.rule}` ({RULES[config.rule].paper})"
     yield "rounds", str(source.state.round)
@@ -120,11 +121,11 @@ def _facts(export: Export) -> Iterator[tuple[str, str]]:
 
 def _privacy(privacy: PrivacyConfig, node: str) -> str:
     """What is promised, in words that promise no more."""
-    if privacy.mode == "none":
+    if not privacy.on:
         return "none: plain updates left the nodes"
-    if node and privacy.mode != "example":
+    if node and not privacy.per_example:
         return f"none: under {privacy.mode} noise covers what left the node, and this stayed there"
-    unit = "one example" if privacy.mode == "example" else "all data of one node"
+    unit = "one example" if privacy.per_example else "all data of one node"
     if privacy.noise_multiplier:
         amount = (
             f"noise multiplier {privacy.noise_multiplier:g}, clip {privacy.clip:g}; each node's ledger has its epsilon"
@@ -163,8 +164,8 @@ def _events(run: Path) -> Sequence[record.Event]:
 
 def _loading(export: Export, name: str) -> str:
     config = export.source.config
-    classes, names = TASKS[config.task.name].sequence_classification, config.task.names
-    kind = "pooled" if config.model.pooling == "mean" else "classes" if classes else "language"
+    classes, names = tasks.classes(config.task), config.task.names
+    kind = "pooled" if config.model.pooled else "classes" if classes else "language"
     kind = "merged" if export.merged else kind
     return LOADING[kind].format(
         folder=name,

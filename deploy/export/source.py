@@ -36,7 +36,7 @@ class Source:
         Raises :class:`BouquetError` where there are neither.
         """
         config, tokenizer = self.config, base.load_tokenizer(self.config.model)
-        task = tasks.build(lengths.bounded(config.task, config.model, private=config.privacy.mode != "none"))
+        task = lengths.widest(config)
         if prompts:
             return [task.ask(prompt, tokenizer).tokens[: task.length] for prompt in prompts]
         if self.run is None:

@@ -69,7 +69,7 @@ def examples(config: RunConfig) -> list[Example]:
 
 def loaded(config: RunConfig) -> adapted.LoraModel:
     """The model, started as a run would start it."""
-    network = base.load(config.model, adapted.classes(config.task), torch.device("cpu"))
+    network = base.load(config.model, tasks.classes(config.task), torch.device("cpu"))
     model = adapted.LoraModel(network, config.lora)
     state = Recipe.build(config).initial(model.spec, seed=0)
     model.install(state.adapter, state.scale, {})
@@ -83,7 +83,7 @@ def logits(model: adapted.LoraModel, task: tasks.Task, example: Example) -> torc
 
 def reloaded(config: RunConfig, folder: Path, example: Example) -> torch.Tensor:
     """What plain PEFT computes, over the base as the run had it."""
-    classes = adapted.classes(config.task)
+    classes = tasks.classes(config.task)
     auto = AutoModelForSequenceClassification if classes else AutoModelForCausalLM
     options: dict[str, Any] = {"num_labels": classes} if classes else {}
     if config.model.quantization != "none":
@@ -176,7 +176,7 @@ def test_an_examples_loss_is_the_same_alone_and_in_a_batch(family: str, pad: str
 def test_the_shares_that_a_run_tells_are_those_of_the_loaded_model(family: str) -> None:
     config = settings(checkpoint(family), "classify", "nf4")
     model = loaded(config)
-    skeleton = base.skeleton(config.model, adapted.classes(config.task))
+    skeleton = base.skeleton(config.model, tasks.classes(config.task))
     heads = {key.layer for key in model.spec.head}
     whole = sum(p.numel() for name, p in skeleton.named_parameters() if name.rpartition(".")[0] not in heads)
     in_four_bits = [module for module in model.network.modules() if isinstance(module, Linear4bit)]
@@ -223,7 +223,7 @@ def test_a_lost_weight_is_refused_by_name(family: str, task: str, tmp_path: Path
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file, metadata={"format": "pt"})
     config = settings(file.parent, task)
     with pytest.raises(BouquetError, match=f"the checkpoint lacks weights of the model.*no {re.escape(lost)}"):
-        base.load(config.model, adapted.classes(config.task), torch.device("cpu"))
+        base.load(config.model, tasks.classes(config.task), torch.device("cpu"))
 
 
 def test_a_file_that_is_half_there_or_a_pointer_is_named(tmp_path: Path) -> None:
