@@ -87,8 +87,7 @@ class Recipe:
     @property
     def own_models(self) -> bool:
         """Whether each node has a model of its own: a personal adapter, or a head that stays."""
-        own_head = self.config.task.head == "local" and tasks.classes(self.config.task)
-        return own_head or self.personal
+        return self.personal or _own_heads(self.config)
 
     @cached_property
     def constant(self) -> frozenset[str]:
@@ -197,5 +196,8 @@ class Recipe:
 
 def own_models(config: RunConfig) -> bool:
     """Whether each node of a run has a model of its own, and the run has none."""
-    own_head = config.task.head == "local" and tasks.classes(config.task)
-    return own_head or KEEPS[chosen(config.methods, "keep", RULES[config.rule].keeps)]().personal
+    return _own_heads(config) or KEEPS[chosen(config.methods, "keep", RULES[config.rule].keeps)]().personal
+
+
+def _own_heads(config: RunConfig) -> bool:
+    return config.task.head == "local" and tasks.classes(config.task) > 0
