@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from common.error import BouquetError
 from common.method import AUTO
+from strategies.gradients import GRADIENTS
 from strategies.means import Weighted
 from strategies.rules import RULES
 from strategies.rules.rule import MeanRule
@@ -84,13 +85,17 @@ def _check_node(recipe: Recipe) -> None:
         )
 
 
+def _of_gradients(private: bool) -> str:
+    return " or ".join(name for name, gradient in GRADIENTS.items() if gradient.private == private)
+
+
 def _check_privacy(recipe: Recipe) -> None:
     privacy, rule, name = recipe.config.privacy, recipe.rule, recipe.rule.name
     if privacy.per_example != recipe.gradient.private:
         raise BouquetError(
             "a gradient that does not fit the privacy mode",
             where=f"gradient.name, privacy.mode = '{privacy.mode}'",
-            expected="fast or hooks, which clip every example" if privacy.per_example else "backward",
+            expected=_of_gradients(private=privacy.per_example),
             got=recipe.gradient.name,
         )
     if privacy.on and (recipe.objective.passes > 1 or recipe.objective.remembers):
