@@ -57,7 +57,7 @@ from common.error import RefusalError, unknown_choice
 from common.models import adapted
 from common.privacy.accounting import Release
 from common.tasks import TASKS
-from common.wire.codec import CODECS
+from common.wire.codecs import CODECS
 from common.wire.message import PARTS
 from strategies import RULES, Recipe
 from strategies.cost import planned_bytes

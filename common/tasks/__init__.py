@@ -10,7 +10,7 @@ from common.tasks.instruct import Instruct
 from common.tasks.task import Batch, Example, Score, Task
 from common.tasks.text import Text
 
-TASKS: Mapping[str, type[Task]] = {"text": Text, "instruct": Instruct, "chat": Chat, "classify": Classify}
+TASKS: Mapping[str, type[Task]] = {task.name: task for task in (Text, Instruct, Chat, Classify)}
 
 
 def build(config: TaskConfig) -> Task:
