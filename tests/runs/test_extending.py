@@ -39,7 +39,8 @@ pairs = [{"text": f"def f{n}(self): return {n}", "instruction": f"{n} + 1", "out
 (folder / "records.jsonl").write_text("\\n".join(map(json.dumps, pairs)))
 small = {
     "run-directory": str(folder), "data.source": str(folder / "records.jsonl"), "data.partition": "iid",
-    "num-server-rounds": 2, "train.steps": 6, "train.batch-size": 4, "evaluation.limit": 8, "evaluation.every": 0, "evaluation.prompt": "",
+    "num-server-rounds": 2, "train.steps": 6, "train.batch-size": 4, "evaluation.every": 0,
+    "evaluation.limit": 8, "evaluation.prompt": "",
 }
 for name, changes in json.loads(sys.argv[2]).items():
     flat = RunConfig().to_flower() | defaults() | small | {"run-name": name.replace(" ", "-")} | changes
