@@ -1,6 +1,5 @@
 """Adapter folders: which one a path means, and the base model with it."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import base
+from common.record.directory import ADAPTER, CONFIG, Settings
 from common.record.export import ABOUT, read
 from strategies import read_config
 from strategies.recipe import own_models
@@ -28,18 +28,16 @@ class RunDirectory(NamedTuple):
 
 def open_run(folder: Path) -> RunDirectory:
     """Read a run directory. Raises :class:`BouquetError` where ``folder`` is none."""
-    try:
-        facts = json.loads((folder / "config.json").read_text())
-        config: dict[str, Any] = facts["config"]
-    except (OSError, ValueError, KeyError) as error:
+    found = Settings.read(folder)
+    if not found.config:
         raise BouquetError(
             "there is neither a run nor an adapter",
             where=str(folder),
-            expected=f"a run directory with config.json, or an adapter folder with {ABOUT}",
-            got=f"{type(error).__name__}: {error}",
+            expected=f"a run directory with {CONFIG}, or an adapter folder with {ABOUT}",
+            got=f"a {CONFIG} without a config" if (folder / CONFIG).exists() else f"no {CONFIG}",
             cure="bouquet run leaves its runs in runs/, plain flwr run in ~/.bouquet/runs.",
-        ) from error
-    return RunDirectory(folder, read_config(config), str(facts.get("run", folder.name)))
+        )
+    return RunDirectory(folder, read_config(found.config), found.run or folder.name)
 
 
 def find(path: Path, node: str = "", state_directory: Path | None = None) -> Path:
@@ -54,13 +52,13 @@ def find(path: Path, node: str = "", state_directory: Path | None = None) -> Pat
     if node:
         return of_node(run, node, state_directory)
     demand_global(run, state_directory)
-    if not (path / "adapter" / ABOUT).is_file():
+    if not (path / ADAPTER / ABOUT).is_file():
         raise BouquetError(
             "the run has left no adapter",
-            where=str(path / "adapter"),
+            where=str(path / ADAPTER),
             cure=f"It is not finished: bouquet export {path} --to ... takes its newest checkpoint.",
         )
-    return path / "adapter"
+    return path / ADAPTER
 
 
 def demand_run(folder: Path, node: str) -> None:

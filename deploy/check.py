@@ -12,7 +12,7 @@ from rich.text import Text
 
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
-from common.record.run import printable
+from common.readable import printable
 from deploy import settings
 from deploy.settings import Commands, add_command
 from deploy.settle import settled

@@ -18,8 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
-from common import owned
-from common.disk import OF_A_NODE
+from common import durable, owned
 from common.error import BouquetError, DiskError, RefusalError
 from common.privacy.accounting import Accountant, Release
 from common.privacy.dataset import DataSet as DataSet
@@ -234,7 +233,7 @@ def _testify(witness: Path, head: Head) -> None:
     try:
         if not witness.parent.exists():
             owned.make_folder(witness.parent)
-        owned.write(witness, f"{head}\n")
+        durable.write(witness, f"{head}\n", durable.PRIVATE)
     except OSError as error:
         raise RefusalError(
             "the witness of the privacy ledger cannot be written",
@@ -285,7 +284,7 @@ def _connect(file: Path) -> Iterator[sqlite3.Connection]:
             yield connection
     except sqlite3.Error as error:
         full = getattr(error, "sqlite_errorcode", 0) & 0xFF in OF_THE_DISK
-        kind, done, cure = (DiskError, "written", OF_A_NODE) if full else (RefusalError, "read", LOST)
+        kind, done, cure = (DiskError, "written", durable.OF_A_NODE) if full else (RefusalError, "read", LOST)
         raise kind(f"the privacy ledger cannot be {done}", where=str(file), got=str(error), cure=cure) from error
 
 

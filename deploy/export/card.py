@@ -1,18 +1,17 @@
 """The model card: what a folder holds, how it was trained, and how it is loaded."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from common import tasks
 from common.config.privacy import PrivacyConfig
 from common.models import base
-from common.record import run as record
-from common.tasks import TASKS
+from common.record.directory import Summary
+from common.record.events import Central, Train
+from common.record.run import read_events
 from deploy.export.source import Source
 from strategies import RULES
 
@@ -137,29 +136,22 @@ def _privacy(privacy: PrivacyConfig, node: str) -> str:
 
 def _scores(source: Source) -> Iterator[tuple[str, str]]:
     """The held-out figures that the run measured, where it measured any."""
-    if source.run is None or not (file := source.run / record.SUMMARY).is_file():
+    if source.run is None or not (summary := Summary.read(source.run)):
         return
-    summary: dict[str, Any] = json.loads(file.read_text())
     who = source.node or "all"
-    after, before = summary.get("after", {}).get(who), summary.get("before", {}).get(who)
+    after, before = (summary.after or {}).get(who), (summary.before or {}).get(who)
     if after is not None:
         whose = "the node's" if source.node else "all nodes'"
-        yield f"held-out {summary['metric']}", f"{after:.4g} on {whose} held-out examples, {before:.4g} before training"
-    central = [event for event in _events(source.run) if event.get("phase") == "central"]
-    metric = TASKS[source.config.task.name].metric
-    if last := [event for event in central if event["round"] == source.state.round and metric in event]:
-        yield f"central {metric}", f"{last[-1][metric]:.4g} on the coordinator's own examples"
+        earlier = "" if before is None else f", {before:.4g} before training"
+        yield f"held-out {summary.metric}", f"{after:.4g} on {whose} held-out examples{earlier}"
+    central = [event for event in read_events(source.run)[0] if isinstance(event, Central)]
+    if last := [event for event in central if event.round == source.state.round and event.score is not None]:
+        yield f"central {last[-1].metric}", f"{last[-1].score:.4g} on the coordinator's own examples"
 
 
 def _sizes(run: Path) -> dict[str, int]:
     """Training examples of every node whose update was merged; 0 where they were not told."""
-    trained = [event for event in _events(run) if event.get("phase") == "train"]
-    return {str(event["node"]): int(event.get("examples", 0)) for event in trained}
-
-
-def _events(run: Path) -> Sequence[record.Event]:
-    """The lines of the run's record; one that a kill has torn is passed over."""
-    return record.read_events(run / record.METRICS)[0] if (run / record.METRICS).is_file() else ()
+    return {event.node: int(event.examples or 0) for event in read_events(run)[0] if isinstance(event, Train)}
 
 
 def _loading(export: Export, name: str) -> str:

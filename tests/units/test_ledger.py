@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from client_app.budget import Budget, Limits
-from common import owned
+from common import durable, owned
 from common.config.node import witness_of
 from common.error import BouquetError, RefusalError
 from common.privacy import ledger
@@ -231,7 +231,7 @@ def test_a_process_that_dies_between_row_and_witness_leaves_no_alarm(state, monk
 def test_a_process_that_dies_writing_the_witness_leaves_nothing_behind(state, monkeypatch):
     charge(state)
     with monkeypatch.context() as patched:
-        patched.setattr(owned.os, "replace", lambda old, new: os.kill(os.getpid(), signal.SIGKILL))
+        patched.setattr(durable.os, "replace", lambda old, new: os.kill(os.getpid(), signal.SIGKILL))
         for _ in range(3):
             child = FORK.Process(target=charge, args=(state,))
             child.start()
@@ -276,7 +276,7 @@ def former(state):
         for row in rows:
             connection.execute(f"INSERT INTO release VALUES ({', '.join('?' * 15)})", list(vars(row).values()))
     connection.close()
-    owned.write(state / "ledger.witness", f"2 {previous}\n")
+    durable.write(state / "ledger.witness", f"2 {previous}\n", durable.PRIVATE)
     return state
 
 
