@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -20,9 +22,15 @@ LENGTHS = (30, 12, 25, 7, 30, 18, 3)
 EXAMPLES = [Example([1, *range(10 + i, 9 + i + n)], [1, *range(10 + i, 9 + i + n)]) for i, n in enumerate(LENGTHS)]
 
 
+@cache
+def embedded(quantization):
+    """The base as it is loaded, once a process."""
+    return base.load(ModelConfig.model_validate({"quantization": quantization}), 0, torch.device("cpu"))
+
+
 def fresh(quantization="nf4", rank=8, checkpointing=None, blocks=0):
     """The embedded model with factors that all matter."""
-    network = base.load(ModelConfig.model_validate({"quantization": quantization}), 0, torch.device("cpu"))
+    network = deepcopy(embedded(quantization))
     if checkpointing is not None:
         network.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
     return scattered(models.LoraModel(network, LoraConfig(rank=rank), blocks))
