@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -32,9 +34,15 @@ def attach(name, network, bound, clipping="flat", sequences=False):
     return GRADIENTS[name]().attach(network, bound, clipping, sequences)
 
 
+@cache
+def embedded(quantization):
+    """The base as it is loaded, once a process."""
+    return base.load(ModelConfig.model_validate({"quantization": quantization}), 0, torch.device("cpu"))
+
+
 def fresh(quantization="nf4", rank=8, checkpointing=None, structure=LORA):
     """The embedded model with factors that all matter."""
-    network = base.load(ModelConfig.model_validate({"quantization": quantization}), 0, torch.device("cpu"))
+    network = deepcopy(embedded(quantization))
     if checkpointing is not None:
         network.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
     return scattered(adapted.LoraModel(network, LoraConfig(rank=rank), structure))
