@@ -49,8 +49,8 @@ def test_fedit_uses_every_reply_with_its_share():
 def test_ffa_lora_trains_a_b_of_one_common_a():
     rule = FFALora()
     state = started(rule)
-    initial = initial(rule, spec(rule), seed=0)
-    assert all(torch.equal(state.adapter[k], initial.adapter[k]) for k in state.adapter if k.part == "A")
+    first = initial(rule, spec(rule), seed=0)
+    assert all(torch.equal(state.adapter[k], first.adapter[k]) for k in state.adapter if k.part == "A")
     assert {key.part for key in state.adapter if key.part in "AB" and rule.trains(0, key)} == {"B"}
     assert sum(t.numel() for k, t in trained(rule, state, 0, 1.0).tensors.items() if k.part == "B") == sum(
         3 * shape.d_out for shape in LAYERS.values()

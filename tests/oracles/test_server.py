@@ -30,7 +30,9 @@ def test_the_mean_needs_the_memory_of_one_update():
     assert seen == [1.0, 2.0, 6.0]
 
 
-@pytest.mark.parametrize("rule", [rule for rule in LAWFUL.values() if rule.keeps == "nothing"], ids=lambda rule: rule.name)
+@pytest.mark.parametrize(
+    "rule", [rule for rule in LAWFUL.values() if rule.keeps == "nothing"], ids=lambda rule: rule.name
+)
 def test_the_meter_reads_what_the_dense_matrices_say(rule):
     state = started(rule)
     updates = [trained(rule, state, seed, seed + 1.0) for seed in range(3)]
