@@ -125,6 +125,6 @@ def _check_privacy(recipe: Recipe) -> None:
         raise BouquetError(
             f"with the rule '{name}' the size of a message tells what a node learned, and no noise covers a size",
             where="privacy.mode = 'update-local'",
-            expected="a rule, or hyperparameters of it, by which all updates have one size",
+            expected=rule.shrinks,
             cure="Choose another rule, or privacy.mode = 'example', whose training is private as a whole.",
         )

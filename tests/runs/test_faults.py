@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common import wire
 from common.adapter.values import Key, State, Update
@@ -17,7 +17,7 @@ from common.error import BouquetError
 from server_app.scrutiny import Scrutiny
 from server_app.streaks import Streaks
 from strategies import RULES
-from tests.support.grid import RUN_ID, StubGrid, run_in_process
+from tests.support.grid import run_in_process
 from tests.support.outcome import failures, lines, rounds_of
 from tests.support.replies import GONE, bare
 

@@ -14,9 +14,9 @@ import server_app.nodes
 from common.adapter.values import Key, State, Update
 from common.config import roster
 from common.config.roster import Registered
-from common.record.directory import TOO_FEW
 from common.error import QuorumError
 from common.record import checkpoint
+from common.record.directory import TOO_FEW
 from common.record.run import Run
 from server_app.record import Record
 from server_app.run import conduct

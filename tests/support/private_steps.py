@@ -3,22 +3,24 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from client_app.privacy import train_privately
-from client_app.training import outputs
+from client_app.training import Turn, outputs
 from common import tasks
 from common.adapter.lora import Lora
 from common.config.privacy import PrivacyConfig
 from common.config.run import LoraConfig, ModelConfig, TaskConfig, TrainConfig
 from common.models import adapted, base
 from common.tasks import Example
-from strategies.gradients import GRADIENTS
+from strategies.gradients import GRADIENTS, Fast
 from strategies.rules import FedIT
 from tests.support.factors import initial
+from tests.support.training import recipe_of
 
 TEXT = tasks.build(TaskConfig())
 LENGTHS = (30, 12, 25, 7, 30, 18, 3)
@@ -97,7 +99,9 @@ PRIVATE = PrivacyConfig.model_validate({"mode": "example", "expected-batch": 4})
 def train_here(model, examples, release, privacy=PRIVATE, config=PLAIN, task=TEXT, units=None):
     """One round on ``units``, or on ``examples`` of which each is one."""
     units = [[example] for example in examples] if units is None else units
-    return train_privately(model, model.keys, task, units, config, privacy, release, pad=0, round=0, rounds=1)
+    recipe = recipe_of(config, gradient=Fast())
+    recipe = replace(recipe, config=recipe.config.model_copy(update={"privacy": privacy}))
+    return train_privately(model, recipe, task, units, Turn(0, model.keys), release)
 
 
 @contextmanager

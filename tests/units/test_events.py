@@ -7,8 +7,8 @@ from typing import get_type_hints
 
 import pytest
 
-from common.record.event import Event
 from common.json_files import read_lines
+from common.record.event import Event
 from common.record.events import PHASES, Data, Evaluate, HeldOut, Merge, RuleFacts, from_line, to_line
 from common.sources.counts import Counts
 
