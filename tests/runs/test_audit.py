@@ -21,7 +21,6 @@ from deploy.audit.node import Bench
 from deploy.command import main
 from strategies import read_config
 from strategies.gradients.engine import Engine
-from tests.support.factors import initial
 
 SMALL = {
     "privacy.mode": "example",
@@ -72,11 +71,7 @@ def bound(bench, own):
     node = bench.node(own)
     return invariants.bound(
         node,
-        {
-            "at first": initial(
-                node,
-            )
-        },
+        {"at first": node.initial()},
         node.units.train,
         canaries(bench, own),
     )
@@ -165,19 +160,13 @@ def test_the_sum_is_seen_before_the_step_scales_it(bench, own):
     node = audited.node(own)
     noised = invariants.noise(
         node,
-        initial(
-            node,
-        ),
+        node.initial(),
     )
     assert noised.held, noised.said
     canary = canaries(audited, own)[:1]
     moved = invariants.bound(
         node,
-        {
-            "at first": initial(
-                node,
-            )
-        },
+        {"at first": node.initial()},
         node.units.train,
         canary,
     )
@@ -192,9 +181,7 @@ def test_a_tenth_of_the_noise_is_found(bench, own, monkeypatch):
     node = audited.node(own)
     found = invariants.noise(
         node,
-        initial(
-            node,
-        ),
+        node.initial(),
     )
     assert not found.held
     assert float(found.said.split()[0]) == pytest.approx(0.1, rel=0.05)

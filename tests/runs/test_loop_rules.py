@@ -35,7 +35,7 @@ def test_fed_sb_starts_from_a_public_gradient_and_sends_its_frames_once(settings
     public.write_text("\n".join(json.dumps({"text": f"def f{n}(self): return self.x + {n}"}) for n in range(8)))
     changes = {
         "rule.name": "fed-sb",
-        "rule.fed-sb.start": "public",
+        "init.name": "lora-sb",
         "init.lora-sb.source": str(public),
         "init.lora-sb.step": 0.001,
         "lora.rank": 16,
@@ -69,7 +69,7 @@ def test_a_node_that_lost_its_frames_gets_them_again(settings, tmp_path):
     public.write_text("\n".join(json.dumps({"text": f"def f{n}(self): return {n}"}) for n in range(4)))
     changes = {
         "rule.name": "fed-sb",
-        "rule.fed-sb.start": "public",
+        "init.name": "lora-sb",
         "init.lora-sb.source": str(public),
         "num-server-rounds": 3,
         "evaluation.every": 0,
