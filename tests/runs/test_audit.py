@@ -69,12 +69,7 @@ def canaries(bench, own, each=1):
 
 def bound(bench, own):
     node = bench.node(own)
-    return invariants.bound(
-        node,
-        {"at first": node.initial()},
-        node.units.train,
-        canaries(bench, own),
-    )
+    return invariants.bound(node, {"at first": node.initial()}, node.units.train, canaries(bench, own))
 
 
 def silent(_):
@@ -158,18 +153,10 @@ def test_the_sum_is_seen_before_the_step_scales_it(bench, own):
     """train.clip-norm comes after the noise, and would hide how much of it there is."""
     audited = bench(**{"privacy.clip": 2.0, "train.clip-norm": 1.0})
     node = audited.node(own)
-    noised = invariants.noise(
-        node,
-        node.initial(),
-    )
+    noised = invariants.noise(node, node.initial())
     assert noised.held, noised.said
     canary = canaries(audited, own)[:1]
-    moved = invariants.bound(
-        node,
-        {"at first": node.initial()},
-        node.units.train,
-        canary,
-    )
+    moved = invariants.bound(node, {"at first": node.initial()}, node.units.train, canary)
     assert moved.held
     assert "moved by 0.998 C at most" in moved.said
 
@@ -179,10 +166,7 @@ def test_a_tenth_of_the_noise_is_found(bench, own, monkeypatch):
     monkeypatch.setattr(gaussian, "rounded_normal", lambda n, scale, device: whole(n, scale / 10, device))
     audited = bench()
     node = audited.node(own)
-    found = invariants.noise(
-        node,
-        node.initial(),
-    )
+    found = invariants.noise(node, node.initial())
     assert not found.held
     assert float(found.said.split()[0]) == pytest.approx(0.1, rel=0.05)
     guessed = trials.one_run(audited, own, canaries(audited, own, 20), 3, 0.95, silent)
