@@ -75,13 +75,20 @@ def _check_node(recipe: Recipe) -> None:
             expected="adamw",
             got=recipe.optimizer.name,
         )
-    if recipe.objective.remembers and not (isinstance(recipe.rule, MeanRule) and not recipe.rule.relative):
+    if recipe.objective.remembers and not _averages_what_it_trains(recipe):
         raise BouquetError(
             f"the objective '{recipe.objective.name}' sends a correction that '{recipe.rule.name}' would merge",
             where="objective.name",
             expected="none or fedprox, or a rule that averages what it trains",
             got=recipe.objective.name,
         )
+
+
+def _averages_what_it_trains(recipe: Recipe) -> bool:
+    """Whether the mean is of the very tensors that a node has trained, but for those that it keeps."""
+    rule, kept = recipe.rule, frozenset().union(*(keep.parts for keep in recipe.keeps))
+    plan = rule.plan(rule.settled)
+    return isinstance(rule, MeanRule) and not rule.relative and plan.trained <= plan.sent | kept
 
 
 def _check_privacy(recipe: Recipe) -> None:

@@ -126,6 +126,24 @@ def test_a_robust_mean_keeps_a_hostile_node_from_ruining_the_run(mean, settings,
     assert summary["after"]["all"] < summary["before"]["all"]
 
 
+def test_fedspeed_goes_on_from_what_a_node_remembers(settings, tmp_path):
+    """Nodes that have lost their corrections end elsewhere."""
+    lost, digests = [], set()
+
+    def lose(content):
+        for file in (tmp_path / "state/runs/forgetful").rglob("objective-0001.safetensors"):
+            lost.append(file.parent.name)
+            file.unlink()
+        return content
+
+    for name, tamper in (("whole", {}), ("forgetful", {0: lose, 1: lose})):
+        changes = {"objective.name": "fedspeed", "run-name": name, "evaluation.every": 0}
+        run_in_process(settings(**changes), nodes=2, tamper=tamper)
+        digests.add(json.loads((tmp_path / name / "summary.json").read_text())["adapter_digest"])
+    assert sorted(lost) == ["node-000", "node-001"]
+    assert len(digests) == 2
+
+
 def test_a_robust_mean_or_an_optimizer_for_a_rule_that_stacks_is_refused(settings):
     with pytest.raises(BouquetError, match=r"'flora' takes more than a mean .*Rules that take these are fedit"):
         run_in_process(settings(**{"rule.name": "flora", "mean.name": "median"}), nodes=2)
