@@ -1,4 +1,4 @@
-"""What Flower sends a round for each rule and codec, beside the rule's formula and a stock message of the same adapter.
+"""What Flower sends a round for each rule and codec, beside what is planned for it and a stock message of the adapter.
 
     python -m benchmarks.bytes
 
@@ -12,8 +12,8 @@ from flwr.app import ArrayRecord, MessageType, RecordDict
 
 from common import wire
 from common.adapter.values import LayerShape
-from strategies import RULES, Rule
-from strategies.cost import formula_bytes
+from strategies import RULES, Recipe, Rule
+from strategies.cost import round_bytes
 from strategies.strategy import LoraStrategy
 from tests.support.factors import after_a_round, trained
 from tests.support.grid import flowers_bytes, pose_as_an_app
@@ -35,17 +35,17 @@ def stock() -> int:
 
 
 def row(rule: Rule) -> str:
-    """One rule: what crosses each way, and how far that is from the formula."""
+    """One rule: what crosses each way, and how far that is from what the recipe says of it."""
     state = after_a_round(rule, LAYERS, RANK, NODES)
-    (message,) = LoraStrategy(rule).messages(MessageType.TRAIN, state, [1])
+    recipe = Recipe.around(rule)
+    (message,) = LoraStrategy(recipe).messages(MessageType.TRAIN, state, [1])
     update = wire.pack_update(trained(rule, state, 5, 1.0), rule.name, state.round, "node-000")
-    cells = [rule.name]
-    for size, formula in (
-        (flowers_bytes(RecordDict({"update": update})), rule.bytes_up),
-        (flowers_bytes(message.content), rule.bytes_down),
+    said, cells = round_bytes(recipe, state, {"node-000": RANK}, ["node-000"]), [rule.name]
+    for size, expected in (
+        (flowers_bytes(RecordDict({"update": update})), said.up),
+        (flowers_bytes(message.content), said.down),
     ):
-        said = formula_bytes(rule, formula, state, rank=RANK, nodes=NODES, codec="fp32")
-        cells += [f"{size / 1e6:.3f}", f"{size / said - 1:+.1%}"]
+        cells += [f"{size / 1e6:.3f}", f"{size / expected - 1:+.1%}"]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     """Print a line a rule, and one a codec."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     pose_as_an_app()
-    print("| rule | MB up | beyond its formula | MB down | beyond its formula |\n|---|---|---|---|---|")
+    print("| rule | MB up | beyond what is said | MB down | beyond what is said |\n|---|---|---|---|---|")
     peer = f"{stock() / 1e6:.3f}"
     print(f"| stock FedAvg over PEFT | {peer} | - | {peer} | - |")
     for rule in (rule() for rule in RULES.values()):

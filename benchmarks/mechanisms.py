@@ -36,8 +36,9 @@ from common.models.pooling import pool
 from common.privacy.accounting import noise_multiplier
 from common.sources import dealing
 from common.tasks import Example
-from strategies import read_config
-from strategies.gradients.engine import AUTO_S, attach
+from strategies import Recipe, read_config
+from strategies.gradients import Fast
+from strategies.gradients.engine import AUTO_S
 from strategies.rules import FedIT
 
 EPSILONS = (6.0, 3.0, 1.0)
@@ -149,10 +150,10 @@ def features(model: adapted.LoraModel, task: tasks.Task, examples: list[Example]
 
 def spectrum(config: RunConfig, model: adapted.LoraModel, task: tasks.Task, examples: list[Example], pad: int) -> None:
     """Print the largest singular value of any B's clipped sum at the start, over what shows in the noise."""
-    state = FedIT().initial(model.spec, config.seed)
+    state = Recipe.around(FedIT()).start(model.spec, config.seed)
     model.install(state.adapter, state.scale, {})
     model.train_only(model.keys)
-    with attach("fast", model.network, 1.0, config.privacy.clipping) as engine:
+    with Fast().attach(model.network, 1.0, config.privacy.clipping) as engine:
         for first in range(0, config.privacy.expected_batch, 64):
             engine.add(task.losses(*outputs(model, task.collate(examples[first : first + 64], pad))))
         sums = engine.take()

@@ -30,8 +30,9 @@ from common.models import adapted
 from common.models.adapted import LoraModel
 from common.privacy.gaussian import Gaussian, rounded_normal
 from common.tasks import Batch, Example, Task
+from strategies import Recipe
+from strategies.gradients import GRADIENTS
 from strategies.rules import FedIT
-from tests.support.private_steps import attach
 
 MINILM = BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12)
 LLAMA = LlamaConfig(
@@ -69,6 +70,7 @@ CASES = [
     Case("Llama", 64, 8, 64),
     Case("Llama", 64, 8, 128),
 ]
+ENGINES = [name for name, gradient in GRADIENTS.items() if gradient.private]
 SMALL = [Case("MiniLM", 8, 4, 32), Case("Llama", 8, 4, 32)]
 
 
@@ -77,7 +79,7 @@ class Bench:
 
     def __init__(self, model: LoraModel, task: Task, examples: int, tokens: int) -> None:
         self.task, self.model = task, model
-        state = FedIT().initial(self.model.spec, 0)
+        state = Recipe.around(FedIT()).start(self.model.spec, 0)
         self.model.install(state.adapter, state.scale, {})
         self.model.network.train()
         parameters = self.model.train_only(self.model.keys)
@@ -106,7 +108,7 @@ class Bench:
         if name == "plain":
             return measure(self.plain)
         mechanism = Gaussian(sensitivity=1.0, noise_multiplier=1.0)
-        with attach(name, self.model.network, mechanism.bound) as engine:
+        with GRADIENTS[name]().attach(self.model.network, mechanism.bound) as engine:
 
             def private() -> None:
                 for _ in range(BATCHES):
@@ -149,14 +151,14 @@ def peak(step: Callable[[], None]) -> float:
 def row(case: Case, folder: Path, repeats: int) -> None:
     """Measure one case and print its line."""
     bench = Bench.of(case, folder)
-    names = ["plain", *GRADIENTS]
+    names = ["plain", *ENGINES]
     for name in names:
         bench.measured(name, seconds)
     times = [{name: bench.measured(name, seconds) for name in names} for _ in range(repeats)]
     memory = {name: bench.measured(name, peak) for name in names}
     plain = statistics.median(time["plain"] for time in times)
-    ratios = [f"{statistics.median(time[name] / time['plain'] for time in times):.2f}" for name in GRADIENTS]
-    shares = [f"{memory[name] / memory['plain']:.2f}" for name in GRADIENTS]
+    ratios = [f"{statistics.median(time[name] / time['plain'] for time in times):.2f}" for name in ENGINES]
+    shares = [f"{memory[name] / memory['plain']:.2f}" for name in ENGINES]
     cells = [case.model, case.rank, f"{case.examples} x {case.tokens}", f"{1e3 * plain:.0f}", *ratios]
     print("| " + " | ".join(map(str, [*cells, f"{memory['plain'] / 1e6:.0f}", *shares])) + " |", flush=True)
 
@@ -169,9 +171,9 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="*", help="only the cases of these ranks")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    engines = list(GRADIENTS)
-    print("| model | r | batch | plain ms | " + " | ".join(engines) + " | plain MB | " + " | ".join(engines) + " |")
-    print("|---" * (5 + 2 * len(engines)) + "|")
+    engines = " | ".join(ENGINES)
+    print(f"| model | r | batch | plain ms | {engines} | plain MB | {engines} |")
+    print("|---" * (5 + 2 * len(ENGINES)) + "|")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         BertModel(MINILM).save_pretrained(folder / "MiniLM")

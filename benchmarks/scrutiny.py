@@ -61,7 +61,7 @@ def sent(rule: Rule, state: State, moved: Tensors) -> Update:
     view = rule.view(state, state.rank)
     local = {
         key: tensor + 0.01 * moved[key] if rule.trains(state.round, key) else tensor
-        for key, tensor in rule.install(view, {}).items()
+        for key, tensor in view.adapter.items()
     }
     return Update(rule.send(view, local), 1.0, state.scale, view.slots)
 

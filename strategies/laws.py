@@ -76,7 +76,7 @@ def _check_node(recipe: Recipe) -> None:
             expected="adamw",
             got=recipe.optimizer.name,
         )
-    if recipe.objective.remembers and not (isinstance(recipe.rule, MeanRule) and not recipe.rule.relative):
+    if recipe.objective.remembers and not _averages_what_it_trains(recipe):
         raise BouquetError(
             f"the objective '{recipe.objective.name}' sends a correction that '{recipe.rule.name}' would merge",
             where="objective.name",
@@ -87,6 +87,13 @@ def _check_node(recipe: Recipe) -> None:
 
 def _of_gradients(private: bool) -> str:
     return " or ".join(name for name, gradient in GRADIENTS.items() if gradient.private == private)
+
+
+def _averages_what_it_trains(recipe: Recipe) -> bool:
+    """Whether the mean is of the very tensors that a node has trained, but for those that it keeps."""
+    rule, kept = recipe.rule, frozenset().union(*(keep.parts for keep in recipe.keeps))
+    plan = rule.plan(rule.settled)
+    return isinstance(rule, MeanRule) and not rule.relative and plan.trained <= plan.sent | kept
 
 
 def _check_privacy(recipe: Recipe) -> None:

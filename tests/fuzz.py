@@ -21,13 +21,14 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, Rec
 
 from common.adapter.spec import Spec, check_form
 from common.adapter.values import Key, LayerShape, check_range
+from common.config.run import RunConfig
 from common.error import BouquetError
 from common.wire import message as wire
 from common.wire.codecs import CODECS
-from strategies import Rule
+from strategies import Recipe, Rule
 from strategies.rules import FLASC, FedIT, FedPLora, FLora, Ravan
 from strategies.strategy import LoraStrategy
-from tests.support.factors import initial, trained
+from tests.support.factors import trained
 from tests.support.grid import pose_as_an_app
 from tests.support.hostile import SEED, received
 
@@ -160,12 +161,14 @@ class Receivers:
 
     def __init__(self, rule: Rule, draw: random.Random) -> None:
         self.rule, self.spec = rule, spec(rule)
-        self.strategy = LoraStrategy(rule, codec_up=draw.choice(list(CODECS)), seed=SEED)
-        self.state = initial(rule, self.spec, SEED)
+        config = RunConfig.model_validate({"seed": SEED, "wire": {"up": draw.choice(list(CODECS))}})
+        recipe = Recipe.around(rule, config)
+        self.strategy = LoraStrategy(recipe)
+        self.state = recipe.start(self.spec, SEED)
         rank = WHOLE // 2 if rule.mixed_ranks and draw.random() < 0.5 else self.state.rank
         (self.down,) = self.strategy.messages(MessageType.TRAIN, self.state, [1], ranks={1: rank})
-        view = received(self.down, rule, self.spec)
-        local = {key: tensor + 0.1 for key, tensor in rule.install(view, {}).items()}
+        view = received(self.down, recipe, self.spec)
+        local = {key: tensor + 0.1 for key, tensor in view.adapter.items()}
         update = replace(trained(rule, view, 0, 1.0), tensors=rule.send(view, local))
         start = None if rule.relative else view.adapter
         self.up = wire.pack_update(

@@ -186,7 +186,7 @@ def update(answer: RecordDict, run: Mapping[str, Any] | None = None, state: Stat
     received = state.adapter
     record = answer.array_records["update"]
     _, sent = wire.unpack_update(record, rule=flat["rule.name"], round=state.round, received=received)
-    relative = Recipe.build(read_config(_shape(flat))).relative
+    relative = Recipe.build(read_config(_shape(flat))).rule.relative
     return {
         str(key): tensor.double() - (0 if relative else received[key].double()) for key, tensor in sent.tensors.items()
     }

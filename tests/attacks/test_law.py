@@ -48,7 +48,12 @@ RUNS = {
     "the least clip": {"privacy.clip": 1e-4},
     "the largest clip": {"privacy.clip": 1e4},
     "the largest rate": {"train.learning-rate": 10.0},
-    "pulled back": {"train.proximal": 1.0, "optimizer.adamw.weight-decay": 0.1, "train.clip-norm": 1.0},
+    "pulled back": {
+        "objective.name": "fedprox",
+        "objective.fedprox.mu": 1.0,
+        "optimizer.adamw.weight-decay": 0.1,
+        "train.clip-norm": 1.0,
+    },
     "limited": {"data.limit": 3},
     "held out": {"data.holdout": 0.9},
     "short": {"task.max-length": 4},

@@ -189,7 +189,7 @@ BUDGET = (
     Mutant(
         "Flower's LocalDpMod: the metrics pass as they are",
         "client_app/session.py",
-        "MetricRecord({} if self.private else metrics)",
+        "MetricRecord({} if self.config.privacy.on else metrics)",
         "MetricRecord(metrics)",
         RUN,
     ),

@@ -15,7 +15,7 @@ TESTS = (
 RULES = (
     Mutant(
         "FLoRA's FedIT baseline: only one node counts",
-        "common/adapter/values.py",
+        "common/adapter/algebra.py",
         "mean[key] = moved(mean[key], tensor, weight / total[key])",
         "mean[key] = mean[key]",
         TESTS,
@@ -60,9 +60,9 @@ RULES = (
     Mutant(
         "Fed-SB over several rounds: the earlier rounds stay in the mean",
         "strategies/rules/rule.py",
-        "        if self.optimizer is not None:\n            return",
-        "        mean = {key: (tensor + state.adapter[key]) / 2 for key, tensor in mean.items()}\n"
-        "        if self.optimizer is not None:\n            return",
+        "        return self.optimizer.step(",
+        "        mean = {key: (tensor + state.adapter.get(key, tensor)) / 2 for key, tensor in mean.items()}\n"
+        "        return self.optimizer.step(",
         TESTS,
     ),
     Mutant(
@@ -96,7 +96,7 @@ RULES = (
     Mutant(
         "RAVAN: a node that trains some heads counts in all of them",
         "strategies/rules/ravan.py",
-        "sent[key] = chosen_blocks(key, scaled, received.slots)",
+        "sent[key] = self.structure.chosen(key, scaled, received.slots)",
         "sent[key] = scaled",
         TESTS,
     ),
@@ -144,7 +144,7 @@ RULES = (
     ),
     Mutant(
         "FedEx: the residual is added again in every round",
-        "common/adapter/values.py",
+        "common/adapter/algebra.py",
         "left, right = torch.cat([offset[q], left], dim=1), torch.cat([offset[p], right], dim=0)",
         "left, right = torch.cat([offset[q], offset[q], left], dim=1), torch.cat([offset[p], offset[p], right], dim=0)",
         TESTS,
@@ -179,7 +179,7 @@ RULES = (
     ),
     Mutant(
         "FedFTG's FFA baseline: every node draws another A",
-        "strategies/rules/rule.py",
+        "strategies/recipe.py",
         "generator = torch.Generator().manual_seed(seed)\n        adapter",
         "generator = torch.Generator()\n        generator.seed()\n        adapter",
         TESTS,

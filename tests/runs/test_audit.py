@@ -21,7 +21,6 @@ from deploy.audit.node import Bench
 from deploy.command import main
 from strategies import read_config
 from strategies.gradients.engine import Engine
-from tests.support.factors import initial
 
 SMALL = {
     "privacy.mode": "example",
@@ -70,16 +69,7 @@ def canaries(bench, own, each=1):
 
 def bound(bench, own):
     node = bench.node(own)
-    return invariants.bound(
-        node,
-        {
-            "at first": initial(
-                node,
-            )
-        },
-        node.units.train,
-        canaries(bench, own),
-    )
+    return invariants.bound(node, {"at first": node.initial()}, node.units.train, canaries(bench, own))
 
 
 def silent(_):
@@ -163,24 +153,10 @@ def test_the_sum_is_seen_before_the_step_scales_it(bench, own):
     """train.clip-norm comes after the noise, and would hide how much of it there is."""
     audited = bench(**{"privacy.clip": 2.0, "train.clip-norm": 1.0})
     node = audited.node(own)
-    noised = invariants.noise(
-        node,
-        initial(
-            node,
-        ),
-    )
+    noised = invariants.noise(node, node.initial())
     assert noised.held, noised.said
     canary = canaries(audited, own)[:1]
-    moved = invariants.bound(
-        node,
-        {
-            "at first": initial(
-                node,
-            )
-        },
-        node.units.train,
-        canary,
-    )
+    moved = invariants.bound(node, {"at first": node.initial()}, node.units.train, canary)
     assert moved.held
     assert "moved by 0.998 C at most" in moved.said
 
@@ -190,12 +166,7 @@ def test_a_tenth_of_the_noise_is_found(bench, own, monkeypatch):
     monkeypatch.setattr(gaussian, "rounded_normal", lambda n, scale, device: whole(n, scale / 10, device))
     audited = bench()
     node = audited.node(own)
-    found = invariants.noise(
-        node,
-        initial(
-            node,
-        ),
-    )
+    found = invariants.noise(node, node.initial())
     assert not found.held
     assert float(found.said.split()[0]) == pytest.approx(0.1, rel=0.05)
     guessed = trials.one_run(audited, own, canaries(audited, own, 20), 3, 0.95, silent)

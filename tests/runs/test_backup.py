@@ -15,7 +15,7 @@ from flwr.app import Context, RecordDict
 
 from client_app.budget import Budget, Limits
 from client_app.memory import Memory
-from common.config.node import NodeConfig, witness_of
+from common.config.node import NodeConfig
 from common.error import RefusalError
 from common.privacy import ledger
 from deploy.command import main

@@ -11,12 +11,14 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common import wire
-from common.adapter.values import Key, State, Update
+from common.adapter.spec import Spec
+from common.adapter.values import Key, LayerShape, State, Update
 from common.config.run import RoundConfig
 from common.error import BouquetError
 from server_app.scrutiny import Scrutiny
 from server_app.streaks import Streaks
 from strategies import RULES
+from tests.support.factors import initial
 from tests.support.grid import run_in_process
 from tests.support.outcome import failures, lines, rounds_of
 from tests.support.replies import GONE, bare
@@ -236,8 +238,7 @@ def test_a_sign_flipped_update_is_named(settings, tmp_path, capsys):
     flipped = []
 
     def flip(header: wire.Header, update: Update) -> ArrayRecord:
-        initial = RULES["fedit"]()
-        start = initial(initial, spec(update), 0).adapter
+        start = initial(RULES["fedit"](), spec(update)).adapter
         flipped.append(header.node)
         return pack(
             header, Update({k: 2 * start[k] - v for k, v in update.tensors.items()}, update.weight, update.scale)
@@ -254,8 +255,6 @@ def test_a_sign_flipped_update_is_named(settings, tmp_path, capsys):
 
 
 def spec(update: Update):
-    from common.adapter.values import LayerShape, Spec
-
     layers = {
         key.layer: LayerShape(update.tensors[Key(key.layer, "B")].shape[0], tensor.shape[1])
         for key, tensor in update.tensors.items()

@@ -20,7 +20,6 @@ from deploy import plan, runs
 from deploy.doctor import job
 from strategies import RULES, Recipe, read_config
 from strategies.cost import planned_bytes, round_bytes
-from tests.support.factors import initial
 from tests.support.grid import run_in_process
 
 FAILURE = RecordDict({"failure": ConfigRecord({"reason": "out of memory"})})
@@ -78,16 +77,16 @@ def test_terminal_summary_record_and_report_agree(settings, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["fedit", "fed-sb", "flasc", "ffa-lora", "fedsa-lora", "rolora", "ravan", "flora"])
 def test_doctor_plan_and_record_say_the_same_of_a_rules_bytes(name, codec):
     config = read_config({"rule.name": name, "wire.up": codec, "num-server-rounds": 3, "min-nodes": 3})
-    rule = Recipe.build(config)
-    spec = adapted.describe(config.model, config.lora, config.task, rule.structure)
-    planned = planned_bytes(rule, spec, config, nodes=3)
-    said = plan.rule_plan(rule, spec, config)
+    recipe = Recipe.build(config)
+    spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
+    planned = planned_bytes(recipe, spec, nodes=3)
+    said = plan.rule_plan(recipe, spec)
     assert (said.up, said.down) == planned
     assert job.traffic(config).startswith(f"{readable.size(planned.up)} up, {readable.size(planned.down)} down")
-    # What a run records by the formula, for all of its nodes, in the round that costs most.
-    state, names, most = initial(rule, spec, 0), ("a", "b", "c"), [0.0, 0.0]
+    # What a run records, for all of its nodes, in the round that costs most.
+    state, names, most = recipe.start(spec, 0), ("a", "b", "c"), [0.0, 0.0]
     for turn in range(3):
-        cost = round_bytes(rule, replace(state, round=turn), dict.fromkeys(names, spec.rank), names, config.wire)
+        cost = round_bytes(recipe, replace(state, round=turn), dict.fromkeys(names, spec.rank), names)
         most = list(map(max, most, cost))
     assert [figure / 3 for figure in most] == pytest.approx(planned)
 

@@ -15,7 +15,7 @@ from common.adapter.values import Key
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.record import checkpoint
-from strategies import RULES
+from strategies import RULES, Recipe
 from tests.support.architectures import tiny_bert
 from tests.support.grid import run_in_process
 from tests.support.outcome import failures, lines
@@ -32,7 +32,9 @@ def test_a_run_at_its_rules_defaults_learns_and_leaves_its_record(rule, settings
     # Of all nodes together: what one of them has, and learns, depends on the Python that runs this.
     assert summary["after"]["all"] < 0.95 * summary["before"]["all"]
     assert "ended where it began" not in capsys.readouterr().out
-    left = {path.name for path in (tmp_path / "run").iterdir()} | ({"adapter"} if RULES[rule].personal else set())
+    left = {path.name for path in (tmp_path / "run").iterdir()} | (
+        {"adapter"} if Recipe.around(RULES[rule]()).personal else set()
+    )
     assert left == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "report.html", "run.log", "summary.json"}
     train = [line for line in lines(tmp_path / "run") if line["phase"] == "train"]
     rounds = range(1, whole.num_server_rounds + 1)
@@ -105,9 +107,9 @@ def test_the_wire_carries_only_what_the_rule_names(rule, settings, tmp_path):
     grid = run_in_process(settings(**{"rule.name": rule, "num-server-rounds": 1}), nodes=2)
     state = checkpoint.load(tmp_path / "run/checkpoints/round-0001.safetensors", rule)
     down, _ = wire.unpack_state(grid.sent[4].content.array_records["state"], rule=rule)
-    built = RULES[rule]()
-    parts = built.plan(0).sent
-    assert {part for _, part, _ in down.tensors} == built.structure.parts - {"s"} - Recipe.around(built).drawn
+    recipe = Recipe.around(RULES[rule]())
+    parts = recipe.rule.plan(0).sent
+    assert {part for _, part, _ in down.tensors} == recipe.structure.parts - {"s"} - recipe.drawn
     sent = sum(tensor.numel() for key, tensor in state.adapter.items() if key.part in parts)
     train = next(line for line in lines(tmp_path / "run") if line["phase"] == "train")
     if rule == "flasc":

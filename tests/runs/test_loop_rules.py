@@ -35,7 +35,7 @@ def test_fed_sb_starts_from_a_public_gradient_and_sends_its_frames_once(settings
     public.write_text("\n".join(json.dumps({"text": f"def f{n}(self): return self.x + {n}"}) for n in range(8)))
     changes = {
         "rule.name": "fed-sb",
-        "rule.fed-sb.start": "public",
+        "init.name": "lora-sb",
         "init.lora-sb.source": str(public),
         "init.lora-sb.step": 0.001,
         "lora.rank": 16,
@@ -69,7 +69,7 @@ def test_a_node_that_lost_its_frames_gets_them_again(settings, tmp_path):
     public.write_text("\n".join(json.dumps({"text": f"def f{n}(self): return {n}"}) for n in range(4)))
     changes = {
         "rule.name": "fed-sb",
-        "rule.fed-sb.start": "public",
+        "init.name": "lora-sb",
         "init.lora-sb.source": str(public),
         "num-server-rounds": 3,
         "evaluation.every": 0,
@@ -124,6 +124,24 @@ def test_a_robust_mean_keeps_a_hostile_node_from_ruining_the_run(mean, settings,
     run_in_process(settings(**changes), nodes=4, tamper={3: ruin})
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["after"]["all"] < summary["before"]["all"]
+
+
+def test_fedspeed_goes_on_from_what_a_node_remembers(settings, tmp_path):
+    """Nodes that have lost their corrections end elsewhere."""
+    lost, digests = [], set()
+
+    def lose(content):
+        for file in (tmp_path / "state/runs/forgetful").rglob("objective-0001.safetensors"):
+            lost.append(file.parent.name)
+            file.unlink()
+        return content
+
+    for name, tamper in (("whole", {}), ("forgetful", {0: lose, 1: lose})):
+        changes = {"objective.name": "fedspeed", "run-name": name, "evaluation.every": 0}
+        run_in_process(settings(**changes), nodes=2, tamper=tamper)
+        digests.add(json.loads((tmp_path / name / "summary.json").read_text())["adapter_digest"])
+    assert sorted(lost) == ["node-000", "node-001"]
+    assert len(digests) == 2
 
 
 def test_a_robust_mean_or_an_optimizer_for_a_rule_that_stacks_is_refused(settings):

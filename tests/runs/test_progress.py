@@ -10,7 +10,7 @@ from common.adapter.values import Key, State
 from server_app.progress import stalled
 from server_app.rounds import Outcome
 from server_app.scoring import Evaluation
-from strategies import Rule, read_config
+from strategies import Recipe, Rule, read_config
 from strategies.rules import FLASC, FedIT, FedSALora, FedSB, FLora
 from tests.support.factors import WIDE, after_a_round, initial, spec, started
 from tests.support.grid import run_in_process
@@ -22,7 +22,7 @@ CLASSES = tasks.build(read_config({"task.name": "classify"}).task)
 
 def said_of(rule: Rule, state: State, before: float = 96.0, after: float = 30.0, task: tasks.Task = TEXT) -> str:
     scores = [Evaluation(figure, 0.0, {}, "") for figure in (before, after)]
-    return stalled(Outcome(state, *scores), rule, task, CONFIG)
+    return stalled(Outcome(state, *scores), Recipe.around(rule, CONFIG), task)
 
 
 def test_a_run_that_hardly_moved_says_so_and_what_to_raise(settings, tmp_path, capsys):
@@ -74,4 +74,4 @@ def test_what_is_no_progress_depends_on_which_way_the_figure_goes(task, before, 
 def test_a_run_that_was_scored_once_or_never_has_no_progress_to_tell():
     state, score = started(FedIT()), Evaluation(96.0, 4.0, {}, "")
     for outcome in (Outcome(state), Outcome(state, score, score), Outcome(state, None, score)):
-        assert not stalled(outcome, FedIT(), TEXT, CONFIG)
+        assert not stalled(outcome, Recipe.around(FedIT(), CONFIG), TEXT)

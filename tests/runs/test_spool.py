@@ -17,12 +17,13 @@ from pathlib import Path
 from common.adapter.values import Key, LayerShape, Update
 from common.adapter.spec import Spec
 from server_app.spool import Spool
+from strategies import Recipe
 from strategies.rules import FedIT
 from strategies.meter import aggregation_error
 
 nodes = int(sys.argv[2])
 rule = FedIT()
-state = start(rule, Spec({f"l{n}": LayerShape(4096, 4096) for n in range(20)}, {}, 16, 1.0), seed=0)
+state = Recipe.around(rule).start(Spec({f"l{n}": LayerShape(4096, 4096) for n in range(20)}, {}, 16, 1.0), seed=0)
 size = sum(t.nbytes for t in state.adapter.values())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with Spool(Path(sys.argv[1])) as spool:

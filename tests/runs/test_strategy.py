@@ -5,21 +5,21 @@ from flwr.app import ConfigRecord, RecordDict
 
 from common import wire
 from common.models import adapted
-from strategies import read_config
-from strategies.rules import FedExLora, FedIT, FFALora, FLora
+from strategies import Recipe
 from strategies.strategy import LoraStrategy, choose
 from tests.support.grid import InProcessGrid
 
 
-@pytest.mark.parametrize("rule", [FedIT(), FFALora(), FedExLora(), FLora()], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", ["fedit", "ffa-lora", "fedex-lora", "flora"])
 def test_flowers_own_loop_gives_what_our_loop_gives(rule, settings):
-    config = settings(**{"rule.name": rule.name})
-    run = read_config(config)
+    config = settings(**{"rule.name": rule})
+    recipe = Recipe.read(config)
     grid = InProcessGrid(config, nodes=2)
-    strategy = LoraStrategy(rule)
+    strategy = LoraStrategy(recipe)
+    run = recipe.config
     spec = adapted.describe(run.model, run.lora, run.task)
     result = strategy.start(grid=grid, initial_arrays=strategy.initial_arrays(spec), num_rounds=2, timeout=60)
-    _, state = wire.unpack_state(result.arrays, rule=rule.name)
+    _, state = wire.unpack_state(result.arrays, rule=rule)
     assert state.round == 2
     losses = [metrics["loss"] for metrics in result.evaluate_metrics_clientapp.values()]
     assert losses[1] < losses[0]
@@ -28,11 +28,12 @@ def test_flowers_own_loop_gives_what_our_loop_gives(rule, settings):
 
 def test_a_bad_reply_is_refused_in_flowers_own_loop_too(settings, caplog):
     config = settings()
-    run = read_config(config)
+    recipe = Recipe.read(config)
     grid = InProcessGrid(
         config, nodes=2, tamper={0: lambda content: RecordDict({"failure": ConfigRecord({"reason": "no disk"})})}
     )
-    strategy = LoraStrategy(FedIT())
+    strategy = LoraStrategy(recipe)
+    run = recipe.config
     arrays = strategy.initial_arrays(adapted.describe(run.model, run.lora, run.task))
     result = strategy.start(grid=grid, initial_arrays=arrays, num_rounds=1, timeout=60)
     assert wire.unpack_state(result.arrays, rule="fedit")[1].round == 1
