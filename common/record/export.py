@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad
 
-from common.adapter.lora import Lora
 from common.adapter import structures
+from common.adapter.lora import Lora
 from common.adapter.structures import stacked
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import RunConfig

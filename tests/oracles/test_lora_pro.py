@@ -1,4 +1,4 @@
-"""LoRA-Pro against theorem 2.2: the step of the layer is the nearest to full fine-tuning's that its factors can make."""
+"""LoRA-Pro against theorem 2.2: the layer's step is the nearest to full fine-tuning's that its factors can make."""
 
 import pytest
 import torch
