@@ -10,14 +10,15 @@ follows from the header; the header's own size is bounded by the message's, and 
 refuse them, before any value is read. So nothing is allocated on a claim.
 """
 
+from __future__ import annotations
+
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 from torch import Tensor
 
@@ -26,6 +27,9 @@ from common.adapter.structures import STRUCTURES
 from common.adapter.values import HEAD, OFFSET, Key, State, Tensors, Update, check_shapes
 from common.error import BouquetError, brief
 from common.wire import codec as codecs
+
+if TYPE_CHECKING:  # Flower takes seconds to import, and sizes are asked for without it
+    from flwr.app import Array, ArrayRecord
 
 FORMAT = 2
 FORM = "bytes"
@@ -264,6 +268,8 @@ def _update(header: Header, tensors: Tensors) -> Update:
 
 
 def _pack(header: Header, tensors: Tensors) -> ArrayRecord:
+    from flwr.app import ArrayRecord
+
     flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors.values()]
     values = torch.cat(flat) if flat else torch.empty(0)
     header = header.model_copy(update={"codec": codecs.able(values, header.codec)})
@@ -321,6 +327,8 @@ def _read_values(record: ArrayRecord, header: Header) -> Tensor:
 
 
 def _array(data: bytes) -> Array:
+    from flwr.app import Array
+
     return Array(dtype="uint8", shape=(len(data),), stype=FORM, data=data)
 
 
