@@ -99,7 +99,7 @@ class LoraModel:
     @property
     def pad(self) -> int:
         """The padding token."""
-        return int(self.network.config.get_text_config().pad_token_id or 0)
+        return int(getattr(self.network.config.get_text_config(), "pad_token_id", None) or 0)
 
     def parameters(self, key: Key) -> list[nn.Parameter]:
         """The parameters that hold one tensor of the adapter or the head, one below the other: a core's blocks."""

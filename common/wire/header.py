@@ -6,16 +6,18 @@ bounded by the message's.
 
 import math
 import zlib
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from flwr.app import ArrayRecord
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from common.adapter.structures import STRUCTURES
 from common.adapter.values import HEAD, OFFSET, Key, Tensors
 from common.error import BouquetError, brief
 from common.wire import codecs
+
+if TYPE_CHECKING:  # Flower takes seconds to import, and sizes are asked for without it
+    from flwr.app import ArrayRecord
 
 FORMAT = 2
 FORM = "bytes"
@@ -84,7 +86,7 @@ class Header(BaseModel):
         return {Key(layer, part): torch.empty(shape, device="meta") for layer, part, shape in self.tensors}
 
 
-def read_header(record: ArrayRecord, most: int = MOST_TENSORS) -> Header:
+def read_header(record: "ArrayRecord", most: int = MOST_TENSORS) -> Header:
     """What a record of at most so many tensors says of itself, and nothing of its values.
 
     Raises :class:`BouquetError`.
@@ -113,7 +115,7 @@ def read_header(record: ArrayRecord, most: int = MOST_TENSORS) -> Header:
         raise BouquetError("a message header cannot be read", where=where, got=first["msg"][:200]) from error
 
 
-def payload_bytes(record: ArrayRecord) -> int:
+def payload_bytes(record: "ArrayRecord") -> int:
     """The bytes of a record's arrays, as they travel."""
     return sum(len(array.data) for array in record.values())
 
@@ -138,7 +140,7 @@ def check_header(header: Header, kind: str, rule: str) -> Header:
     return header
 
 
-def raw(record: ArrayRecord, name: str) -> bytes:
+def raw(record: "ArrayRecord", name: str) -> bytes:
     """The bytes of one array; what Flower's own fields say of it is not looked at."""
     if record[name].stype != FORM:
         raise BouquetError("an array of unknown form", where=name, expected=FORM, got=record[name].stype[:80])

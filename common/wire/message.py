@@ -10,14 +10,15 @@ follows from the header; the header's own size is bounded by the message's, and 
 refuse them, before any value is read. So nothing is allocated on a claim.
 """
 
+from __future__ import annotations
+
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from common.adapter.algebra import chosen_blocks, digest, leading
@@ -25,6 +26,9 @@ from common.adapter.values import OFFSET, Key, State, Tensors, Update, check_sha
 from common.error import BouquetError
 from common.wire import codecs
 from common.wire.header import FORM, MOST_TENSORS, SMALL_HEADER_BYTES, Header, check_header, raw, read_header
+
+if TYPE_CHECKING:  # Flower takes seconds to import, and sizes are asked for without it
+    from flwr.app import Array, ArrayRecord
 
 
 def pack_state(
@@ -129,12 +133,6 @@ def unpack_update(
     return header, _update(header, tensors)
 
 
-def size(count: int, nonzero: int, codec: str) -> int:
-    """The bytes of a message's ``count`` values, of which so many are not zero; its header comes on top."""
-    sparse = codecs.size_in_bytes(codec, nonzero) + math.ceil(count / 8)
-    return min(sparse, codecs.size_in_bytes(codec, count))
-
-
 def most_bytes(state: State) -> int:
     """What an honest answer to ``state`` can hold at most: its values in float32, and a fifth of that for a header."""
     return 5 * sum(tensor.numel() for tensor in state.adapter.values()) + SMALL_HEADER_BYTES
@@ -163,12 +161,16 @@ def _update(header: Header, tensors: Tensors) -> Update:
 
 
 def _pack(header: Header, tensors: Tensors) -> ArrayRecord:
+    from flwr.app import ArrayRecord
+
     flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors.values()]
     values = torch.cat(flat) if flat else torch.empty(0)
     header = header.model_copy(update={"codec": codecs.able(values, header.codec)})
     arrays = {"header": _array(zlib.compress(header.model_dump_json(exclude_defaults=True).encode()))}
     mask = values != 0
-    if size(len(values), int(mask.sum()), header.codec) < codecs.size_in_bytes(header.codec, len(values)):
+    if codecs.payload_size(len(values), int(mask.sum()), header.codec) < codecs.size_in_bytes(
+        header.codec, len(values)
+    ):
         arrays["mask"] = _array(np.packbits(mask.numpy()).tobytes())
         values = values[mask]
     arrays["values"] = _array(codecs.encode(values, header.codec).tobytes())
@@ -201,4 +203,6 @@ def _read_values(record: ArrayRecord, header: Header) -> Tensor:
 
 
 def _array(data: bytes) -> Array:
+    from flwr.app import Array
+
     return Array(dtype="uint8", shape=(len(data),), stype=FORM, data=data)
