@@ -45,6 +45,9 @@ mutants: .venv/ready
 chaos: .venv/ready
 	$(BIN)/python -m tests.chaos
 
+generate: .venv/ready
+	$(BIN)/python -m docs.generate
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

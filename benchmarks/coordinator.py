@@ -10,7 +10,6 @@ shape. What the stubs and Flower's serialisation take is not counted. Each size 
 import argparse
 import contextlib
 import io
-import json
 import multiprocessing
 import resource
 import statistics
@@ -24,6 +23,8 @@ from pathlib import Path
 from flwr.app import Context, Message, MessageType, RecordDict
 from transformers import LlamaConfig
 
+from common.record.events import Merge
+from common.record.run import Run
 from server_app.run import conduct
 from strategies import read_config
 from tests.support.grid import RUN_ID, StubGrid
@@ -84,9 +85,8 @@ def measure(nodes: int, rounds: int) -> tuple[float, float, float]:
         with contextlib.redirect_stdout(io.StringIO()):
             conduct(grid, context)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        lines = [json.loads(line) for line in (Path(folder) / "stubs/metrics.jsonl").read_text().splitlines()]
-    merge = [line for line in lines if line["phase"] == "merge"][-1]
-    return statistics.median(grid.rounds()), grown * 1024.0, merge["bytes_up"] / nodes
+        merge = Run.read(Path(folder) / "stubs").all(Merge)[-1]
+    return statistics.median(grid.rounds()), grown * 1024.0, merge.bytes_up / nodes
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from common.models import embedded
+from common.record.events import Merge, Train
+from common.record.run import Run
 from common.sources import stdlib
 from tests.support import ROOT
 from tests.support.processes import Federation, federation
@@ -34,12 +36,12 @@ def bouquet(own: Federation, rounds: int) -> list[float]:
     """Seconds of every round of Bouquet's but the slowest node's training."""
     runs = own.folder / "runs"
     finish(own, own.submit("timed", f"{SETTINGS} num-server-rounds={rounds}", runs))
-    events = [json.loads(line) for line in (runs / "timed/metrics.jsonl").read_text().splitlines()]
+    run = Run.read(runs / "timed")
     training = {
-        number: max(e["seconds"] for e in events if e["phase"] == "train" and e["round"] == number)
+        number: max(event.seconds or 0.0 for event in run.all(Train) if event.round == number)
         for number in range(1, rounds + 1)
     }
-    return [event["seconds"] - training[event["round"]] for event in events if event["phase"] == "merge"]
+    return [event.seconds - training[event.round] for event in run.all(Merge)]
 
 
 def stock(own: Federation, rounds: int) -> list[float]:

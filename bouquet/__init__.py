@@ -1,6 +1,6 @@
 """Bouquet: federated LoRA fine-tuning of language models on Flower.
 
-``from bouquet import RULES, LoraStrategy`` and the other names of :data:`NAMES` are the public API.
+``from bouquet import FFALoraStrategy, RULES`` and the other names of :data:`NAMES` are the public API.
 
 Installed, Bouquet's packages lie in ``bouquet/app``, where no other package called ``common`` meets them; in a checkout
 they lie beside this one. Either way importing ``bouquet`` puts them first on the path.
@@ -17,23 +17,34 @@ sys.path.insert(0, str(APP))
 
 NAMES = {
     "RULES": "strategies",
+    "AXES": "strategies",
     "Rule": "strategies",
-    "build": "strategies",
+    "Recipe": "strategies",
     "read_config": "strategies",
-    "LoraStrategy": "strategies.strategy",
-    "Spec": "common.adapter",
-    "State": "common.adapter",
-    "Update": "common.adapter",
+    "LoraStrategy": "strategies",
+    "Method": "common.method",
+    "Registry": "common.method",
+    "Spec": "common.adapter.spec",
+    "State": "common.adapter.values",
+    "Update": "common.adapter.values",
     "BouquetError": "common.error",
 }
-"""The public names and where they are at home; each is imported when it is asked for."""
+"""The public names and where they are at home; each is imported when it is asked for.
+
+Beside them there is a strategy for every rule: ``FFALoraStrategy``.
+"""
 __all__ = list(NAMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in NAMES:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("bouquet")
+    home = "strategies" if name.endswith("Strategy") else NAMES.get(name)
+    if home is None:
         raise AttributeError(f"module 'bouquet' has no attribute '{name}'")
-    return getattr(import_module(NAMES[name]), name)
+    return getattr(import_module(home), name)
 
 
 def main() -> int:

@@ -4,14 +4,15 @@ import errno
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
-from common import disk, owned, wire
+from common import durable, owned, wire
 from common.config.node import NodeConfig
+from common.json_files import is_torn
+from common.stamp import utc_now
 
 
 def path(directory: Path) -> Path:
@@ -34,7 +35,7 @@ def write(
     :class:`DiskError` where the disk does not take the whole line.
     """
     line = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": utc_now(),
         "node": node.label,
         "run": run,
         "round": round,
@@ -42,7 +43,7 @@ def write(
         **_described(content),
         "epsilon": epsilon,
     }
-    with disk.writing("the audit log", path(node.state), disk.OF_A_NODE):
+    with durable.writing("the audit log", path(node.state), durable.OF_A_NODE):
         if not node.state.exists():
             owned.make_folder(node.state)
         _append(path(node.state), json.dumps(line) + "\n")
@@ -53,9 +54,7 @@ def _append(file: Path, line: str) -> None:
     # One write in append mode: nodes of a simulation share the file.
     log = os.open(file, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
     try:
-        size = os.fstat(log).st_size
-        torn = size and os.pread(log, 1, size - 1) != b"\n"
-        content = (f"\n{line}" if torn else line).encode()
+        content = (f"\n{line}" if is_torn(log) else line).encode()
         if os.write(log, content) < len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(log)

@@ -8,17 +8,17 @@ overspend. A round that is tried again draws fresh noise: it is another release,
 """
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import disk
+from common import durable
 from common.config.privacy import PrivacyConfig
 from common.error import RefusalError
 from common.privacy import accounting, ledger
 from common.privacy.accounting import Release
 from common.privacy.ledger import DataSet, Entry
+from common.stamp import utc_now
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Budget:
             self._check_run(spent, release, privacy, run)
             entry = Entry(
                 number=book.head.number + 1,
-                time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                time=utc_now(),
                 dataset=dataset.fingerprint if dataset else "",
                 node=self._node,
                 run=run,
@@ -77,7 +77,7 @@ class Budget:
                 delta=self._limits.delta,
                 epsilon=self._total(spent, release, privacy),
             ).chained(book.head.digest)
-            with disk.writing("the privacy ledger", ledger.path(self._directory), disk.OF_A_NODE):
+            with durable.writing("the privacy ledger", ledger.path(self._directory), durable.OF_A_NODE):
                 newest = ledger.append(self._directory, self._witness, book.head, entry, dataset)
             # Else whoever was faster while this was computed has spent some of it.
             if newest:

@@ -15,7 +15,7 @@ from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import adapted
 from common.models.adapted import LoraModel
-from common.wire.codec import CODECS
+from common.wire.codecs import CODECS
 from strategies import Recipe
 
 

@@ -1,12 +1,11 @@
 """What a node keeps for itself between rounds, on its own disk, because Flower's context does not outlive a restart."""
 
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from common import disk, owned
+from common import durable, owned
 from common.adapter.values import Key, Tensors
 
 # As many rounds as a resumed run can go back: the newest checkpoint, the one before it if that is torn, and one more.
@@ -63,19 +62,19 @@ class Memory:
         before = [file for file in self._files(name) if _round(file) <= round]
         if not before:
             return {}
-        return {Key(*key.rsplit(":", 1)): tensor for key, tensor in load_file(before[-1]).items()}
+        return {Key.parse(key): tensor for key, tensor in load_file(before[-1]).items()}
 
     def save(self, name: str, tensors: Tensors, round: int) -> None:
         """Keep ``tensors`` for ``round`` and those after it, in one step and durably.
 
         Raises :class:`DiskError`, as whatever is kept here does, where the disk does not take it.
         """
-        building = self._building(name)
-        with self._writing():
-            save_file({str(key): tensor.contiguous() for key, tensor in tensors.items()}, building)
-            with building.open("rb") as written:
-                os.fsync(written.fileno())
-            self._replace(building, f"{name}-{round:04d}.safetensors")
+        self.make()
+        with (
+            self._writing(),
+            durable.replacing(self._folder / f"{name}-{round:04d}.safetensors", durable.PRIVATE) as file,
+        ):
+            save_file({str(key): tensor.contiguous() for key, tensor in tensors.items()}, file)
         for old in self._files(name)[:-KEPT]:
             old.unlink()
 
@@ -84,25 +83,16 @@ class Memory:
         return float(file.read_text()) if file.exists() else 0.0
 
     def _keep_number(self, name: str, number: float) -> None:
-        building = self._building(name)
+        self.make()
         with self._writing():
-            building.write_text(repr(number))
-            self._replace(building, name)
+            durable.write(self._folder / name, repr(number), durable.PRIVATE)
 
     def _writing(self) -> AbstractContextManager[None]:
-        return disk.writing("what this node keeps", self._folder, disk.OF_A_NODE)
+        return durable.writing("what this node keeps", self._folder, durable.OF_A_NODE)
 
     def _files(self, name: str) -> list[Path]:
         """The files of a set, the newest round last."""
         return sorted(self._folder.glob(f"{name}-*.safetensors"), key=_round)
-
-    def _building(self, name: str) -> Path:
-        self.make()
-        return self._folder / f"{name}.building"
-
-    def _replace(self, building: Path, name: str) -> None:
-        building.chmod(0o600)
-        os.replace(building, self._folder / name)
 
 
 def _round(file: Path) -> int:

@@ -46,7 +46,7 @@ from typing import Any, Self
 
 from flwr.app import RecordDict
 
-from common import wire
+from common import tasks, wire
 from common.adapter.values import HEAD, OFFSET
 from common.config.node import NodeConfig
 from common.config.privacy import Mode
@@ -57,7 +57,7 @@ from common.error import RefusalError, unknown_choice
 from common.models import adapted
 from common.privacy.accounting import Release
 from common.tasks import TASKS
-from common.wire.codec import CODECS
+from common.wire.codecs import CODECS
 from common.wire.message import PARTS
 from strategies import RULES, Recipe
 from strategies.cost import planned_bytes
@@ -178,15 +178,15 @@ class Policy(Section):
         """
         config, rule = recipe.config, recipe.rule
         sent = {part for turn in range(min(config.num_server_rounds, 2)) for part in rule.plan(turn).sent}
-        if config.task.head == "shared" and TASKS[config.task.name].sequence_classification:
+        if config.task.head == "shared" and tasks.classes(config.task):
             sent |= HEAD
-        mode, wanted = config.privacy.mode, self.privacy
+        private, wanted = config.privacy, self.privacy
         mistakes = [
             *_outside("rule.name", [rule.name], self.rules),
             *_outside("model.name", [_named(config.model)], self.models or _distant(config.model.name)),
             *_outside(f"what the rule '{rule.name}' sends", sorted(sent), self.parts),
             *_outside("wire.up", [config.wire.up], self.codecs),
-            *_outside("privacy.mode", [mode], wanted.modes),
+            *_outside("privacy.mode", [private.mode], wanted.modes),
             *_outside("privacy.unit", [config.privacy.unit], self._units(node)),
             *self._outside_task(config.task, node),
             *self.cost.mistakes(config),
@@ -195,19 +195,19 @@ class Policy(Section):
             allowed = " or ".join(self.data.sources) or "nothing"
             mistakes.append(f"data.source: expected {allowed} (data.sources), got {config.data.source!r}")
         # One record of a new kind would move all others to another node; only one user of all nodes need not mind.
-        if mode in ("example", "update-local") and not node.data and ANY not in self.data.sources:
+        if private.guarded and not node.data and ANY not in self.data.sources:
             mistakes += _outside("data.partition", [config.data.partition], ["iid", "none"])
         if node.privacy_epsilon:
             mistakes += self._silent()
-        if mode == "example" and 0 < wanted.largest_batch < config.train.batch_size:
+        if private.per_example and 0 < wanted.largest_batch < config.train.batch_size:
             least = f"at most {wanted.largest_batch} (largest-batch)"
             mistakes.append(f"train.batch-size: expected {least}, got {config.train.batch_size}")
         if config.privacy.score_noise and node.privacy_epsilon and not wanted.scoring:
             mistakes.append("privacy.score-noise: expected 0 (privacy.scoring), got a run with noised scores")
-        if mode == "none" and (node.privacy_epsilon or wanted.min_noise_multiplier):
+        if not private.on and (node.privacy_epsilon or wanted.min_noise_multiplier):
             what = "privacy-epsilon" if node.privacy_epsilon else "min-noise-multiplier"
             mistakes.append(f"privacy.mode: expected a private run ({what}), got 'none'")
-        if mode == "update-central" and node.privacy_epsilon and mode not in wanted.modes:
+        if private.central and node.privacy_epsilon and private.mode not in wanted.modes:
             mistakes.append("privacy.mode: expected noise of this node's own (privacy-epsilon), got 'update-central'")
         _refuse(mistakes)
 
@@ -265,12 +265,12 @@ class Policy(Section):
             parts = sorted({part for _, part, _ in header.tensors})
             mistakes += _outside("parts in the update", parts, self.parts)
             mistakes += _outside("the update's codec", [header.codec], self.codecs)
-            if config.privacy.mode != "none" and header.weight not in (1.0, public_weight):
+            if config.privacy.on and header.weight not in (1.0, public_weight):
                 mistakes.append("the update's weight: expected a public one in a private run, got another")
         size = sum(wire.payload_bytes(record) for record in content.array_records.values())
         if self.max_bytes and size > self.max_bytes:
             mistakes.append(f"bytes: expected at most {self.max_bytes:,} (max-bytes), got {size:,}")
-        if config.privacy.mode != "none":
+        if config.privacy.on:
             scored = {"merit", "count"} if kind == "evaluate" and config.privacy.score_noise else set[str]()
             figures = [name for record in content.metric_records.values() for name in record if name not in scored]
             facts = [name for record in content.config_records.values() for name in record]

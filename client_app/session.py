@@ -28,7 +28,7 @@ from client_app.scoring import noised_score
 from client_app.spending import Spending
 from client_app.training import Training, train, turn_of
 from client_app.units import Units, Wanted, node_units
-from common import disk, tasks
+from common import durable
 from common.adapter.values import State, Tensors, Update
 from common.config.node import NodeConfig
 from common.error import BouquetError
@@ -54,9 +54,7 @@ class Session:
         self.node = NodeConfig.from_flower(context.node_config)
         self.policy = Policy.of(self.node)
         self.policy.check_run(self.recipe, self.node)
-        self.task: Task = tasks.build(
-            lengths.bounded(self.config.task, self.config.model, private=self.config.privacy.on)
-        )
+        self.task: Task = lengths.widest(self.config)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         self.memory = Memory(self.node.state, run := run_name(context), self.node.label, self.config.privacy.mode)
         self.exchange = Exchange(self.recipe, self.node, self.memory)
@@ -280,7 +278,7 @@ class Session:
         if self.recipe.own_models:
             self.memory.make()
             own = State(model.tensors(), state.scale, state.round, state.offset)
-            with disk.writing("this node's own adapter", self.memory.adapter, disk.OF_A_NODE):
+            with durable.writing("this node's own adapter", self.memory.adapter, durable.OF_A_NODE):
                 export(own, self.config, self.memory.adapter, with_head=True)
 
 

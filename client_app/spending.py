@@ -49,7 +49,7 @@ class Spending:
     def plan(self) -> Release:
         """What a round of training gives away. Raises :class:`BouquetError` where nothing can be planned so."""
         config, privacy = self.config, self.config.privacy
-        number = config.trained_on(self.records) if privacy.mode == "example" else 1
+        number = config.trained_on(self.records) if privacy.per_example else 1
         release = accounting.plan(privacy, number, config.train.steps, config.num_server_rounds, config.scores)
         Clip(privacy, release.noise_multiplier)  # what it refuses is told before it is charged
         return release

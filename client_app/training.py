@@ -70,15 +70,17 @@ def train(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Examp
     order = random.Random(turn.seed)
     torch.manual_seed(order.getrandbits(63))
     batches = _batches(task, examples, config.batch_size, model.pad, order)
+    trained = list(_trained(model, turn.keys).values())
+
+    def mean_loss(batch: Batch) -> torch.Tensor:
+        return task.loss(*outputs(model, batch)) / config.accumulation
 
     def gradients(step: int) -> Figures:
         total, tokens = 0.0, 0
         for _ in range(config.accumulation):
             batch = next(batches)
             tokens += int(batch["attention_mask"].sum())
-            loss = task.loss(*outputs(model, batch)) / config.accumulation
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+            total += recipe.gradient.fill(partial(mean_loss, batch), trained).item()
         if not math.isfinite(total):
             raise BouquetError(
                 "the training loss is not finite",

@@ -59,11 +59,11 @@ def node_units(wanted: Wanted, node: NodeConfig, number: int) -> Units:
     :class:`BouquetError` where there is no such source, and on nothing that stands in it.
     """
     data, privacy, seed = wanted.data, wanted.privacy, wanted.seed
-    private = privacy.mode != "none"
+    private = privacy.on
     task = tasks.build(lengths.bounded(wanted.task, wanted.model, private=private))
     tokenizer = base.load_tokenizer(wanted.model)
     # Under example-level privacy a record may be no more than one example.
-    most = 1 if privacy.mode == "example" else None
+    most = 1 if privacy.per_example else None
     share = min(1.0, data.limit / number) if data.limit and number else 1.0
     heldout = share * data.holdout if privacy.score_noise else 0.0
     read = stable.node_records(data, node, seed)

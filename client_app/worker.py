@@ -34,7 +34,7 @@ from flwr.proto.message_pb2 import Context as ContextProto
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
-from common import disk, owned
+from common import durable, owned
 from common.error import BouquetError
 from common.version import ROOT, fingerprint
 
@@ -56,7 +56,7 @@ def hand_over(message: Message, context: Context, state: Path, idle: float) -> M
         if (now := time.monotonic()) > limit:
             raise BouquetError("the worker does not start", where=str(state / "worker.log"), cure="Read its log.")
         if now > again:
-            with disk.writing("what the worker needs", state, disk.OF_A_NODE):
+            with durable.writing("what the worker needs", state, durable.OF_A_NODE):
                 if not _running(state):
                     _start(state, idle)
                     again = now + AGAIN_SECONDS

@@ -1,4 +1,4 @@
-"""Files of one user: made so that nobody else can touch them, refused where somebody could, and written to last."""
+"""Files of one user: made so that nobody else can touch them, and refused where somebody could."""
 
 import fcntl
 import os
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common import durable
 from common.error import RefusalError
 
 OTHERS = 0o077
@@ -55,7 +56,7 @@ def make_folder(path: Path) -> None:
     if not path.parent.exists():
         make_folder(path.parent)
     path.mkdir(mode=0o700, exist_ok=True)
-    sync(path.parent)
+    durable.sync(path.parent)
     check(path)
 
 
@@ -63,7 +64,7 @@ def make_file(path: Path) -> None:
     """Make an empty file of mode 0600 where there is none. Raises :class:`RefusalError` as :func:`check` does."""
     if not check(path):
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))
-        sync(path.parent)
+        durable.sync(path.parent)
 
 
 @contextmanager
@@ -74,27 +75,5 @@ def locked(path: Path) -> Iterator[None]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file whole, for good, with mode 0600. One at a time: what it is built in has one name."""
-    building = path.with_name(f"{path.name}.new")
-    check(building)
-    handle = os.open(building, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(building, path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Put the names of a folder's files on the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)

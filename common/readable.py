@@ -1,4 +1,4 @@
-"""Units as a person reads them."""
+"""Figures and texts as a person reads them."""
 
 
 def size(count: float) -> str:
@@ -20,3 +20,8 @@ def duration(seconds: float) -> str:
 def figure(value: float) -> str:
     """A measured figure, to four digits where it is not large."""
     return f"{value:,.0f}" if abs(value) >= 9999.5 else f"{value:#.4g}"
+
+
+def printable(text: str) -> str:
+    """What another machine wrote, without anything that steers a terminal or hides in a page; line ends stay."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\N{REPLACEMENT CHARACTER}" for sign in text)

@@ -1,6 +1,5 @@
 """Adapter folders: which one a path means, and the base model with it."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,13 +7,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
+from common import tasks
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import base
-from common.models.adapted import classes
+from common.record.directory import ADAPTER, CONFIG, Settings
 from common.record.export import ABOUT, read
-from common.tasks import TASKS
 from strategies import read_config
 from strategies.recipe import own_models
 
@@ -29,18 +28,16 @@ class RunDirectory(NamedTuple):
 
 def open_run(folder: Path) -> RunDirectory:
     """Read a run directory. Raises :class:`BouquetError` where ``folder`` is none."""
-    try:
-        facts = json.loads((folder / "config.json").read_text())
-        config: dict[str, Any] = facts["config"]
-    except (OSError, ValueError, KeyError) as error:
+    found = Settings.read(folder)
+    if not found.config:
         raise BouquetError(
             "there is neither a run nor an adapter",
             where=str(folder),
-            expected=f"a run directory with config.json, or an adapter folder with {ABOUT}",
-            got=f"{type(error).__name__}: {error}",
+            expected=f"a run directory with {CONFIG}, or an adapter folder with {ABOUT}",
+            got=f"a {CONFIG} without a config" if (folder / CONFIG).exists() else f"no {CONFIG}",
             cure="bouquet run leaves its runs in runs/, plain flwr run in ~/.bouquet/runs.",
-        ) from error
-    return RunDirectory(folder, read_config(config), str(facts.get("run", folder.name)))
+        )
+    return RunDirectory(folder, read_config(found.config), found.run or folder.name)
 
 
 def find(path: Path, node: str = "", state_directory: Path | None = None) -> Path:
@@ -55,13 +52,13 @@ def find(path: Path, node: str = "", state_directory: Path | None = None) -> Pat
     if node:
         return of_node(run, node, state_directory)
     demand_global(run, state_directory)
-    if not (path / "adapter" / ABOUT).is_file():
+    if not (path / ADAPTER / ABOUT).is_file():
         raise BouquetError(
             "the run has left no adapter",
-            where=str(path / "adapter"),
+            where=str(path / ADAPTER),
             cure=f"It is not finished: bouquet export {path} --to ... takes its newest checkpoint.",
         )
-    return path / "adapter"
+    return path / ADAPTER
 
 
 def demand_run(folder: Path, node: str) -> None:
@@ -133,8 +130,8 @@ def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "def
     """The base model with the adapter in ``folder``, to be evaluated: token ids and a mask in, logits out."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # which weights are missing, and may be, is checked
-    network: Any = base.load(config.model, classes(config.task), base.find_device(device))
-    if config.model.pooling == "mean":
+    network: Any = base.load(config.model, tasks.classes(config.task), base.find_device(device))
+    if config.model.pooled:
         network.encoder = PeftModel.from_pretrained(network.encoder, str(folder), name)
         head = load_file(folder / "head.safetensors")
         network.classifier.load_state_dict({key.removeprefix("classifier."): head[key] for key in head})
@@ -145,7 +142,7 @@ def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "def
 
 def demand_language(name: str, config: RunConfig) -> None:
     """Raise :class:`BouquetError` for an adapter of a classifier."""
-    if TASKS[config.task.name].sequence_classification:
+    if tasks.classes(config.task):
         raise BouquetError(
             "a classifier continues no text",
             where=name,

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
-from common.record.run import printable
+from common.readable import printable
 from deploy import settings
 from deploy.settings import Commands, add_command
 from deploy.settle import settled
@@ -60,9 +60,9 @@ def _node(config: RunConfig, node: NodeConfig, *, coloured: bool) -> Iterator[st
     from common.models import base, lengths  # what knows models takes seconds to import
     from common.sources.records import fields
 
-    tokenizer, private = base.load_tokenizer(config.model), config.privacy.mode != "none"
+    tokenizer, private = base.load_tokenizer(config.model), config.privacy.on
     found = _records(config, node, private)
-    task = tasks.build(lengths.bounded(config.task, config.model, private=private))
+    task = lengths.widest(config)
     task.check(fields(found), where=config.data.source)
     if not private:
         task = lengths.fitted(config.task, config.model, found, tokenizer)

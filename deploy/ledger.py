@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from common.config.node import STATE_DIRECTORY, NodeConfig
+from common.config.node import STATE_DIRECTORY, NodeConfig, witness_of
 from common.privacy import accounting, ledger
 from common.privacy.ledger import Book
 from deploy.settings import Commands
@@ -29,7 +29,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _work(options: Namespace) -> int:
-    directory, witness = options.directory, options.witness or ledger.witness_of(options.directory)
+    directory, witness = options.directory, options.witness or witness_of(options.directory)
     if options.node:
         node = NodeConfig.read(options.node)
         directory, witness = node.ledger, node.witness

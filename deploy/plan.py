@@ -119,7 +119,7 @@ def warnings(config: RunConfig, records: Sequence[int], planned: Sequence[Releas
                 f"{size} records: delta {privacy.delta:g} is not below 1/{size}: a mechanism that gives one record "
                 f"away in full could keep to it. Set privacy.delta to {0.1 / size:.0e} or less."
             )
-        if privacy.mode == "example" and privacy.expected_batch >= size:
+        if privacy.per_example and privacy.expected_batch >= size:
             found.append(f"{size} records: every one is in every step; sampling protects none of them.")
         if (share := noise_over_signal(config, own.noised, release, size, len(records))) >= MOSTLY_NOISE:
             cure = {
@@ -137,7 +137,7 @@ def warnings(config: RunConfig, records: Sequence[int], planned: Sequence[Releas
 def show(config: RunConfig, records: Sequence[int]) -> int:
     """Print the plan. Raises :class:`BouquetError` where the run is not private."""
     privacy, rounds = config.privacy, config.num_server_rounds
-    if privacy.mode == "none":
+    if not privacy.on:
         raise BouquetError("a run without privacy has no plan", where="privacy.mode", cure="Set privacy.mode=example.")
     Recipe.build(config)
     planned = releases(config, records)

@@ -12,8 +12,11 @@ from rich.text import Text
 
 from common import readable
 from common.error import BouquetError
-from common.record import run as record
-from common.record.run import METRICS, Run, number, printable
+from common.json_files import number
+from common.readable import printable
+from common.record import directory
+from common.record.directory import METRICS
+from common.record.run import Run
 from deploy.settings import Commands
 from server_app import report
 from server_app.report.page import NOTHING
@@ -49,7 +52,7 @@ def add_to(commands: Commands) -> None:
 
 def default_folder() -> Path:
     """Where ``bouquet run`` has left runs, or where ``flwr run`` does."""
-    return LOCAL if LOCAL.is_dir() else record.DEFAULT_DIRECTORY
+    return LOCAL if LOCAL.is_dir() else directory.DEFAULT_DIRECTORY
 
 
 def find(folder: Path) -> list[Path]:
@@ -60,7 +63,7 @@ def find(folder: Path) -> list[Path]:
             where=str(folder),
             cure="Name the one that --directory or run-directory named, or start a run with bouquet run.",
         )
-    return record.find(folder)
+    return directory.find(folder)
 
 
 def prune(folder: Path, days: float) -> list[Path]:
@@ -72,7 +75,9 @@ def prune(folder: Path, days: float) -> list[Path]:
     if not days >= 0:
         raise BouquetError("an age that no run has", where="--prune", expected="0 days or more", got=f"{days:g}")
     limit = time.time() - days * SECONDS_A_DAY
-    old = [run for run in find(folder) if written(run) < limit and not run.is_symlink() and not record.is_running(run)]
+    old = [
+        run for run in find(folder) if written(run) < limit and not run.is_symlink() and not directory.is_running(run)
+    ]
     for run in old:
         try:
             shutil.rmtree(run)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common import tasks
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.sources import records
 from common.sources.fields import in_order, words
 from common.sources.files import files
 from common.sources.records import Placed, broken, content, fields
-from common.tasks import TASKS
 from common.tasks.classify import label
 from deploy.settings import SHIPPED
 from strategies import read_config
@@ -34,7 +34,7 @@ def settled(flat: Mapping[str, Any], nodes: int) -> tuple[dict[str, Any], list[s
     if config.data.source in SHIPPED or (found := files(config.data.source)) is None:
         return dict(flat), []
     open_dealing = not DEALING & set(flat)
-    if config.privacy.mode != "none":
+    if config.privacy.on:
         if not open_dealing:
             return dict(flat), []
         return {**flat, "data.partition": "iid"}, ["data.partition=iid: each record goes to a node by itself"]
@@ -46,7 +46,7 @@ def settled(flat: Mapping[str, Any], nodes: int) -> tuple[dict[str, Any], list[s
         partition, why = _partition(read, config.data.partition_field, nodes)
         chosen["data.partition"] = partition
         said.append(f"data.partition={partition}: {why}")
-    if TASKS[config.task.name].sequence_classification and not config.task.names:
+    if tasks.classes(config.task) and not config.task.names:
         classes = _classes(read, config)
         if classes:
             chosen["task.classes"] = ",".join(classes)

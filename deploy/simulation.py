@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from common.error import BouquetError
-from common.record.run import SAID, Run, make_folder, name_of_now
+from common.record.directory import ADAPTER, SAID, TOO_FEW, make_folder, name_of_now
+from common.record.run import Run
 from deploy import settings
 from deploy.flower import APP, app_alone, environment, program
 from deploy.settings import Commands
@@ -103,13 +104,14 @@ def simulate(
                 subprocess.run(stop, env=own, capture_output=True, check=False)
             raise
     if _status(_run_id(log), own) == "finished:completed":
-        if follow and (folder / "adapter").is_dir():
+        if follow and (folder / ADAPTER).is_dir():
             print(f"next: bouquet chat {shlex.quote(str(folder))}")
         return 0
     run = Run.read(folder) if said.exists() and said.stat().st_size > before else None
-    reason = (run.reason if run else "") or _last_words(log)
+    stopped = run.stopped if run else None
+    reason = (stopped.reason if stopped else "") or _last_words(log)
     print(f"bouquet: the run did not complete: {reason}\nEverything Flower said is in {log}.", file=sys.stderr)
-    return TOO_FEW_NODES if run and run.too_few else FAILED
+    return TOO_FEW_NODES if stopped and stopped.ended == TOO_FEW else FAILED
 
 
 @contextmanager

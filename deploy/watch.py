@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,7 +14,10 @@ from rich.text import Text
 
 from common import readable
 from common.error import BouquetError
-from common.record.run import METRICS, Event, Run, is_running, names, number, printable
+from common.readable import printable
+from common.record.directory import METRICS, is_running
+from common.record.events import Asked, Evaluate, Failure, Train
+from common.record.run import Run
 from deploy import runs
 from deploy.runs import COLOURS
 from deploy.settings import Commands
@@ -23,6 +27,7 @@ PAUSE_SECONDS = 1.0
 MOST_NODES, MOST_FAILURES = 24, 3
 BARS = "▁▂▃▄▅▆▇█"
 SPARK = 24
+E = TypeVar("E", Train, Evaluate)
 
 
 def add_to(commands: Commands) -> None:
@@ -72,7 +77,7 @@ def frame(run: Run, now: float) -> RenderableType:
     parts: list[RenderableType] = [_heading(run), _progress(run, now), _figures(run)]
     if run.nodes:
         parts.append(_nodes(run))
-    failures = run.all("failure")
+    failures = run.all(Failure)
     parts += [_failure(event) for event in failures[-MOST_FAILURES:]]
     if len(failures) > MOST_FAILURES:
         parts.append(Text(f"  and {len(failures) - MOST_FAILURES} failures before", style="dim"))
@@ -92,7 +97,8 @@ def _heading(run: Run) -> Text:
     text.append(f"  {run.state}", style=COLOURS[run.state])
     text.append(printable(f"  {config.get('rule.name', NOTHING)}, {config.get('model.name', NOTHING)}"), style="dim")
     if run.state == "broken off":
-        text.append(printable(f"\n{run.reason or 'No reason could be written down.'}"), style="yellow")
+        reason = run.stopped.reason if run.stopped else "No reason could be written down."
+        text.append(printable(f"\n{reason}"), style="yellow")
         text.append("\nresume=true with the same run-name goes on from the last round.", style="dim")
     return text
 
@@ -113,7 +119,7 @@ def _left(run: Run, now: float) -> str:
     if run.pace is None:
         return "the first round says how long one takes"
     idle = now - (run.folder / METRICS).stat().st_mtime
-    since = (number(run.events[-1], "elapsed") or 0.0) - run.marks[-1] + max(0.0, idle)
+    since = run.events[-1].elapsed - run.marks[-1] + max(0.0, idle)
     left = max(0.0, run.pace * (run.rounds - run.done) - since)
     return f"{readable.duration(run.pace)} a round, about {readable.duration(left)} left"
 
@@ -122,7 +128,7 @@ def _figures(run: Run) -> Table:
     """Loss and score with their course, and bytes."""
     line = Table.grid(padding=(0, 3))
     cells = []
-    for name, history in (("loss", run.history("merge", "loss")), (run.metric, run.scores)):
+    for name, history in (("loss", run.losses), (run.metric, run.scores)):
         if history:
             cells.append(f"{name} {readable.figure(history[max(history)])} {spark(history)}")
     if run.private and not cells:
@@ -138,13 +144,15 @@ def _nodes(run: Run) -> Table:
     for title in ("round", "loss", run.metric or "score", "training", "up", "failures"):
         table.add_column(title, justify="right")
     doing, failed = dict(_doing(run)), run.tally.failures
-    trained, evaluated = run.by_node("train"), run.by_node("evaluate")
+    trained, evaluated = run.by_node(Train), run.by_node(Evaluate)
     for node in run.nodes[:MOST_NODES]:
         last, scored = _last(trained.get(node, {})), _last(evaluated.get(node, {}))
         table.add_row(
-            *(Text(printable(node)), doing.get(node, NOTHING), str(last.get("round", NOTHING))),
-            *(_told(last, "loss", readable.figure), _told(scored, run.metric, readable.figure)),
-            *(_told(last, "seconds", readable.duration), _told(last, "bytes_up", readable.size)),
+            *(Text(printable(node)), doing.get(node, NOTHING), str(last.round) if last else NOTHING),
+            _told(last, lambda event: event.loss, readable.figure),
+            _told(scored, lambda event: event.score, readable.figure),
+            _told(last, lambda event: event.seconds, readable.duration),
+            _told(last, lambda event: event.bytes_up, readable.size),
             str(failed[node]),
         )
     if len(run.nodes) > MOST_NODES:
@@ -154,32 +162,32 @@ def _nodes(run: Run) -> Table:
 
 def _doing(run: Run) -> Iterator[tuple[str, str]]:
     """What each node of the last round does: all that was asked after it, in order."""
-    asked = max((index for index, event in enumerate(run.events) if event["phase"] == "asked"), default=None)
-    if asked is None or not run.running:
+    if not run.running:
         return
-    for node in names(run.events[asked]):
-        yield node, "training"
-    for event in run.events[asked + 1 :]:
-        if event["phase"] == "train":
-            yield str(event.get("node")), "sent"
-        elif event["phase"] == "failure":
-            yield str(event.get("node")), "failed"
+    asked = max((index for index, event in enumerate(run.events) if isinstance(event, Asked)), default=len(run.events))
+    for event in run.events[asked:]:
+        if isinstance(event, Asked):
+            yield from ((node, "training") for node in event.nodes)
+        elif isinstance(event, Train):
+            yield event.node, "sent"
+        elif isinstance(event, Failure):
+            yield event.node, "failed"
 
 
-def _failure(event: Event) -> Text:
+def _failure(event: Failure) -> Text:
     """A failure in one line."""
-    reason = printable(str(event.get("reason", NOTHING))).strip().split("\n")[0]
+    reason = printable(event.reason or NOTHING).strip().split("\n")[0]
     text = Text("  failed: ", style="yellow", no_wrap=True, overflow="ellipsis")
-    text.append(printable(f"{event.get('node', NOTHING)}, {event.get('during', NOTHING)} {event['round']}: {reason}"))
+    text.append(printable(f"{event.node or NOTHING}, {event.during or NOTHING} {event.round}: {reason}"))
     return text
 
 
-def _last(events: Mapping[int, Event]) -> Event:
-    return events[max(events)] if events else {}
+def _last(events: Mapping[int, E]) -> E | None:
+    return events[max(events)] if events else None
 
 
-def _told(event: Event, key: str, write: Callable[[float], str]) -> str:
-    value = number(event, key)
+def _told(event: E | None, figure: Callable[[E], float | None], write: Callable[[float], str]) -> str:
+    value = None if event is None else figure(event)
     return NOTHING if value is None else write(value)
 
 

@@ -4,13 +4,12 @@ They are computed from the record's events and from nothing else. It listens on 
 ``metrics.address`` says otherwise: there is no login.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, start_http_server
 
 from common.config.run import MetricsConfig
 from common.error import BouquetError
+from common.record.event import Event
+from common.record.events import AggregationError, Central, Failure, HeldOut, Late, Merge, Void
 
 
 class Exporter:
@@ -42,28 +41,31 @@ class Exporter:
                 cure="Is another run using it? Choose another metrics.port.",
             ) from error
 
-    def hear(self, event: Mapping[str, Any]) -> None:
+    def hear(self, event: Event) -> None:
         """Bring the figures up to date."""
-        phase = event["phase"]
-        if phase == "merge":
-            self._round.set(event["round"])
-            self._asked.set(event["asked"])
-            self._replied.set(event["nodes"])
-            self._seconds.set(event["seconds"])
-        elif phase == "aggregation-error":
-            self._lost.set(event["overall"])
-        elif phase == "failure":
-            self._failures.labels(event["during"]).inc()
-        elif phase == "late":
-            self._late.inc()
-        elif phase == "void":
-            self._void.inc()
-        if "node" in event:  # what follows is of all nodes together
-            return
-        if "loss" in event:
-            self._loss.labels({"merge": "train"}.get(phase, phase)).set(event["loss"])
-        for direction in ("up", "down"):
-            self._bytes.labels(direction).inc(event.get(f"bytes_{direction}", 0))
+        match event:
+            case Merge():
+                self._round.set(event.round)
+                self._asked.set(event.asked)
+                self._replied.set(event.nodes)
+                self._seconds.set(event.seconds)
+                self._hear_loss("train", event.loss)
+            case HeldOut() | Central():
+                self._hear_loss(event.phase, event.loss)
+            case AggregationError() if event.overall is not None:
+                self._lost.set(event.overall)
+            case Failure():
+                self._failures.labels(event.during).inc()
+            case Late():
+                self._late.inc()
+            case Void():
+                self._void.inc()
+        for direction, size in event.crossed.items():
+            self._bytes.labels(direction).inc(size)
+
+    def _hear_loss(self, of: str, loss: float | None) -> None:
+        if loss is not None:
+            self._loss.labels(of).set(loss)
 
     def close(self) -> None:
         """Stop listening."""

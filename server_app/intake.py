@@ -4,14 +4,15 @@ from flwr.app import Message
 
 from common.adapter.values import State, check_range
 from common.error import BouquetError, DiskError, RefusalError, brief
-from server_app.nodes import Nodes, state_bytes
+from common.record.events import Against, Camps, Train
+from server_app.nodes import Nodes
 from server_app.record import Record
 from server_app.scrutiny import Scrutiny
 from server_app.spool import Spool
+from server_app.transport import state_bytes
 from strategies.meter import Meter
-from strategies.strategy import LoraStrategy, Metrics, Reply, explained
-
-FIGURES = {"loss", "steps", "tokens", "examples", "seconds", "peak-memory", "correct", "count"}
+from strategies.replies import Metrics, explained
+from strategies.strategy import LoraStrategy, Reply
 
 
 class Intake:
@@ -66,10 +67,7 @@ class Intake:
                     self._nodes.dismiss(name)
                 continue
             self._keep(node_id, reply)
-            own = {} if self._noised else {"norm": norm, "weight": reply.update.weight}
-            figures = {} if self._private else known(reply.metrics)
-            traffic = {"bytes_up": reply.bytes_up, "bytes_down": down[name]}
-            self._record.event("train", self._round, node=name, **traffic, **own, **figures)
+            self._record.event(self._told_of(reply, down[name], norm))
         for name, refusal in self._scrutiny.outsized().items():
             self._refuse(name, refusal)
         if not self._noised:
@@ -105,6 +103,24 @@ class Intake:
         self._told[reply.node] = update.weight, {} if self._private else reply.metrics
         self.bytes_up += reply.bytes_up
 
+    def _told_of(self, reply: Reply, bytes_down: int, norm: float) -> Train:
+        """What the record has of an update: of a node's own figures those it knows, and none of a private run."""
+        figures = {} if self._private else reply.metrics
+        return Train(
+            round=self._round,
+            node=reply.node,
+            bytes_up=reply.bytes_up,
+            bytes_down=bytes_down,
+            norm=None if self._noised else norm,
+            weight=None if self._noised else reply.update.weight,
+            loss=figures.get("loss"),
+            steps=figures.get("steps"),
+            tokens=figures.get("tokens"),
+            examples=figures.get("examples"),
+            seconds=figures.get("seconds"),
+            peak_memory=figures.get("peak-memory"),
+        )
+
     def _refuse(self, name: str, reason: str) -> None:
         """Take an update out of the round after all."""
         self._scrutiny.forget(name)
@@ -116,9 +132,9 @@ class Intake:
         named, camp = self._scrutiny.against()
         for name, cosine in named.items():
             said = f"went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
-            self._record.note("against", self._round, name, said, cosine=cosine)
+            self._record.note(Against(round=self._round, node=name, cosine=cosine), said)
         if camp:
-            self._record.event("camps", self._round, smaller=camp, nodes=len(self._spool))
+            self._record.event(Camps(round=self._round, smaller=camp, nodes=len(self._spool)))
             self._record.say(f"    the nodes fall in two camps: {camp} of {len(self._spool)} go against the others")
 
 
@@ -131,8 +147,3 @@ def _check_count(reply: Reply) -> None:
             expected=f"{told:g}, as in its metrics",
             got=f"{reply.update.weight:g}",
         )
-
-
-def known(metrics: Metrics) -> Metrics:
-    """The figures of a node that the record has a place for: others could take the place of its own facts."""
-    return {name: value for name, value in metrics.items() if name in FIGURES}

@@ -3,21 +3,22 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from common import wire
-from common.config.ranges import is_node_name
+from common.adapter.values import State
 from common.config.roster import Roster
-from common.error import BouquetError, QuorumError, RefusalError, brief
-from common.sources.counts import Counts
-from common.version import ROOT, fingerprint
+from common.error import BouquetError, QuorumError, RefusalError
+from common.record.events import Data
+from server_app.introduction import introduction
 from server_app.record import Record
-from server_app.transport import POLL_SECONDS, Transport, is_unsent
-from strategies import RULES, Recipe
-from strategies.strategy import choose, explained, raise_failure, share_of
+from server_app.streaks import Streaks
+from server_app.transport import POLL_SECONDS, Transport, is_unsent, state_bytes
+from strategies import RULES, LoraStrategy, Recipe
+from strategies.replies import explained, raise_failure
+from strategies.strategy import choose, share_of
 
 STEADY_SECONDS = 0.5
 # How long a round waits for newcomers to answer the roll call; who takes longer joins the next one.
@@ -54,12 +55,7 @@ class Nodes:
         # When to ask a node again that has failed to answer one, how long the next pause is, and why it has failed.
         self._again: dict[int, tuple[float, float]] = {}
         self._reasons: dict[int, str] = {}
-        # By name: failed rounds in a row; who has failed in the newest one; the round in which a node may take part
-        # again; what this exchange has lost.
-        self._streaks: Counter[str] = Counter()
-        self._failing: set[str] = set()
-        self._back: dict[str, int] = {}
-        self._lost: set[str] = set()
+        self._streaks = Streaks(recipe.config.round)
 
     def summon(self) -> None:
         """Wait until ``min-nodes`` are connected and nobody has come for a moment; send the roll call.
@@ -133,7 +129,7 @@ class Nodes:
         self._call_roll()
         self._hear_roll(LATECOMER_SECONDS)
         by_name = sorted(self._here(), key=self._names.__getitem__)
-        able = [node for node in by_name if self._back.get(self._names[node], 0) <= draw]
+        able = [node for node in by_name if not self._streaks.sits_out(self._names[node], draw)]
         enough = len(able) >= min(len(by_name), self._config.min_nodes)
         return choose(able if enough else by_name, fraction, self._config.seed, draw) if by_name else []
 
@@ -157,7 +153,7 @@ class Nodes:
         """
         if not messages:
             return
-        self._lost.clear()
+        self._streaks.begin()
         phase, draw = messages[0].metadata.message_type, int(messages[0].metadata.group_id)
         # Training makes the state of the next round.
         number = draw + 1 if phase == MessageType.TRAIN else draw
@@ -171,33 +167,26 @@ class Nodes:
                 yield name, reply
             else:
                 self.failed(phase, number, name, f"no reply within {deadline:g} s (round.deadline)")
-        self._count(waiting.values(), phase, number)
+        for pause in self._streaks.count(waiting.values(), phase, number):
+            said = f"failed {pause.failures} times in a row: left out for {pause.rounds} rounds"
+            self._record.note(pause, said)
+
+    def address(self, strategy: LoraStrategy, message_type: str, state: State, nodes: list[int]) -> list[Message]:
+        """A message with ``state`` to each of ``nodes``, as its rank and what it has already want it."""
+        return strategy.messages(
+            message_type,
+            state,
+            nodes,
+            ranks=self.ranks,
+            names=self.names,
+            equipped=self.equipped,
+            ttl=self._config.round.ttl,
+        )
 
     def failed(self, phase: str, round: int, name: str, reason: str) -> None:
         """Record that a node did not do its part, and why."""
-        self._lost.add(name)
+        self._streaks.fail(name)
         self._record.failure(phase, round, name, reason)
-
-    def _count(self, asked: Iterable[str], phase: str, number: int) -> None:
-        """After an exchange: who has failed so many rounds in a row that it sits out for some.
-
-        A round begins with training; a failure to train and one to score what came of it are one.
-        """
-        limit, pause = self._config.round.max_failures, self._config.round.sit_out
-        for name in asked:
-            if phase == MessageType.TRAIN:
-                if name not in self._failing:
-                    del self._streaks[name]
-                self._failing.discard(name)
-            if name not in self._lost or name in self._failing:
-                continue
-            self._failing.add(name)
-            self._streaks[name] += 1
-            if limit and pause and self._streaks[name] >= limit:
-                self._back[name] = number + pause
-                often = self._streaks[name]
-                said = f"failed {often} times in a row: left out for {pause} rounds"
-                self._record.note("sit-out", number, name, said, failures=often, rounds=pause)
 
     def _call_roll(self) -> None:
         """Ask who is there: every node that is neither admitted nor refused, nor has just been asked."""
@@ -221,10 +210,10 @@ class Nodes:
             try:
                 if message is not None:
                     raise_failure(message)
-                    name, rank, self._bases[node], counts = _introduction(message)
+                    name, rank, self._bases[node], counts = introduction(message)
                     self._admit(node, name, rank, connected)
                     if counts is not None and not self._config.privacy.on:
-                        self._record.note("data", 0, self._names[node], f"has {counts}", **counts.numbers())
+                        self._record.note(Data(round=0, node=self._names[node], counts=counts), f"has {counts}")
                 elif node in pending:
                     continue
                 else:
@@ -304,33 +293,3 @@ class Nodes:
         if (name := self._roster[node].name) != claimed:
             raise RefusalError("a node under another name than its key's", expected=f"'{name}'", got=f"'{claimed}'")
         return name
-
-
-def state_bytes(message: Message) -> int:
-    """The bytes of the state in a message, as they travel."""
-    return wire.payload_bytes(message.content.array_records["state"])
-
-
-def _introduction(message: Message) -> tuple[str, int, str, Counts | None]:
-    """The name, the rank, the digest of the base and the counts of the data in an answer to the roll call.
-
-    Raises :class:`BouquetError`.
-    """
-    facts = message.content.config_records.get("node", ConfigRecord())
-    name, rank = facts.get("name"), facts.get("rank")
-    if not (isinstance(name, str) and is_node_name(name) and isinstance(rank, int) and 0 < rank <= 2**31):
-        raise BouquetError(
-            "an answer to the roll call of unknown form",
-            expected="a name of letters a to z, digits, dots and hyphens, other than all, and a rank",
-            got=f"{brief(name)!r}, {brief(rank)!r}",
-        )
-    if facts.get("code") != fingerprint():
-        raise BouquetError(
-            "a node that runs other code than the coordinator",
-            where=f"{name}, {brief(facts.get('where'), 200)}",
-            expected=f"the code of {ROOT} ({fingerprint()})",
-            got=brief(facts.get("code")),
-            cure="Stop SuperLinks and SuperNodes of older checkouts; uninstall other copies of Bouquet.",
-        )
-    told = message.content.metric_records.get("data")
-    return name, rank, brief(facts.get("base")), Counts.read(told) if told else None

@@ -5,25 +5,27 @@
 
 import fcntl
 import json
-import os
 import platform
-import resource
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.table import Table
 
-from common import disk, webhook
+from common import durable
 from common.config.run import RunConfig
 from common.error import BouquetError, DiskError, QuorumError
-from common.record.run import (
+from common.json_files import is_torn, written
+from common.readable import printable
+from common.record.directory import (
+    ADAPTER,
     BROKEN_OFF,
     CHECKPOINTS,
     CONFIG,
@@ -32,31 +34,24 @@ from common.record.run import (
     SAID,
     SUMMARY,
     TOO_FEW,
-    Tally,
+    Settings,
+    Summary,
     make_folder,
     name_of_now,
-    printable,
-    read_events,
 )
+from common.record.event import Event, OfNode
+from common.record.events import Failure, Late, Opened, Stopped, to_line
+from common.record.run import Tally, read_events
+from common.stamp import utc_now
 from common.version import fingerprint
-from server_app import report
-from server_app.webhook import Webhook
+from server_app import listeners, report
+from server_app.costs import round_seconds
 
 LOCK_ATTEMPTS, LOCK_PAUSE = 5, 0.1
 VERSIONS = ("flwr", "torch", "transformers", "peft", "bitsandbytes")
 # Lines about single nodes, of one kind in one round, that a person still reads.
 FEW = 3
 CONTINUED = "\n        | "
-
-
-class Listener(Protocol):
-    """Who is told every event of the record as it is written."""
-
-    name: str
-
-    def hear(self, event: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Record:
@@ -86,10 +81,10 @@ class Record:
         self._reasons: set[str] = set()
         self._files: list[TextIOWrapper] = []
         try:
-            with disk.writing("the record of a run", self.folder):
+            with durable.writing("the record of a run", self.folder):
                 self._open(config, run_id)
-            self._listeners = _listeners(config, self.folder)
-            self.event("opened", 0, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+            self._listeners = listeners.started(config, self.folder)
+            self.event(Opened(round=0, time=utc_now()))
         except BouquetError:
             _close(self._files)
             raise
@@ -97,17 +92,14 @@ class Record:
     def _open(self, config: RunConfig, run_id: int) -> None:
         """Make the files that a run writes from its first moment on."""
         self._files.append(_appended(self.folder / METRICS))
-        for event in read_events(self.folder / METRICS)[0]:
+        for event in read_events(self.folder)[0]:
             self.tally.hear(event)
         versions = {"python": platform.python_version()} | {package: version(package) for package in VERSIONS}
-        settings = {
-            "run": config.run_name or str(run_id),  # the name by which the nodes know it
-            "config": config.to_flower(),
-            "versions": versions,
-            "code": fingerprint(),
-        }
-        disk.write_whole(self.folder / CONFIG, json.dumps(settings, indent=2) + "\n")
-        # What a run that is gone on with came to is not known yet.
+        settings = Settings(
+            run=config.run_name or str(run_id), config=config.to_flower(), versions=versions, code=fingerprint()
+        )
+        durable.write(self.folder / CONFIG, json.dumps(written(settings), indent=2) + "\n")
+        # What a run that is resumed came to is not known yet.
         (self.folder / SUMMARY).unlink(missing_ok=True)
         self._files.append((self.folder / SAID).open("a"))
         files = (None, self._files[-1])
@@ -121,39 +113,39 @@ class Record:
     @property
     def adapter(self) -> Path:
         """The folder of the PEFT adapter that the run leaves."""
-        return self.folder / "adapter"
+        return self.folder / ADAPTER
 
-    def event(self, phase: str, round: int, **facts: Any) -> None:
-        """Append one line to ``metrics.jsonl``, at once. Raises :class:`DiskError` where the disk does not take it."""
-        line = {"phase": phase, "round": round, "elapsed": round_seconds(time.monotonic() - self._started), **facts}
+    def event(self, event: Event) -> None:
+        """Append a line to ``metrics.jsonl``, at once. Raises :class:`DiskError` where the disk does not take it."""
+        event = replace(event, elapsed=round_seconds(time.monotonic() - self._started))
         try:
-            with disk.writing("the record of a run", self.folder / METRICS):
+            with durable.writing("the record of a run", self.folder / METRICS):
                 metrics = self._files[0]
-                metrics.write(json.dumps(line) + "\n")
+                metrics.write(to_line(event) + "\n")
                 metrics.flush()
         finally:  # whoever listens hears of the end of a run that a full disk has ended
-            self._tell(line)
+            self._tell(event)
 
-    def _tell(self, line: Mapping[str, Any]) -> None:
-        self.tally.hear(line)
+    def _tell(self, event: Event) -> None:
+        self.tally.hear(event)
         for listener in list(self._listeners):
             try:
-                listener.hear(line)
+                listener.hear(event)
             except Exception as error:  # a run is worth more than its charts, whatever their service raises
                 self._listeners.remove(listener)
                 self.say(f"    {listener.name} takes no more figures of this run: {error}")
 
-    def note(self, phase: str, round: int, node: str, said: str, **facts: Any) -> bool:
+    def note(self, event: OfNode, said: str) -> bool:
         """Something about one node: an event always, and a line for the first few of its kind in a round.
 
         True if the line was said.
         """
-        self.event(phase, round, node=node, **facts)
-        kind = str(facts.get("during", phase)), round
+        self.event(event)
+        kind = event.during if isinstance(event, Failure | Late) else event.phase, event.round
         self._told[kind] += 1
         if self._told[kind] <= FEW:
             # What a node wrote stands apart, so that no line of it passes for one of the run's.
-            self.say(CONTINUED.join(f"    {node} {said}".splitlines()))
+            self.say(CONTINUED.join(f"    {event.node} {said}".splitlines()))
         elif self._told[kind] == FEW + 1:
             self.say("    and others; metrics.jsonl has them all")
         return self._told[kind] <= FEW
@@ -161,7 +153,8 @@ class Record:
     def failure(self, phase: str, round: int, node: str, reason: str) -> None:
         """A node that could not do its part, and why: in full the first time, later by its first line."""
         told = reason.partition("\n")[0] if reason in self._reasons else reason
-        if self.note("failure", round, node, f"left out of {phase}: {told}", during=phase, reason=reason):
+        failure = Failure(round=round, node=node, during=phase, reason=reason)
+        if self.note(failure, f"left out of {phase}: {told}"):
             self._reasons.add(reason)
 
     def say(self, text: str) -> None:
@@ -178,14 +171,14 @@ class Record:
         self._print(table)
 
     def _print(self, shown: str | Table, **options: Any) -> None:
-        with disk.writing("the log of a run", self.folder / SAID):
+        with durable.writing("the log of a run", self.folder / SAID):
             for console in self._consoles:
                 console.print(shown, **options)
 
-    def summarise(self, summary: Mapping[str, Any]) -> None:
+    def summarise(self, summary: Summary) -> None:
         """Write ``summary.json``: what the run came to."""
-        with disk.writing("the summary of a run", self.folder / SUMMARY):
-            disk.write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        with durable.writing("the summary of a run", self.folder / SUMMARY):
+            durable.write(self.folder / SUMMARY, json.dumps(written(summary), indent=2) + "\n")
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +188,7 @@ class Record:
         with suppress(DiskError):  # a disk that has ended the run has said so
             if error is not None:
                 ended = TOO_FEW if isinstance(error, QuorumError) else BROKEN_OFF
-                self.event("stopped", 0, ended=ended, reason=str(error) or type(error).__name__)
+                self.event(Stopped(round=0, ended=ended, reason=str(error) or type(error).__name__))
         _close(self._files[:1])  # the report finds no run under way
         for listener in self._listeners:
             with suppress(DiskError):
@@ -211,24 +204,6 @@ class Record:
         _close(self._files)
 
 
-def _listeners(config: RunConfig, folder: Path) -> list[Listener]:
-    """Those that the config asks for; their libraries are imported for nobody else."""
-    with ExitStack() as started:
-        listeners: list[Listener] = [Webhook(folder.name)] if os.environ.get(webhook.VARIABLE) else []
-        if config.metrics.port:
-            from server_app.exporter import Exporter
-
-            listeners.append(Exporter(config.metrics, folder.name, config.rule))
-            started.callback(listeners[-1].close)
-        for name in config.tracking.names:
-            from server_app.tracker import Tracker
-
-            listeners.append(Tracker(name, folder, config))
-            started.callback(listeners[-1].close)
-        started.pop_all()  # all or none
-        return listeners
-
-
 def few(names: Collection[str]) -> str:
     """Some names, and how many more there are."""
     shown = ", ".join(sorted(names)[:FEW])
@@ -240,8 +215,7 @@ def _appended(file: Path) -> TextIOWrapper:
 
     Raises :class:`BouquetError` where another process writes it.
     """
-    torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size > 0
-    opened = file.open("a")
+    opened = file.open("a+")
     # Whoever looks whether the run is under way holds the lock for a moment.
     for attempt in range(LOCK_ATTEMPTS):
         try:
@@ -256,7 +230,7 @@ def _appended(file: Path) -> TextIOWrapper:
                     cure="Wait for it or stop it (flwr list, flwr stop), or choose another run-name.",
                 ) from error
             time.sleep(LOCK_PAUSE)
-    if torn:
+    if is_torn(opened.fileno()):
         opened.write("\n")
     return opened
 
@@ -265,32 +239,3 @@ def _close(files: Iterable[TextIOWrapper]) -> None:
     for file in files:
         with suppress(OSError):  # lines that the disk has not taken
             file.close()
-
-
-class Stopwatch:
-    """The seconds of each phase of a round, and of all together."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, phase: str) -> None:
-        """End ``phase``, which began where the one before it ended."""
-        now = time.monotonic()
-        self.seconds[phase] = round_seconds(now - self._last)
-        self._last = now
-
-    @property
-    def total(self) -> float:
-        """All phases that have ended."""
-        return sum(self.seconds.values())
-
-
-def peak_memory() -> int:
-    """The most memory that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def round_seconds(seconds: float) -> float:
-    """Seconds to the millisecond."""
-    return float(f"{seconds:.3f}")

@@ -3,7 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from common import disk, tasks
+from common import durable, tasks
 from common.adapter.algebra import digest
 from common.adapter.spec import Spec
 from common.adapter.values import State
@@ -13,12 +13,15 @@ from common.config.run import RunConfig
 from common.privacy.accounting import plan
 from common.readable import size
 from common.record import checkpoint
-from common.record.run import AS_ASKED, TOO_FEW
+from common.record.directory import AS_ASKED, TOO_FEW, Summary
+from common.record.events import RuleFacts, Stalled, Start
 from common.tasks import Task
+from server_app.costs import peak_memory
 from server_app.nodes import Nodes
 from server_app.progress import stalled
-from server_app.record import Record, peak_memory
-from server_app.rounds import Central, Outcome, Rounds
+from server_app.record import Record
+from server_app.rounds import Outcome, Rounds
+from server_app.scoring import Central, Scoring
 from strategies import Recipe
 from strategies.inits import GradientInit
 from strategies.private_mean import PrivateMean
@@ -41,7 +44,7 @@ def conduct(grid: Grid, context: Context) -> None:
         from common.record.export import export
 
         spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
-        lengths.bounded(config.task, config.model, private=config.privacy.on)
+        lengths.widest(config)
         nodes.admit()
         if config.resume and (saved := checkpoint.latest(record.checkpoints, rule.name)):
             state = saved
@@ -53,24 +56,32 @@ def conduct(grid: Grid, context: Context) -> None:
             f"rule {rule.name}, {config.num_server_rounds} rounds"
         )
         shares = coverage(
-            base.skeleton(config.model, adapted.classes(config.task)), spec.layers, config.model.quantization
+            base.skeleton(config.model, tasks.classes(config.task)), spec.layers, config.model.quantization
         )
         record.say(f"of the base's weights {shares.adapted:.0%} are adapted, {shares.quantised:.0%} are quantised")
         if config.privacy.on:
             scores = "noised scores" if config.privacy.score_noise else "no figure"
             record.say(f"private ({config.privacy.mode}): {scores} and no text leave a node")
         strategy = LoraStrategy(recipe, private_mean=_private_mean(recipe), weigh=_weigh(config, site))
-        names = "proven" if site is not None else "claimed"
-        record.event("start", state.round, **_told(recipe, nodes, len(spec.layers)), names=names)
-        outcome = Rounds(nodes, strategy, task, record, _central(recipe)).run(state)
+        record.event(
+            Start(
+                round=state.round,
+                rule=_told(recipe),
+                layers=len(spec.layers),
+                nodes=tuple(sorted(nodes.names.values())),
+                names="proven" if site is not None else "claimed",
+            )
+        )
+        scoring = Scoring(nodes, strategy, task, record, _central(recipe))
+        outcome = Rounds(nodes, strategy, scoring, record).run(state)
         if recipe.personal:
             record.say("no global model: each node has its own adapter in its state directory")
         else:
             final = rule.view(outcome.state, outcome.state.rank)
-            with disk.writing("the adapter", record.adapter):
+            with durable.writing("the adapter", record.adapter):
                 export(final, config, record.adapter, with_head=config.task.head != "local")
         if said := stalled(outcome, recipe, task):
-            record.event("stalled", outcome.state.round, said=said)
+            record.event(Stalled(round=outcome.state.round, said=said))
             record.say(said)
         _report(outcome, task, record)
         if outcome.ended is not None:
@@ -115,31 +126,19 @@ def _central(recipe: Recipe) -> Central | None:
     return central(recipe)
 
 
-def _told(recipe: Recipe, nodes: Nodes, layers: int) -> dict[str, object]:
-    """What a report has to know of a run, and finds nowhere else."""
-    facts = {
-        "paper": recipe.rule.paper,
-        "exact": recipe.rule.exact,
-        "personal": recipe.personal,
-        "learning_rate": recipe.rule.learning_rate,
-    }
-    return {"rule": facts, "layers": layers, "nodes": sorted(nodes.names.values())}
+def _told(recipe: Recipe) -> RuleFacts:
+    """What a report has to know of a rule, and finds nowhere else."""
+    return RuleFacts(
+        paper=recipe.rule.paper,
+        exact=recipe.rule.exact,
+        personal=recipe.personal,
+        learning_rate=recipe.rule.learning_rate,
+    )
 
 
 def _report(outcome: Outcome, task: Task, record: Record) -> None:
     """The closing table, and the same figures in ``summary.json``."""
     before, after, crossed = outcome.before, outcome.after, record.tally.crossed
-    summary: dict[str, object] = {
-        "rounds": outcome.state.round,
-        "ended": AS_ASKED if outcome.ended is None else TOO_FEW,
-        "bytes_up": crossed["up"],
-        "bytes_down": crossed["down"],
-        "failures": dict(sorted(record.tally.failures.items())),
-        "late": dict(sorted(record.tally.late.items())),
-        "peak_memory": peak_memory(),
-        "adapter": str(record.adapter),
-        "adapter_digest": digest(outcome.state.adapter | outcome.state.offset),
-    }
     if before and after:
         rows = [
             [name, f"{before.nodes[name]:.4g}" if name in before.nodes else "-", f"{figure:.4g}"]
@@ -147,17 +146,31 @@ def _report(outcome: Outcome, task: Task, record: Record) -> None:
         ]
         rows.append(["all nodes", f"{before.overall:.4g}", f"{after.overall:.4g}"])
         record.table(f"held-out {task.metric}", ["", "before", "after"], rows)
-        summary |= {
-            "metric": task.metric,
-            "before": before.nodes | {"all": before.overall},
-            "after": after.nodes | {"all": after.overall},
-        }
         if before.sample:
             record.say(f"before:\n{_indent(before.sample)}\nafter:\n{_indent(after.sample)}")
     record.say(f"bytes that crossed: {size(crossed['up'])} up, {size(crossed['down'])} down")
     if record.adapter.exists():
         record.say(f"adapter: {record.adapter}")
-    record.summarise(summary)
+    record.summarise(_summary(outcome, task, record))
+
+
+def _summary(outcome: Outcome, task: Task, record: Record) -> Summary:
+    before, after, tally = outcome.before, outcome.after, record.tally
+    scored = before is not None and after is not None
+    return Summary(
+        rounds=outcome.state.round,
+        ended=AS_ASKED if outcome.ended is None else TOO_FEW,
+        bytes_up=tally.crossed["up"],
+        bytes_down=tally.crossed["down"],
+        failures=dict(sorted(tally.failures.items())),
+        late=dict(sorted(tally.late.items())),
+        peak_memory=peak_memory(),
+        adapter=str(record.adapter),
+        adapter_digest=digest(outcome.state.adapter | outcome.state.offset),
+        metric=task.metric if scored else None,
+        before=before.with_all if before and scored else None,
+        after=after.with_all if after and scored else None,
+    )
 
 
 def _indent(text: str) -> str:

@@ -8,7 +8,7 @@ from flwr.app import Message, MetricRecord
 from common.error import BouquetError, brief
 from common.tasks import Score, Task
 from server_app.scrutiny import FEWEST
-from strategies.strategy import LARGEST_FIGURE, Metrics, read_metrics
+from strategies.replies import LARGEST_FIGURE, Metrics, read_metrics
 
 MOST = 2**31
 """Of held-out examples or tokens."""

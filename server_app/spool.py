@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import disk
+from common import durable
 from common.adapter.values import Key, Update
 from common.error import DiskError
 
@@ -73,7 +73,7 @@ class Spool:
             self._entries[node] = entry
             return
         torch.cat([tensor.reshape(-1) for tensor in update.tensors.values()], out=self._buffer[:count])
-        with disk.writing("the updates of a round", self._folder / FILE):
+        with durable.writing("the updates of a round", self._folder / FILE):
             _write(self._file, _bytes(self._buffer[: _whole(count)]), self._pages * PAGE)
         self._pages += _whole(count) // PAGE_VALUES
         self._entries[node] = entry
@@ -110,7 +110,7 @@ class Spool:
 
     def __enter__(self) -> Self:
         shutil.rmtree(self._folder, ignore_errors=True)
-        with disk.writing("the updates of a round", self._folder):
+        with durable.writing("the updates of a round", self._folder):
             self._folder.mkdir(parents=True)
             self._file = _open(self._folder / FILE)
         return self

@@ -7,7 +7,6 @@ environment variables (``MLFLOW_TRACKING_URI``, ``WANDB_API_KEY``, ...) in the e
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 
 from common.config.run import RunConfig
 from common.error import BouquetError
+from common.record.event import Event, OfNode
 
 PROJECT = "bouquet"
 # What they tell their makers of this machine.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
-# Every event has them; they are the axes, not figures.
-AXES = {"phase", "round", "elapsed", "node"}
 
 
 class Tracker:
@@ -51,17 +49,12 @@ class Tracker:
                 cure="Set its environment where flower-superexec runs, or leave tracking.to empty.",
             ) from error
 
-    def hear(self, event: Mapping[str, Any]) -> None:
+    def hear(self, event: Event) -> None:
         """Pass an event's numbers on, as ``phase/figure`` or ``phase/figure/node``."""
         # W&B takes no step below one that it has had, and a late reply belongs to an older round.
-        self._step = max(self._step, event["round"])
-        after = f"/{event['node']}" if "node" in event else ""
-        figures = {
-            f"{event['phase']}/{name}{after}": value
-            for name, value in event.items()
-            if name not in AXES and isinstance(value, int | float)
-        }
-        if figures:
+        self._step = max(self._step, event.round)
+        after = f"/{event.node}" if isinstance(event, OfNode) else ""
+        if figures := {f"{event.phase}/{name}{after}": value for name, value in event.figures.items()}:
             self._tracker.log(figures, step=self._step)
 
     def close(self) -> None:

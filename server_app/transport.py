@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from common import wire
+from common.record.events import Late
 from server_app.record import Record, few
-from strategies.strategy import explained
+from strategies.replies import explained
 
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 60.0
@@ -93,9 +95,14 @@ class Transport:
         name, phase, draw = self._overdue.pop(message_id, ("", "", 0))
         if name and not reply.has_error():
             said = f"replied to {phase} of round {draw} after its deadline: not used"
-            self._record.note("late", draw, name, said, during=phase)
+            self._record.note(Late(round=draw, node=name, during=phase), said)
 
 
 def is_unsent(message_id: str) -> bool:
     """Whether :meth:`Transport.push` could not send a message."""
     return message_id.startswith(UNSENT)
+
+
+def state_bytes(message: Message) -> int:
+    """The bytes of the state in a message, as they travel."""
+    return wire.payload_bytes(message.content.array_records["state"])

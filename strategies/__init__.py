@@ -1,11 +1,26 @@
 """The methods: one room an axis, one file a member; and the recipe that is made of them.
 
-Importing it loads no Flower; ``strategies.strategy`` does.
+Importing it loads no Flower. The strategies do, when one is asked for: ``from strategies import FFALoraStrategy``.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from strategies.recipe import Recipe
 from strategies.registries import AXES, read_config
 from strategies.rules import RULES
 from strategies.rules.rule import Rule
 
-__all__ = ["AXES", "RULES", "Recipe", "Rule", "read_config"]
+if TYPE_CHECKING:
+    from strategies.strategy import LoraStrategy
+
+__all__ = ["AXES", "RULES", "LoraStrategy", "Recipe", "Rule", "read_config"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LoraStrategy" or name.endswith("Strategy"):
+        from strategies import strategy
+
+        found = {"LoraStrategy": strategy.LoraStrategy, **strategy.STRATEGIES}
+        if name in found:
+            return found[name]
+    raise AttributeError(f"module 'strategies' has no attribute '{name}'")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from common.error import BouquetError
 from common.method import AUTO
+from strategies.gradients import GRADIENTS
 from strategies.means import Weighted
 from strategies.rules import RULES
 from strategies.rules.rule import MeanRule
@@ -84,6 +85,10 @@ def _check_node(recipe: Recipe) -> None:
         )
 
 
+def _of_gradients(private: bool) -> str:
+    return " or ".join(name for name, gradient in GRADIENTS.items() if gradient.private == private)
+
+
 def _averages_what_it_trains(recipe: Recipe) -> bool:
     """Whether the mean is of the very tensors that a node has trained, but for those that it keeps."""
     rule, kept = recipe.rule, frozenset().union(*(keep.parts for keep in recipe.keeps))
@@ -97,7 +102,7 @@ def _check_privacy(recipe: Recipe) -> None:
         raise BouquetError(
             "a gradient that does not fit the privacy mode",
             where=f"gradient.name, privacy.mode = '{privacy.mode}'",
-            expected="fast or hooks, which clip every example" if privacy.per_example else "backward",
+            expected=_of_gradients(private=privacy.per_example),
             got=recipe.gradient.name,
         )
     if privacy.on and (recipe.objective.passes > 1 or recipe.objective.remembers):
@@ -127,6 +132,6 @@ def _check_privacy(recipe: Recipe) -> None:
         raise BouquetError(
             f"with the rule '{name}' the size of a message tells what a node learned, and no noise covers a size",
             where="privacy.mode = 'update-local'",
-            expected="a rule, or hyperparameters of it, by which all updates have one size",
+            expected=rule.shrinks,
             cure="Choose another rule, or privacy.mode = 'example', whose training is private as a whole.",
         )

@@ -8,12 +8,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from common import tasks
 from common.adapter.draws import layer_seed, normal
 from common.adapter.spec import Spec
 from common.adapter.structure import Structure
 from common.adapter.values import FACTORS, HEAD, Key, State, Tensors, Update, check_values
 from common.config.run import RunConfig
-from common.tasks import TASKS
 from strategies import laws
 from strategies.gradients import GRADIENTS, Backward, Gradient
 from strategies.inits import INITS, Drawn, GradientInit, Init
@@ -87,8 +87,7 @@ class Recipe:
     @property
     def own_models(self) -> bool:
         """Whether each node has a model of its own: a personal adapter, or a head that stays."""
-        own_head = self.config.task.head == "local" and TASKS[self.config.task.name].sequence_classification
-        return own_head or self.personal
+        return self.personal or _own_heads(self.config)
 
     @cached_property
     def constant(self) -> frozenset[str]:
@@ -197,5 +196,8 @@ class Recipe:
 
 def own_models(config: RunConfig) -> bool:
     """Whether each node of a run has a model of its own, and the run has none."""
-    own_head = config.task.head == "local" and TASKS[config.task.name].sequence_classification
-    return own_head or KEEPS[chosen(config.methods, "keep", RULES[config.rule].keeps)]().personal
+    return _own_heads(config) or KEEPS[chosen(config.methods, "keep", RULES[config.rule].keeps)]().personal
+
+
+def _own_heads(config: RunConfig) -> bool:
+    return config.task.head == "local" and tasks.classes(config.task) > 0

@@ -8,7 +8,7 @@ from common.config.renamed import renamed
 from common.config.run import RunConfig
 from common.method import AUTO, Option, Registry
 from common.tasks import TASKS
-from common.wire.codec import CODECS
+from common.wire.codecs import CODECS
 from strategies.gradients import GRADIENTS
 from strategies.inits import INITS
 from strategies.keeps import KEEPS

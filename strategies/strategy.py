@@ -11,8 +11,9 @@ Bouquet's own round loop uses the same messages and the same checks, with a dead
 import random
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from logging import INFO, WARNING
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -23,16 +24,17 @@ from flwr.supercore import log
 from common import wire
 from common.adapter.spec import Spec
 from common.adapter.values import State, Tensors, Update, check_values
-from common.error import BouquetError, RefusalError, brief
+from common.error import BouquetError, brief
 from strategies.private_mean import PrivateMean
 from strategies.recipe import Recipe
+from strategies.registries import read_config
+from strategies.replies import Metrics, explained, mean_metrics, raise_failure, read_metrics
+from strategies.rules import RULES
+from strategies.rules.rule import Rule
 
-# Characters of a node's own explanation; a traceback's last frames fit.
-MAX_REASON = 4000
-# What a figure may be: a count, a loss, seconds or bytes.
-LARGEST_FIGURE = 2.0**53
+OPTIONS = {"fraction_train", "fraction_evaluate", "min_available_nodes", "private_mean", "weigh"}
+"""What every strategy takes beside its rule's own."""
 
-Metrics = dict[str, float]
 Weigh = Callable[[str], float]
 """A node's weight in the mean, by its name."""
 
@@ -239,6 +241,36 @@ class LoraStrategy(Strategy):
         return self.messages(message_type, state, chosen, config=config)
 
 
+def strategy_class(kind: type[Rule]) -> type[LoraStrategy]:
+    """Flower's strategy of one rule: :class:`LoraStrategy`, with the rule's hyperparameters as its own options.
+
+    Its further options are ``mean`` and ``optimizer`` where the rule only averages, and those of the run config that
+    both sides must have alike: ``seed``, ``head``, ``codec_down``, ``codec_up``.
+    """
+    own = {field.name: field.default for field in fields(kind)}
+
+    class OneRule(LoraStrategy):
+        def __init__(
+            self,
+            *,
+            seed: int = 0,
+            head: str = "shared",
+            codec_down: str = "fp32",
+            codec_up: str = "fp32",
+            **options: Any,
+        ) -> None:
+            if unknown := options.keys() - own.keys() - OPTIONS:
+                raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}")
+            flat = {"seed": seed, "task.head": head, "wire.down": codec_down, "wire.up": codec_up}
+            rule = kind(**{name: value for name, value in options.items() if name in own})
+            rest = {name: value for name, value in options.items() if name not in own}
+            super().__init__(Recipe.around(rule, read_config({**flat, "rule.name": kind.name})), **rest)
+
+    OneRule.__name__ = OneRule.__qualname__ = f"{kind.__name__}Strategy"
+    OneRule.__doc__ = f"{(kind.__doc__ or kind.name).strip()}\n\nThe rule '{kind.name}', {kind.paper}."
+    return OneRule
+
+
 def share_of(nodes: int, fraction: float) -> int:
     """How many of ``nodes`` a sample takes; at least one."""
     return max(1, int(fraction * nodes + 0.5))
@@ -249,64 +281,6 @@ def choose(nodes: Sequence[int], fraction: float, seed: int, round: int) -> list
     size = share_of(len(nodes), fraction)
     picked = set(random.Random(f"{seed}/{round}").sample(range(len(nodes)), size))
     return [node for index, node in enumerate(nodes) if index in picked]
-
-
-def explained(refusal: Exception) -> str:
-    """Why a reply is refused: our own words, or, of what broke on it unforeseen, the kind and the beginning."""
-    if isinstance(refusal, BouquetError):
-        return str(refusal)
-    return f"a reply that cannot be read: {type(refusal).__name__}: {str(refusal)[:200]}"
-
-
-def raise_failure(message: Message) -> None:
-    """Raise :class:`BouquetError` if a reply reports an error of Flower's or of the node's app.
-
-    It is a :class:`RefusalError` where asking again will not help.
-    """
-    if message.has_error():
-        reason = (message.error.reason or "no reason given").strip()[:MAX_REASON]
-        raise BouquetError(f"Flower error {message.error.code}", got=reason)
-    failure = message.content.config_records.get("failure")
-    if failure is not None:
-        reason = brief(failure.get("reason", "no reason given"), MAX_REASON)
-        raise (RefusalError if failure.get("refused") is True else BouquetError)(reason)
-
-
-def read_metrics(message: Message, *needed: str, least: float = 0.0) -> Metrics:
-    """The metrics of a reply, each of them at least ``least``.
-
-    Raises :class:`BouquetError` if one that is needed is missing, or one is not such a number.
-    """
-    record = message.content.metric_records.get("metrics")
-    if record is None:
-        got = brief(", ".join(message.content)) or "nothing"
-        raise BouquetError("a reply without metrics", expected="a record 'metrics'", got=got)
-    metrics: Metrics = {}
-    for name, value in record.items():
-        if isinstance(value, list) or not least <= value <= LARGEST_FIGURE:
-            raise BouquetError(
-                "a metric is not a number",
-                where=brief(name),
-                expected=f"one number from {least:g} to {LARGEST_FIGURE:g}",
-                got=brief(value),
-            )
-        metrics[name] = value
-    if missing := [name for name in needed if name not in metrics]:
-        raise BouquetError("a reply lacks metrics", expected=", ".join(needed), got=f"none named {', '.join(missing)}")
-    return metrics
-
-
-def mean_metrics(weighted: Sequence[tuple[float, Metrics]]) -> Metrics:
-    """The weighted mean of every metric that most of them have, over those that have it."""
-    told: dict[str, list[tuple[float, float]]] = {}
-    for weight, metrics in weighted:
-        for name, value in metrics.items():
-            told.setdefault(name, []).append((weight, value))
-    return {
-        name: sum(weight * value for weight, value in values) / sum(weight for weight, _ in values)
-        for name, values in told.items()
-        if 2 * len(values) > len(weighted)
-    }
 
 
 def _check_sent(view: State, update: Update) -> None:
@@ -320,3 +294,9 @@ def _check_sent(view: State, update: Update) -> None:
         raise BouquetError(
             "an update of a larger rank than was sent", expected=f"at most {view.rank}", got=str(update.rank)
         )
+
+
+STRATEGIES: Mapping[str, type[LoraStrategy]] = {
+    f"{kind.__name__}Strategy": strategy_class(kind) for kind in RULES.values()
+}
+"""A strategy for every rule, by its name: ``FFALoraStrategy``."""

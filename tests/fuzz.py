@@ -24,7 +24,7 @@ from common.adapter.values import Key, LayerShape, check_range
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.wire import message as wire
-from common.wire.codec import CODECS
+from common.wire.codecs import CODECS
 from strategies import Recipe, Rule
 from strategies.rules import FLASC, FedIT, FedPLora, FLora, Ravan
 from strategies.strategy import LoraStrategy

@@ -27,6 +27,14 @@ class Key(NamedTuple):
     def __str__(self) -> str:
         return f"{self.layer}:{self.part}"
 
+    @classmethod
+    def parse(cls, text: str) -> "Key":
+        """The key that is written ``layer:part``. Raises :class:`BouquetError` where ``text`` is none."""
+        layer, _, part = text.rpartition(":")
+        if not (layer and part):
+            raise BouquetError("a tensor without a layer or a part", expected="a name layer:part", got=text[:80])
+        return cls(layer, part)
+
 
 Tensors = dict[Key, Tensor]
 

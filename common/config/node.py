@@ -11,7 +11,6 @@ from pydantic_core import PydanticCustomError
 from common.config.ranges import Count, CountOrOff, Delta, NodeName, NonNegative, Positive
 from common.config.section import Section, validate
 from common.error import BouquetError
-from common.privacy import ledger
 
 STATE_DIRECTORY = Path.home() / ".bouquet" / "state"
 
@@ -90,4 +89,9 @@ class NodeConfig(Section):
     @property
     def witness(self) -> Path:
         """The file that holds the newest row of the ledger, outside its folder."""
-        return Path(self.privacy_witness).expanduser() if self.privacy_witness else ledger.witness_of(self.ledger)
+        return Path(self.privacy_witness).expanduser() if self.privacy_witness else witness_of(self.ledger)
+
+
+def witness_of(directory: Path) -> Path:
+    """Where the witness of a state directory lies unless another place is named: beside the folder, not in it."""
+    return directory.with_name(f"{directory.name}.witness") / "head"

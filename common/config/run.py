@@ -41,6 +41,11 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     pooling: Literal["default", "mean"] = "default"
 
+    @property
+    def pooled(self) -> bool:
+        """Whether a classifier reads the mean of the tokens."""
+        return self.pooling == "mean"
+
 
 class LoraConfig(Section):
     """The trained adapter. ``targets`` is ``all-linear`` or a comma-separated list of module names."""
@@ -258,16 +263,16 @@ class RunConfig(Section):
 
     def unprivate(self) -> list[str]:
         """What contradicts ``privacy.mode``: settings by which numbers would leave that no noise covers."""
-        if self.privacy.mode == "none":
+        if not self.privacy.on:
             return []
         mistakes = []
         if self.train.weighting == "examples":
             mistakes.append("train.weighting: expected 'uniform' or 'declared' in a private run, got 'examples'")
-        if self.privacy.mode == "example" and not self.train.steps:
+        if self.privacy.per_example and not self.train.steps:
             mistakes.append("train.steps: expected 1 or more in a private run, got 0, which counts a node's examples")
-        if self.privacy.clip_quantile and (self.privacy.mode, self.privacy.clipping) != ("example", "flat"):
+        if self.privacy.clip_quantile and not (self.privacy.per_example and self.privacy.clipping == "flat"):
             mistakes.append("privacy.clip-quantile: expected 0 but where privacy.mode is 'example' and clipping 'flat'")
-        if self.privacy.score_noise and self.privacy.mode != "example":
+        if self.privacy.score_noise and not self.privacy.per_example:
             mistakes.append("privacy.score-noise: expected 0 where privacy.mode is not 'example'")
         if self.data.pooled:
             mistakes.append("data.pooled: expected false in a private run, got true, which no node's budget covers")

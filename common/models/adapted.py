@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from common import tasks
 from common.adapter.lora import Lora
 from common.adapter.spec import Spec
 from common.adapter.structure import Pair, Structure
@@ -24,7 +25,7 @@ from common.adapter.values import HEAD, Key, LayerShape, Tensors, check_shapes
 from common.config.run import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
 from common.models import base, head
-from common.tasks import TASKS, Batch, Example, Score, Task
+from common.tasks import Batch, Example, Score, Task
 
 PREFIX = "base_model.model."
 PLAIN = Lora()
@@ -33,7 +34,7 @@ PARTS = {"weight": "W", "bias": "b"}
 
 def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig, structure: Structure = PLAIN) -> Spec:
     """The adapter's shapes, worked out on the meta device: no weight is loaded."""
-    return LoraModel(base.skeleton(model, classes(task)), lora, structure).spec
+    return LoraModel(base.skeleton(model, tasks.classes(task)), lora, structure).spec
 
 
 @lru_cache(maxsize=1)
@@ -49,12 +50,7 @@ def load(
 
     Not from one privacy ``mode`` to another: some models keep in buffers what they have seen.
     """
-    return LoraModel(base.load(model, classes(task), base.find_device(device)), lora, structure)
-
-
-def classes(task: TaskConfig) -> int:
-    """The classes that the base model's head must tell apart; 0 for a language model."""
-    return task.labels if TASKS[task.name].sequence_classification else 0
+    return LoraModel(base.load(model, tasks.classes(task), base.find_device(device)), lora, structure)
 
 
 def is_transposed(network: nn.Module) -> bool:

@@ -164,7 +164,7 @@ def _folder(model: ModelConfig, **options: Any) -> Path:
 
 def _auto(model: ModelConfig, classes: int) -> Any:
     """Transformers' class for the model: an encoder alone where the head is ours."""
-    if model.pooling == "default":
+    if not model.pooled:
         return AutoModelForSequenceClassification if classes else AutoModelForCausalLM
     if not classes:
         raise BouquetError(
@@ -176,7 +176,7 @@ def _auto(model: ModelConfig, classes: int) -> Any:
 def _config(model: ModelConfig, classes: int) -> Any:
     """Transformers' config of the model, for so many classes. Raises :class:`BouquetError` for what cannot be used."""
     config = _from_hub(AutoConfig, model)
-    if model.pooling == "default":
+    if not model.pooled:
         support.check(config, classes, model.name)
     if classes:
         config.num_labels = classes

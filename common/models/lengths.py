@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from common import tasks
-from common.config.run import ModelConfig, TaskConfig
+from common.config.run import ModelConfig, RunConfig, TaskConfig
 from common.error import BouquetError
 from common.models import base
 from common.sources.records import Placed
@@ -46,6 +46,11 @@ def bounded(task: TaskConfig, model: ModelConfig, *, private: bool) -> TaskConfi
     else:
         most = min(positions or SHORT, SHORT) if private else min(positions or LONGEST, LONGEST)
     return task.model_copy(update={"max_length": most})
+
+
+def widest(config: RunConfig) -> Task:
+    """The task of a run, with the most tokens that an example may have."""
+    return tasks.build(bounded(config.task, config.model, private=config.privacy.on))
 
 
 def fitted(task: TaskConfig, model: ModelConfig, found: Sequence[Placed], tokenizer: "PreTrainedTokenizerBase") -> Task:

@@ -132,7 +132,7 @@ def plan(privacy: PrivacyConfig, records: int, steps_per_round: int, rounds: int
 
     Its noise is ``privacy.noise_multiplier`` where that is set; else as much as ``privacy.epsilon`` asks for.
     """
-    whole_change = privacy.mode != "example"
+    whole_change = not privacy.per_example
     sample_rate = 1.0 if whole_change else min(1.0, privacy.expected_batch / records)
     steps = 1 if whole_change else steps_per_round
     beside = [Release(privacy.score_noise, 1.0, scores)] if privacy.score_noise and scores else []

@@ -18,8 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
-from common import owned
-from common.disk import OF_A_NODE
+from common import durable, owned
 from common.error import BouquetError, DiskError, RefusalError
 from common.privacy.accounting import Accountant, Release
 from common.privacy.dataset import DataSet as DataSet
@@ -121,11 +120,6 @@ class Book:
 def path(directory: Path) -> Path:
     """The ledger's file in a node's state directory."""
     return directory / "ledger.sqlite"
-
-
-def witness_of(directory: Path) -> Path:
-    """Where the witness of a state directory lies unless another place is named: beside the folder, not in it."""
-    return directory.with_name(f"{directory.name}.witness") / "head"
 
 
 def existing(directory: Path, witness: Path) -> Book:
@@ -239,7 +233,7 @@ def _testify(witness: Path, head: Head) -> None:
     try:
         if not witness.parent.exists():
             owned.make_folder(witness.parent)
-        owned.write(witness, f"{head}\n")
+        durable.write(witness, f"{head}\n", durable.PRIVATE)
     except OSError as error:
         raise RefusalError(
             "the witness of the privacy ledger cannot be written",
@@ -290,7 +284,7 @@ def _connect(file: Path) -> Iterator[sqlite3.Connection]:
             yield connection
     except sqlite3.Error as error:
         full = getattr(error, "sqlite_errorcode", 0) & 0xFF in OF_THE_DISK
-        kind, done, cure = (DiskError, "written", OF_A_NODE) if full else (RefusalError, "read", LOST)
+        kind, done, cure = (DiskError, "written", durable.OF_A_NODE) if full else (RefusalError, "read", LOST)
         raise kind(f"the privacy ledger cannot be {done}", where=str(file), got=str(error), cure=cure) from error
 
 

@@ -7,7 +7,6 @@ used.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from common import disk
+from common import durable
 from common.adapter.algebra import digest
 from common.adapter.values import OFFSET, Key, State, Tensors
 from common.error import BouquetError
@@ -46,8 +44,10 @@ def save(folder: Path, state: State, rule: str) -> Path:
     facts = {"format": FORMAT, "round": state.round, "scale": state.scale, "rule": rule, "seed": state.seed}
     metadata = {"bouquet": json.dumps(facts), "digest": _digest(facts, tensors)}
     file = file_of(folder, state.round)
-    with disk.writing("a checkpoint", file):
-        _write(file, {str(key): tensor.contiguous() for key, tensor in tensors.items()}, metadata)
+    with durable.writing("a checkpoint", file):
+        folder.mkdir(parents=True, exist_ok=True)
+        with durable.replacing(file) as building:
+            save_file({str(key): tensor.contiguous() for key, tensor in tensors.items()}, building, metadata=metadata)
     return file
 
 
@@ -94,18 +94,6 @@ def latest(folder: Path, rule: str) -> State | None:
     return None
 
 
-def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    building = file.with_suffix(".building")
-    save_file(tensors, building, metadata=metadata)
-    with building.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(building, file)
-    directory = os.open(file.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
-
-
 def _read(file: Path) -> tuple[dict[str, Any], Tensors]:
     """The facts and the tensors of a file whose digest is right."""
     with safe_open(file, framework="pt") as opened:
@@ -119,7 +107,7 @@ def _read(file: Path) -> tuple[dict[str, Any], Tensors]:
                 got=str(found),
                 cure="Use the release that wrote it, or export the run's adapter folder.",
             )
-        tensors = {Key(*name.rsplit(":", 1)): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = {Key.parse(name): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if _digest(facts, tensors) != metadata.get("digest"):
         raise BouquetError("a checkpoint is damaged", where=str(file), expected="the digest it was written with")
     return facts, tensors

@@ -23,14 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad
 
-from common.adapter.lora import Lora
+from common import tasks
 from common.adapter import structures
+from common.adapter.lora import Lora
 from common.adapter.structures import stacked
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import adapted, base
-from common.tasks import TASKS
 
 SUFFIX = {"A": "lora_A.weight", "B": "lora_B.weight", "W": "weight", "b": "bias"}
 ABOUT = "bouquet.json"
@@ -57,7 +57,7 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
         head = {key: tensor for key, tensor in state.adapter.items() if key.part in HEAD}
     factors = {key: tensor for key, tensor in state.adapter.items() if key.part not in HEAD}
     folder.mkdir(parents=True, exist_ok=True)
-    if config.model.pooling == "mean":
+    if config.model.pooled:
         if head:
             _save(folder / "head.safetensors", head)
         head = {}
@@ -70,7 +70,7 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
         task_type=_task_type(config),
         base_model_name_or_path=base.location(config.model.name),
         revision=config.model.revision,
-        fan_in_fan_out=adapted.is_transposed(base.skeleton(config.model, adapted.classes(config.task))),
+        fan_in_fan_out=adapted.is_transposed(base.skeleton(config.model, tasks.classes(config.task))),
         inference_mode=True,
     )
     settings.save_pretrained(str(folder))
@@ -134,9 +134,9 @@ def _modules(head: Tensors, factors: Tensors) -> list[str] | None:
 
 
 def _task_type(config: RunConfig) -> str:
-    if config.model.pooling == "mean":
+    if config.model.pooled:
         return "FEATURE_EXTRACTION"
-    return "SEQ_CLS" if TASKS[config.task.name].sequence_classification else "CAUSAL_LM"
+    return "SEQ_CLS" if tasks.classes(config.task) else "CAUSAL_LM"
 
 
 def _save(file: Path, tensors: Tensors, prefix: str = "") -> None:

@@ -1,39 +1,45 @@
-"""A run directory, read.
+"""A run directory, read: the one reader of what ``server_app/record.py`` writes.
 
-``server_app/record.py`` writes it. A run may be under way, broken off, gone on with, or older than this code, so
-anything may be missing: what is not there is empty or None, and a line that cannot be read is counted and passed over.
+A run may be under way, broken off, resumed, or older than this code, so anything may be missing: what is not there is
+empty or None, and a line that cannot be read is counted and passed over.
 """
 
-import fcntl
-import json
-import math
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
-from common import disk
 from common.error import BouquetError
+from common.json_files import filled, number, read_lines
+from common.record.directory import CONFIG, METRICS, Settings, Summary, find, is_run, is_running
+from common.record.event import Event, OfNode
+from common.record.events import (
+    Against,
+    AggregationError,
+    Asked,
+    Camps,
+    Central,
+    Evaluate,
+    Failure,
+    HeldOut,
+    Late,
+    Merge,
+    Opened,
+    RuleFacts,
+    Start,
+    Stopped,
+    Train,
+    from_line,
+)
 
-DEFAULT_DIRECTORY = Path.home() / ".bouquet" / "runs"
-CONFIG, METRICS, SUMMARY, SAID, CHECKPOINTS = "config.json", "metrics.jsonl", "summary.json", "run.log", "checkpoints"
-
-AS_ASKED, TOO_FEW, BROKEN_OFF = "as asked", "too few nodes", "broken off"
-"""How a run has ended, in its summary and in the event that says why it was stopped."""
-
-Event = dict[str, Any]
+E = TypeVar("E", bound=Event)
+N = TypeVar("N", bound=OfNode)
 RunState = Literal["running", "finished", "broken off"]
 
-# What every line of scores has beside the score itself.
-BESIDE_THE_SCORE = {"phase", "round", "elapsed", "loss", "seconds"}
-# Lines of the record that are parsed in one call.
-READ_TOGETHER = 1000
 # What an attempt at a round leaves that the next attempt makes void.
-OF_AN_ATTEMPT = {"train", "merge", "aggregation-error", "against", "camps"}
+OF_AN_ATTEMPT = (Train, Merge, AggregationError, Against, Camps)
 
 
 class Tally:
@@ -48,24 +54,30 @@ class Tally:
         self.failures: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
 
-    def hear(self, event: Mapping[str, Any]) -> None:
+    def hear(self, event: Event) -> None:
         """Add one event."""
-        if "node" not in event:  # a node's own bytes are in its round's
-            for way in self.crossed:
-                self.crossed[way] += int(number(event, f"bytes_{way}") or 0)
-        elif event["phase"] in {"failure", "late"}:
-            (self.failures if event["phase"] == "failure" else self.late)[str(event["node"])] += 1
+        for way, size in event.crossed.items():
+            self.crossed[way] += size
+        if isinstance(event, Failure):
+            self.failures[event.node] += 1
+        elif isinstance(event, Late):
+            self.late[event.node] += 1
+
+
+def read_events(folder: Path) -> tuple[tuple[Event, ...], int]:
+    """The events of the run directory ``folder``, in order, and how many lines cannot be read."""
+    found = [None if line is None else from_line(line) for line in read_lines(folder / METRICS)]
+    events = tuple(event for event in found if event is not None)
+    return events, len(found) - len(events)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its directory has it. ``summary`` is empty until it is finished; ``torn`` counts unreadable lines."""
+    """One run as its directory has it. ``summary`` is None until it is finished; ``torn`` counts unreadable lines."""
 
     folder: Path
-    config: Mapping[str, Any]
-    versions: Mapping[str, Any]
-    code: str
-    summary: Mapping[str, Any]
+    settings: Settings
+    summary: Summary | None
     events: tuple[Event, ...]
     torn: int
     running: bool
@@ -82,11 +94,9 @@ class Run:
                 got=f"a folder of {len(inside)} runs" if inside else "another folder" if folder.is_dir() else "nothing",
                 cure=f"Name one of them, such as {folder / inside[-1]}." if inside else "bouquet runs lists the runs.",
             )
-        settings, summary = _json(folder / CONFIG), _json(folder / SUMMARY)
-        events, torn = read_events(folder / METRICS)
-        config, versions = (mapping(settings.get(part)) for part in ("config", "versions"))
-        code = str(settings.get("code", ""))
-        return cls(folder, config, versions, code, summary, events, torn, is_running(folder))
+        # A run that ends meanwhile has its summary before it is no longer under way.
+        running = is_running(folder)
+        return cls(folder, Settings.read(folder), Summary.read(folder), *read_events(folder), running)
 
     @property
     def name(self) -> str:
@@ -94,20 +104,20 @@ class Run:
         return self.folder.resolve().name
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """The whole config of the run, by key."""
+        return self.settings.config
+
+    @property
     def state(self) -> RunState:
         """Whether it is under way, by the lock of the process that writes it, or has its closing figures."""
         return "running" if self.running else "finished" if self.summary else "broken off"
 
     @property
-    def reason(self) -> str:
-        """Why it was broken off, where that could still be written down."""
-        last = self.events[-1] if self.events else {}
-        return str(last.get("reason", "")) if last.get("phase") == "stopped" else ""
-
-    @property
-    def too_few(self) -> bool:
-        """Whether it ended because too few nodes were there."""
-        return bool(self.events) and self.events[-1].get("ended") == TOO_FEW
+    def stopped(self) -> Stopped | None:
+        """How and why it was broken off, where that could still be written down."""
+        last = self.events[-1] if self.events else None
+        return last if isinstance(last, Stopped) else None
 
     @property
     def private(self) -> bool:
@@ -122,12 +132,12 @@ class Run:
     @property
     def done(self) -> int:
         """The last round that is finished."""
-        return max(self.by_round("merge"), default=0)
+        return max(self.by_round(Merge), default=0)
 
     @property
     def exported(self) -> int:
         """The round whose model it has left; the last one that is finished where that is not known."""
-        return int(number(self.summary, "rounds") or self.done)
+        return (self.summary and self.summary.rounds) or self.done
 
     @cached_property
     def counted(self) -> tuple[Event, ...]:
@@ -136,13 +146,13 @@ class Run:
         # Where the events of the last attempt at each round are.
         attempts: dict[int, list[int]] = {}
         for event in self.events:
-            phase, turn = event["phase"], event["round"]
-            if phase == "asked":
+            turn = event.round
+            if isinstance(event, Asked):
                 for place in attempts.pop(turn, []):
                     kept[place] = None
-            elif phase == "start":
-                kept = [old if old and (old["round"] <= turn or old["phase"] == "failure") else None for old in kept]
-            if phase in OF_AN_ATTEMPT:
+            elif isinstance(event, Start):
+                kept = [old if old and (old.round <= turn or isinstance(old, Failure)) else None for old in kept]
+            elif isinstance(event, OF_AN_ATTEMPT):
                 attempts.setdefault(turn, []).append(len(kept))
             kept.append(event)
         return tuple(event for event in kept if event is not None)
@@ -150,46 +160,64 @@ class Run:
     @cached_property
     def nodes(self) -> list[str]:
         """Every node that has taken part, by name."""
-        asked = {name for event in self.all("asked") for name in names(event)}
-        told = (event for phase in ("train", "evaluate") for event in self.all(phase))
-        return sorted(asked | {str(event["node"]) for event in told if "node" in event})
+        asked = {name for event in self.all(Asked) for name in event.nodes}
+        return sorted(asked | {event.node for event in self.events if isinstance(event, Train | Evaluate)} - {""})
 
-    def by_round(self, phase: str) -> dict[int, Event]:
-        """The events of a phase that has one a round; the last counts."""
-        return {event["round"]: event for event in self.counted if event["phase"] == phase}
+    def by_round(self, kind: type[E]) -> dict[int, E]:
+        """The events of a kind that has one a round; the last counts."""
+        return {event.round: event for event in self.counted if isinstance(event, kind)}
 
-    def by_node(self, phase: str) -> dict[str, dict[int, Event]]:
-        """The events of a phase that has one a node and round; the last counts."""
-        found: dict[str, dict[int, Event]] = {}
+    def by_node(self, kind: type[N]) -> dict[str, dict[int, N]]:
+        """The events of a kind that has one a node and round; the last counts."""
+        found: dict[str, dict[int, N]] = {}
         for event in self.counted:
-            if event["phase"] == phase and "node" in event:
-                found.setdefault(str(event["node"]), {})[event["round"]] = event
+            if isinstance(event, kind) and event.node:
+                found.setdefault(event.node, {})[event.round] = event
         return found
 
-    def all(self, phase: str) -> list[Event]:
-        """Every event of a phase, whether its round counted or not."""
-        return [event for event in self.events if event["phase"] == phase]
+    def all(self, kind: type[E]) -> list[E]:
+        """Every event of a kind, whether its round counted or not."""
+        return [event for event in self.events if isinstance(event, kind)]
 
-    def history(self, phase: str, key: str) -> dict[int, float]:
-        """A figure by round."""
-        found = {turn: number(event, key) for turn, event in sorted(self.by_round(phase).items())}
-        return {turn: value for turn, value in found.items() if value is not None}
+    def history(self, kind: type[E], figure: Callable[[E], float | None]) -> dict[int, float]:
+        """A figure by round, where it is known."""
+        return figures(self.by_round(kind), figure)
 
     @cached_property
-    def rule(self) -> Mapping[str, Any]:
-        """What the rule says of itself: ``paper``, ``exact``, ``personal``, ``formulas``, ``learning_rate``."""
-        return next((mapping(event.get("rule")) for event in self.all("start")), {})
+    def rule(self) -> RuleFacts:
+        """What the rule says of itself; nothing before the run has started."""
+        return next((event.rule for event in self.all(Start)), filled(RuleFacts, {}))
 
     @cached_property
     def metric(self) -> str:
         """What held-out examples are scored by; empty where none was."""
-        scored = [event for phase in ("heldout", "central") for event in self.all(phase)]
-        return next((key for event in scored for key in event if key not in BESIDE_THE_SCORE), "")
+        scored = [*self.all(HeldOut), *self.all(Central)]
+        return next((event.metric for event in scored if event.metric), "")
 
     @cached_property
+    def held_out(self) -> dict[int, float]:
+        """The score over the nodes by round, 0 before training."""
+        return self.history(HeldOut, lambda event: event.score)
+
+    @cached_property
+    def central(self) -> dict[int, float]:
+        """The score on the coordinator's own examples by round, 0 before training."""
+        return self.history(Central, lambda event: event.score)
+
+    @property
     def scores(self) -> dict[int, float]:
-        """The overall score by round, 0 before training: over the nodes, or centrally where they do not score."""
-        return self.history("heldout", self.metric) or self.history("central", self.metric)
+        """The overall score by round: over the nodes, or centrally where they do not score."""
+        return self.held_out or self.central
+
+    @cached_property
+    def losses(self) -> dict[int, float]:
+        """The mean loss of training by round."""
+        return self.history(Merge, lambda event: event.loss)
+
+    @cached_property
+    def lost(self) -> dict[int, float]:
+        """The share of the nodes' mean update that merging has lost, by round."""
+        return self.history(AggregationError, lambda event: event.overall)
 
     @cached_property
     def tally(self) -> Tally:
@@ -201,29 +229,30 @@ class Run:
 
     def trained(self, way: str, *, by_formula: bool = False) -> float:
         """Bytes of training in the rounds that count, as measured or by the rule's formula."""
-        return sum(self.history("merge", f"formula_{way}" if by_formula else f"bytes_{way}").values())
+        merges = self.by_round(Merge).values()
+        return sum((merge.formula if by_formula else merge.crossed)[way] for merge in merges)
 
     @property
     def seconds(self) -> float:
         """How long it ran: from the start of each of its sessions to the session's last line."""
         total = before = 0.0
         for event in self.events:
-            now = number(event, "elapsed") or 0.0
-            if event["phase"] == "opened":
+            now = event.elapsed
+            if isinstance(event, Opened):
                 before = 0.0
             total, before = total + (now - before if now >= before else now), now
         return total
 
     @property
     def session(self) -> tuple[Event, ...]:
-        """The events since the run was last started or gone on with."""
-        first = max((index for index, event in enumerate(self.events) if event["phase"] == "opened"), default=0)
+        """The events since the run was last started or resumed."""
+        first = max((index for index, event in enumerate(self.events) if isinstance(event, Opened)), default=0)
         return self.events[first:]
 
     @property
     def marks(self) -> list[float]:
         """Seconds into this session at which it began its rounds, and at which each was finished."""
-        return [number(event, "elapsed") or 0.0 for event in self.session if event["phase"] in {"start", "merge"}]
+        return [event.elapsed for event in self.session if isinstance(event, Start | Merge)]
 
     @property
     def pace(self) -> float | None:
@@ -232,115 +261,7 @@ class Run:
         return (marks[-1] - marks[0]) / (len(marks) - 1) if len(marks) > 1 else None
 
 
-def name_of_now(number: int) -> str:
-    """The name of a run that was given none: the time, and the end of a ``number`` of its own."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{number % 10**6:06d}"
-
-
-def make_folder(folder: Path, *, resume: bool) -> None:
-    """The directory of a run to come.
-
-    Raises :class:`BouquetError` where another run is, unless it is gone on with, and where the disk does not take it.
-    """
-    if (folder / CHECKPOINTS).is_dir() and not resume:
-        raise BouquetError(
-            "there is a run of this name already",
-            where=str(folder),
-            cure="Choose another run-name, or set resume = true to continue it.",
-        )
-    with disk.writing("a run directory", folder, "Choose another run-directory (bouquet run --directory) or run-name."):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run directory."""
-    return (folder / CONFIG).is_file() and (folder / METRICS).is_file()
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process writes a run directory: its metrics are locked by another opening of the file."""
-    with (folder / METRICS).open("rb") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def find(folder: Path) -> list[Path]:
-    """The run directories in a folder, the one that was written to last at the end."""
-    return sorted((run for run in folder.iterdir() if is_run(run)), key=lambda run: (run / METRICS).stat().st_mtime)
-
-
-def printable(text: str) -> str:
-    """What another machine wrote, without anything that steers a terminal or hides in a page; line ends stay."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\N{REPLACEMENT CHARACTER}" for sign in text)
-
-
-def number(facts: Mapping[str, Any], key: str) -> float | None:
-    """A finite number under ``key``; None where there is none."""
-    value = facts.get(key)
-    counts = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if counts else None
-
-
-def numbers(facts: object) -> dict[str, float]:
-    """The finite numbers of a mapping."""
-    found = {str(key): number(mapping(facts), key) for key in mapping(facts)}
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def names(asked: Event) -> Iterator[str]:
-    """The nodes that a round asked."""
-    nodes = asked.get("nodes")
-    return map(str, nodes if isinstance(nodes, list) else [])
-
-
-def read_events(file: Path) -> tuple[tuple[Event, ...], int]:
-    """The lines of the record that are whole, and how many are not."""
-    events: list[Event] = []
-    torn = 0
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        while some := list(islice(lines, READ_TOGETHER)):
-            for event in _parsed(some):
-                if (
-                    isinstance(event, dict)
-                    and isinstance(event.get("phase"), str)
-                    and isinstance(event.get("round"), int)
-                ):
-                    events.append(event)
-                else:
-                    torn += 1
-    return tuple(events), torn
-
-
-def _parsed(lines: Sequence[str]) -> list[Any]:
-    """The JSON of each line, None for one that is not whole.
-
-    Together, they are read faster and have their keys in common; that fails where one is torn.
-    """
-    try:
-        together = json.loads(f"[{','.join(lines)}]")
-    except json.JSONDecodeError:
-        together = []
-    return together if len(together) == len(lines) else [_one(line) for line in lines]
-
-
-def _one(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
-
-
-def _json(file: Path) -> Mapping[str, Any]:
-    """A JSON object; empty where there is none, or one that was torn."""
-    try:
-        return mapping(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """A JSON object; empty where it is something else."""
-    return value if isinstance(value, dict) else {}
+def figures(events: Mapping[int, E], figure: Callable[[E], float | None]) -> dict[int, float]:
+    """A figure of events by round, in the order of rounds, where it is known."""
+    found = {turn: figure(event) for turn, event in sorted(events.items())}
+    return {turn: value for turn, value in found.items() if value is not None}

@@ -10,7 +10,7 @@ from common.tasks.instruct import Instruct
 from common.tasks.task import Batch, Example, Score, Task
 from common.tasks.text import Text
 
-TASKS: Mapping[str, type[Task]] = {"text": Text, "instruct": Instruct, "chat": Chat, "classify": Classify}
+TASKS: Mapping[str, type[Task]] = {task.name: task for task in (Text, Instruct, Chat, Classify)}
 
 
 def build(config: TaskConfig) -> Task:
@@ -18,4 +18,9 @@ def build(config: TaskConfig) -> Task:
     return TASKS[config.name](config)
 
 
-__all__ = ["TASKS", "Batch", "Example", "Score", "Task", "build", "encoded"]
+def classes(config: TaskConfig) -> int:
+    """The classes that a model's head must tell apart; 0 for a language model."""
+    return config.labels if TASKS[config.name].sequence_classification else 0
+
+
+__all__ = ["TASKS", "Batch", "Example", "Score", "Task", "build", "classes", "encoded"]

@@ -33,6 +33,8 @@ FIELDS = ("messages", "conversations")
 class Chat(Instruct):
     """A record's ``messages`` (``role``, ``content``) or ``conversations`` (``from``, ``value``), and its ``tools``."""
 
+    name = "chat"
+
     def fields(self) -> list[str]:
         return [FIELDS[0]]
 

@@ -25,6 +25,8 @@ MOST_CLASSES = 512
 class Classify(Task):
     """Classes are those of ``task.classes``, or the whole numbers from 0 to ``task.labels`` - 1, true and false."""
 
+    name = "classify"
+
     sequence_classification = True
     metric = "accuracy"
     further = "macro-f1"

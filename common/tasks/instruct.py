@@ -21,6 +21,8 @@ class Instruct(Text):
     whose prompt leaves no room for an answer is left out.
     """
 
+    name = "instruct"
+
     windows = False
     further = "exact-match"
 

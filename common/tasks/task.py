@@ -80,6 +80,7 @@ class Score:
 class Task(ABC):
     """What a model is taught."""
 
+    name: ClassVar[str]
     sequence_classification: ClassVar[bool] = False
     windows: ClassVar[bool] = False
     """Whether a long text is several examples, so that none is cut."""

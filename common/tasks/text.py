@@ -20,6 +20,8 @@ WORST = 10.0
 class Text(Task):
     """Causal language modelling; a long text becomes several examples of at most ``max_length`` tokens."""
 
+    name = "text"
+
     windows = True
     metric = "perplexity"
     rises = False

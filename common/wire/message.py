@@ -25,7 +25,7 @@ from common.adapter.algebra import chosen_blocks, digest, leading
 from common.adapter.structures import STRUCTURES
 from common.adapter.values import HEAD, OFFSET, Key, State, Tensors, Update, check_shapes
 from common.error import BouquetError, brief
-from common.wire import codec as codecs
+from common.wire import codecs
 
 FORMAT = 2
 FORM = "bytes"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from client_app.units import Unit
+from common import tasks
 from common.config.run import RunConfig
 from common.models import base, lengths
-from common.tasks import TASKS
 from deploy.audit.node import Bench
 
 Record = Mapping[str, Any]
@@ -77,7 +77,7 @@ class Maker:
     def _mislabelled(self) -> Record:
         """One of the own records, with what it teaches exchanged for something wrong."""
         task, record = self._config.task, dict(self._own[self._made % len(self._own)])
-        if TASKS[task.name].sequence_classification:
+        if tasks.classes(task):
             classes = [str(each) for each in task.names or range(task.labels)]
             others = [each for each in classes if each != str(record.get(task.label))]
             return {**record, task.label: self._random.choice(others)}

@@ -118,7 +118,7 @@ def _invariants(bench: "Bench", own: Sequence["Record"], canaries: Sequence["Can
         *invariants.unreadable(own, bench.config),
     ]
     yield invariants.structure(bench, own, others)
-    if bench.config.privacy.mode != "example":
+    if not bench.config.privacy.per_example:
         return
     yield invariants.stability(bench, own, others)
     node = bench.node(own, **invariants.SHORT)
@@ -131,19 +131,19 @@ def _invariants(bench: "Bench", own: Sequence["Record"], canaries: Sequence["Can
 
 def _check(config: RunConfig, wanted: Wanted) -> None:
     """Raise :class:`BouquetError` unless this run can be audited in this way."""
-    mode = config.privacy.mode
+    privacy = config.privacy
     Recipe.build(config)
-    if mode == "none":
+    if not privacy.on:
         raise BouquetError("a run without privacy has no promise", where="privacy.mode", cure="Set it to 'example'.")
-    if mode == "update-central":
+    if privacy.central:
         raise BouquetError(
             "in update-central a node sends its change in the clear, and trusts the coordinator with it",
             where="privacy.mode",
             expected="example or update-local",
-            got=mode,
+            got=privacy.mode,
             cure="What is promised there is of the mean of all nodes, which no audit of one node can try.",
         )
-    if mode == "update-local" and wanted.method != "paired":
+    if privacy.whole_change and wanted.method != "paired":
         raise BouquetError(
             "where a whole change is noised, one run says nothing of many canaries",
             where="--method",

@@ -6,12 +6,12 @@ code, which reads the bundle as bytes and decides before any of it is unpacked.
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from common.stamp import utc_now
 from deploy.bundles import bundle
 from deploy.flower import APP, PACKAGES, program
 
@@ -59,7 +59,7 @@ def _checked(install: Callable[..., Path]) -> Callable[..., Path]:
 
     def checked(content: bytes, *arguments: Any, **options: Any) -> Path:
         found = bundle.check(content)
-        print(json.dumps({"bundle": found, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}), flush=True)
+        print(json.dumps({"bundle": found, "time": utc_now()}), flush=True)
         _forget()
         return install(content, *arguments, **options)
 

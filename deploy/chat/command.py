@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from common.error import BouquetError
-from common.record.run import printable
+from common.readable import printable
 from deploy.place import add_place
 from deploy.settings import Commands, add_command
 

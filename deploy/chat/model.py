@@ -20,8 +20,7 @@ class Model:
     """The base with the adapter in ``folder``, the tokenizer, and the form in which the task puts its texts."""
 
     def __init__(self, folder: Path, config: RunConfig, device: str) -> None:
-        private = config.privacy.mode != "none"
-        self._task = tasks.build(lengths.bounded(config.task, config.model, private=private))
+        self._task = lengths.widest(config)
         self._tokenizer = base.load_tokenizer(config.model)
         self._network: Any = adapters.load(folder, config, device)
         self._device = next(self._network.parameters()).device

@@ -1,13 +1,14 @@
 """What the runs of a comparison came to: one cell's figures, and those of one row over its seeds."""
 
-import json
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from common.error import BouquetError
+from common.record.event import Scored
+from common.record.events import Central, Evaluate, HeldOut, Merge
+from common.record.run import Run, figures
 from common.tasks import TASKS
 from deploy.compare.cells import Cell
 from deploy.compare.profile import BASELINES
@@ -81,28 +82,20 @@ class Row:
         return (self.bytes_up + self.bytes_down) / 1e6
 
 
-def read(cell: Cell, run: Path) -> Result:
+def read(cell: Cell, folder: Path) -> Result:
     """The figures of one run directory. A resumed run has written some rounds twice: the last counts."""
-    task = TASKS[cell.config["task.name"]]
-    metric = task.metric
-    result = Result(cell, metric)
-    crossed: dict[int, dict[str, Any]] = {}
-    scored: dict[int, dict[str, Any]] = {}
-    for event in _events(run / "metrics.jsonl"):
-        phase, number = event["phase"], event["round"]
-        if phase == "merge":
-            crossed[number] = event
-        elif phase == "heldout":
-            result.on_nodes[number], scored[number] = event[metric], event
-        elif phase == "central":
-            result.central[number] = event[metric]
-            scored.setdefault(number, event)
-        elif phase == "evaluate" and metric in event:
-            result.nodes.setdefault(number, {})[event["node"]] = event[metric]
-    result.further = {number: event[task.further] for number, event in scored.items() if task.further in event}
-    result.bytes_up = sum(event["bytes_up"] for event in crossed.values())
-    result.bytes_down = sum(event["bytes_down"] for event in crossed.values())
-    result.seconds = sum(event["seconds"] for event in crossed.values())
+    run, further = Run.read(folder), TASKS[cell.config["task.name"]].further
+    merges = run.by_round(Merge).values()
+    scored: dict[int, Scored] = {**run.by_round(Central), **run.by_round(HeldOut)}
+    result = Result(cell, TASKS[cell.config["task.name"]].metric, on_nodes=run.held_out, central=run.central)
+    for node, events in run.by_node(Evaluate).items():
+        for number, score in figures(events, lambda event: event.score).items():
+            result.nodes.setdefault(number, {})[node] = score
+    result.further = {
+        number: event.further[further] for number, event in scored.items() if event.further and further in event.further
+    }
+    result.bytes_up, result.bytes_down = (sum(merge.crossed[way] for merge in merges) for way in ("up", "down"))
+    result.seconds = sum(merge.seconds for merge in merges)
     return result
 
 
@@ -166,16 +159,3 @@ def _spread(figures: list[float]) -> Spread | None:
 
 def _mean(figures: list[float]) -> float | None:
     return statistics.fmean(figures) if figures else None
-
-
-def _events(file: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BouquetError(
-                "a line of a run's record cannot be read",
-                where=f"{file}:{number}",
-                got=line[:80],
-                cure="Delete this run's folder; the comparison then runs it again.",
-            ) from error

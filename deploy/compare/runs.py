@@ -1,6 +1,5 @@
 """The runs of a comparison: those that are finished are kept, broken ones resumed, the others started."""
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.readable import duration
+from common.record.directory import CHECKPOINTS, Settings, Summary
 from deploy.compare.cells import TRANSIENT, Cell
 from deploy.compare.results import Result, read
 from deploy.simulation import FLOWERS_LOG, simulate
@@ -28,7 +28,7 @@ class Runs:
     def is_finished(self, cell: Cell) -> bool:
         """Whether a cell need not be run again: it has a summary, and the config that is asked for."""
         run = self._folder / cell.name
-        return (run / "summary.json").is_file() and _config(run) == cell.config
+        return Summary.read(run) is not None and _config(run) == cell.config
 
     def run(self, cells: Sequence[Cell]) -> list[Cell]:
         """Run what is not finished, one after another, a line a cell; returns the cells that failed."""
@@ -51,7 +51,7 @@ class Runs:
 
     def _run(self, cell: Cell) -> bool:
         run = self._folder / cell.name
-        resume = (run / "checkpoints").is_dir() and _config(run) == cell.config
+        resume = (run / CHECKPOINTS).is_dir() and _config(run) == cell.config
         if run.exists() and not resume:
             shutil.rmtree(run)
         config = dict(cell.config) | {"run-name": cell.name, "resume": resume}
@@ -63,10 +63,6 @@ class Runs:
         return f"{result.metric} {result.heldout:.4g}" if result.heldout is not None else "done"
 
 
-def _config(run: Path) -> Mapping[str, Any] | None:
-    """The config that a run was started with; None where it cannot be read."""
-    try:
-        config = json.loads((run / "config.json").read_text())["config"]
-        return {key: value for key, value in config.items() if key not in TRANSIENT}
-    except (OSError, ValueError, KeyError):
-        return None
+def _config(run: Path) -> Mapping[str, Any]:
+    """The config that a run was started with; empty where it cannot be read."""
+    return {key: value for key, value in Settings.read(run).config.items() if key not in TRANSIENT}

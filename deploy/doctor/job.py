@@ -21,7 +21,6 @@ from common.models import adapted, base, lengths
 from common.privacy.dataset import canonical
 from common.sources import dealing
 from common.sources.records import content, fields
-from common.tasks import TASKS
 from strategies import Recipe
 from strategies.cost import planned_bytes
 from strategies.strategy import share_of
@@ -60,10 +59,10 @@ def data(config: RunConfig, node: NodeConfig) -> str:
     found = list(dealing.each(source))
     good = [placed for placed in found if not isinstance(placed.found, BouquetError)]
     tokenizer = base.load_tokenizer(config.model)
-    task = tasks.build(lengths.bounded(config.task, config.model, private=config.privacy.mode != "none"))
+    task = lengths.widest(config)
     task.check(fields(good), where=source)
     counts = tasks.encoded(task, found, tokenizer)[1]
-    unit = config.privacy.unit if config.privacy.mode == "example" else "record"
+    unit = config.privacy.unit if config.privacy.per_example else "record"
     nobody = sum(not canonical(content(placed).get(unit)) for placed in good) if unit != "record" else 0
     if nobody == len(good) and unit != "record":
         raise BouquetError(
@@ -106,10 +105,8 @@ def memory(config: RunConfig, node: NodeConfig) -> str:
 
 def _length(config: RunConfig, node: NodeConfig) -> int:
     """The most tokens of an example on this node."""
-    private = config.privacy.mode != "none"
-    widest = lengths.bounded(config.task, config.model, private=private)
-    if private or config.task.max_length:
-        return widest.max_length
+    if config.privacy.on or config.task.max_length:
+        return lengths.widest(config).length
     found = dealing.node_records(config.data, node, config.seed)
     return lengths.fitted(config.task, config.model, found, base.load_tokenizer(config.model)).length
 
@@ -120,14 +117,14 @@ def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
     Activations of a layer are ``T B (34 H + 5 a T)`` bytes in 16 bits (Korthikanti et al., arXiv:2205.05198, eq. 1),
     for batch B, sequence T, width H and a heads; with checkpointing, one layer's and every layer's input.
     """
-    classes = config.task.labels if TASKS[config.task.name].sequence_classification else 0
+    classes = tasks.classes(config.task)
     skeleton = base.skeleton(config.model, classes)
     wide = 2.0 if gpu else 4.0
     linear = sum(module.weight.numel() for module in skeleton.modules() if isinstance(module, nn.Linear))
     whole = sum(parameter.numel() for parameter in skeleton.parameters())
     weights = linear * BYTES_A_WEIGHT.get(config.model.quantization, wide) + (whole - linear) * wide
     shape: Any = skeleton.config
-    length = lengths.bounded(config.task, config.model, private=config.privacy.mode != "none").max_length
+    length = lengths.widest(config).length
     tokens = config.train.batch_size * length
     heads, layers = shape.num_attention_heads, shape.num_hidden_layers
     one = tokens * (34 * shape.hidden_size + 5 * heads * length) * wide / 2

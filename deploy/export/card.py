@@ -1,17 +1,17 @@
 """The model card: what a folder holds, how it was trained, and how it is loaded."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from common import tasks
 from common.config.privacy import PrivacyConfig
 from common.models import base
-from common.record import run as record
-from common.tasks import TASKS
+from common.record.directory import Summary
+from common.record.events import Central, Train
+from common.record.run import read_events
 from deploy.export.source import Source
 from strategies import RULES
 
@@ -96,12 +96,12 @@ def _body(export: Export, name: str) -> str:
 
 def _facts(export: Export) -> Iterator[tuple[str, str]]:
     source, config = export.source, export.source.config
-    private = config.privacy.mode != "none"
+    private = config.privacy.on
     yield "base model", f"`{config.model.name}`, revision {config.model.revision}"
     yield "base while training", config.model.quantization if config.model.quantization != "none" else "not quantised"
     yield "rank", export.made
     yield "task", config.task.name
-    if config.task.names and TASKS[config.task.name].sequence_classification:
+    if config.task.names and tasks.classes(config.task):
         yield "classes", ", ".join(f"{number}: {name}" for number, name in enumerate(config.task.names))
     yield "aggregation rule", f"`{config.rule}` ({RULES[config.rule].paper})"
     yield "rounds", str(source.state.round)
@@ -120,11 +120,11 @@ def _facts(export: Export) -> Iterator[tuple[str, str]]:
 
 def _privacy(privacy: PrivacyConfig, node: str) -> str:
     """What is promised, in words that promise no more."""
-    if privacy.mode == "none":
+    if not privacy.on:
         return "none: plain updates left the nodes"
-    if node and privacy.mode != "example":
+    if node and not privacy.per_example:
         return f"none: under {privacy.mode} noise covers what left the node, and this stayed there"
-    unit = "one example" if privacy.mode == "example" else "all data of one node"
+    unit = "one example" if privacy.per_example else "all data of one node"
     if privacy.noise_multiplier:
         amount = (
             f"noise multiplier {privacy.noise_multiplier:g}, clip {privacy.clip:g}; each node's ledger has its epsilon"
@@ -136,35 +136,28 @@ def _privacy(privacy: PrivacyConfig, node: str) -> str:
 
 def _scores(source: Source) -> Iterator[tuple[str, str]]:
     """The held-out figures that the run measured, where it measured any."""
-    if source.run is None or not (file := source.run / record.SUMMARY).is_file():
+    if source.run is None or not (summary := Summary.read(source.run)):
         return
-    summary: dict[str, Any] = json.loads(file.read_text())
     who = source.node or "all"
-    after, before = summary.get("after", {}).get(who), summary.get("before", {}).get(who)
+    after, before = (summary.after or {}).get(who), (summary.before or {}).get(who)
     if after is not None:
         whose = "the node's" if source.node else "all nodes'"
-        yield f"held-out {summary['metric']}", f"{after:.4g} on {whose} held-out examples, {before:.4g} before training"
-    central = [event for event in _events(source.run) if event.get("phase") == "central"]
-    metric = TASKS[source.config.task.name].metric
-    if last := [event for event in central if event["round"] == source.state.round and metric in event]:
-        yield f"central {metric}", f"{last[-1][metric]:.4g} on the coordinator's own examples"
+        earlier = "" if before is None else f", {before:.4g} before training"
+        yield f"held-out {summary.metric}", f"{after:.4g} on {whose} held-out examples{earlier}"
+    central = [event for event in read_events(source.run)[0] if isinstance(event, Central)]
+    if last := [event for event in central if event.round == source.state.round and event.score is not None]:
+        yield f"central {last[-1].metric}", f"{last[-1].score:.4g} on the coordinator's own examples"
 
 
 def _sizes(run: Path) -> dict[str, int]:
     """Training examples of every node whose update was merged; 0 where they were not told."""
-    trained = [event for event in _events(run) if event.get("phase") == "train"]
-    return {str(event["node"]): int(event.get("examples", 0)) for event in trained}
-
-
-def _events(run: Path) -> Sequence[record.Event]:
-    """The lines of the run's record; one that a kill has torn is passed over."""
-    return record.read_events(run / record.METRICS)[0] if (run / record.METRICS).is_file() else ()
+    return {event.node: int(event.examples or 0) for event in read_events(run)[0] if isinstance(event, Train)}
 
 
 def _loading(export: Export, name: str) -> str:
     config = export.source.config
-    classes, names = TASKS[config.task.name].sequence_classification, config.task.names
-    kind = "pooled" if config.model.pooling == "mean" else "classes" if classes else "language"
+    classes, names = tasks.classes(config.task), config.task.names
+    kind = "pooled" if config.model.pooled else "classes" if classes else "language"
     kind = "merged" if export.merged else kind
     return LOADING[kind].format(
         folder=name,

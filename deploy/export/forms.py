@@ -59,7 +59,7 @@ def write_merged(state: State, config: RunConfig, folder: Path, dtype: str, devi
     The base is loaded in that type, not dequantised: what a merge into 4 bits would round away stays.
     Raises :class:`BouquetError` for a head that Transformers has no model for.
     """
-    if config.model.pooling == "mean":
+    if config.model.pooled:
         raise BouquetError(
             "Transformers has no model with this head",
             where="model.pooling = 'mean'",

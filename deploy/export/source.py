@@ -1,6 +1,5 @@
 """What is exported: the state that a run came to, or the own adapter of a node."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import base, lengths
 from common.record import checkpoint
+from common.record.directory import CHECKPOINTS, SUMMARY, Summary
 from common.record.export import ABOUT, read
 from common.sources.records import fields
 from deploy import adapters
@@ -36,7 +36,7 @@ class Source:
         Raises :class:`BouquetError` where there are neither.
         """
         config, tokenizer = self.config, base.load_tokenizer(self.config.model)
-        task = tasks.build(lengths.bounded(config.task, config.model, private=config.privacy.mode != "none"))
+        task = lengths.widest(config)
         if prompts:
             return [task.ask(prompt, tokenizer).tokens[: task.length] for prompt in prompts]
         if self.run is None:
@@ -79,13 +79,12 @@ def find(path: Path, node: str = "", state_directory: Path | None = None, model:
 
 def _state(run: RunDirectory) -> State:
     """The state that the run ended with, or the newest of one that has not ended."""
-    rule, folder = Recipe.build(run.config).rule, run.folder / "checkpoints"
-    try:
-        summary = json.loads((run.folder / "summary.json").read_text())
-        state = checkpoint.load(checkpoint.file_of(folder, summary["rounds"]), rule.name)
-        if digest(state.adapter | state.offset) != summary["adapter_digest"]:
-            raise BouquetError("a checkpoint is of another run", where=str(folder), expected="summary.json's digest")
-    except FileNotFoundError:
+    rule, folder = Recipe.build(run.config).rule, run.folder / CHECKPOINTS
+    if summary := Summary.read(run.folder):
+        state = checkpoint.load(checkpoint.file_of(folder, summary.rounds), rule.name)
+        if digest(state.adapter | state.offset) != summary.adapter_digest:
+            raise BouquetError("a checkpoint is of another run", where=str(folder), expected=f"{SUMMARY}'s digest")
+    else:
         newest = checkpoint.latest(folder, rule.name)
         if newest is None:
             raise BouquetError(
@@ -93,7 +92,7 @@ def _state(run: RunDirectory) -> State:
                 where=str(folder),
                 expected="round-0001.safetensors or a later one",
                 cure="A run leaves the first after its first round that counts.",
-            ) from None
+            )
         print(f"the run is not finished: its state after round {newest.round} is exported")
         state = newest
     return replace(rule.view(state, state.rank), memory={})

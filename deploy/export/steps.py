@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 
 from transformers.utils import logging as transformers_logging
 
+from common import tasks
 from common.error import BouquetError
 from common.models import base
 from common.record.export import one_lora
-from common.tasks import TASKS
 from deploy.export import card, comparison, forms
 from deploy.export.comparison import TOLERANCES, Comparison
 from deploy.export.source import Source, find
@@ -105,7 +105,7 @@ def _demand(compared: Comparison, form: str, tolerance: float | None) -> None:
 def _next_steps(export: card.Export, target: Path) -> Iterator[str]:
     """What serves the folder."""
     config = export.source.config
-    if TASKS[config.task.name].sequence_classification:
+    if tasks.classes(config.task):
         yield "a classifier: its README.md has the lines that load it; vLLM and llama.cpp serve language models"
         return
     place, path = base.location(config.model.name), target.resolve()

@@ -1,7 +1,6 @@
 """X.509 certificates of the coordinator and SSH-style key pairs of the nodes, on NIST P-384, as Flower wants them."""
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,16 +103,6 @@ def addresses_of(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return [str(name.value) for name in names]
-
-
-def write_secret(file: Path, content: bytes) -> None:
-    """Write a file of mode 0600, which is never readable to others, not even while it is written."""
-    building = file.with_name(f"{file.name}.building")
-    building.unlink(missing_ok=True)
-    with open(os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
-        opened.write(content)
-        os.fsync(opened.fileno())
-    os.replace(building, file)
 
 
 def _builder(

@@ -14,13 +14,14 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common import durable
 from common.adapter.limits import HEAVIEST
 from common.config import roster
 from common.config.ranges import Weight, is_node_name
 from common.config.roster import Registered
 from common.error import BouquetError, did_you_mean
 from deploy.site import certificates
-from deploy.site.certificates import Signed, write_secret
+from deploy.site.certificates import Signed
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
@@ -75,7 +76,7 @@ class Site:
         for part in (folder, site.authority, site.coordinator, site.kits):
             part.mkdir(parents=True, exist_ok=True, mode=0o700)
         root = certificates.make_authority(facts.name, root_days)
-        write_secret(site.authority / "ca.key", root.key)
+        durable.write(site.authority / "ca.key", root.key, durable.PRIVATE)
         (site.authority / "ca.crt").write_bytes(root.certificate)
         site.certify(server_days)
         site.save()
@@ -115,10 +116,10 @@ class Site:
 
     def save(self) -> None:
         """Write ``site.json`` in one step, and what the coordinator has to know of it."""
-        write_secret(self.folder / "site.json", f"{self.facts.model_dump_json(indent=2)}\n".encode())
+        durable.write(self.folder / "site.json", f"{self.facts.model_dump_json(indent=2)}\n".encode(), durable.PRIVATE)
         nodes = self.facts.nodes.items()
         known = {node.id: Registered(name=name, weight=node.weight) for name, node in nodes if node.id}
-        write_secret(self.coordinator / roster.FILE, roster.dumped(known))
+        durable.write(self.coordinator / roster.FILE, roster.dumped(known), durable.PRIVATE)
 
     def certify(self, days: int) -> None:
         """A new certificate for the coordinator, from the same root: nodes need not hear of it."""
@@ -127,7 +128,7 @@ class Site:
         except OSError as error:
             raise BouquetError("the root cannot be read", where=str(self.authority), got=str(error)) from error
         server = certificates.issue(root, self.facts.addresses, days)
-        write_secret(self.coordinator / "server.key", server.key)
+        durable.write(self.coordinator / "server.key", server.key, durable.PRIVATE)
         (self.coordinator / "server.crt").write_bytes(server.certificate)
         (self.coordinator / "ca.crt").write_bytes(root.certificate)
 
@@ -193,7 +194,7 @@ class Site:
         private, public_key = certificates.make_node_key()
         kit = self.kits / name
         kit.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_secret(kit / "node.key", private)
+        durable.write(kit / "node.key", private, durable.PRIVATE)
         return public_key
 
     def _drop(self, node: NodeFacts) -> None:

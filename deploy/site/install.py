@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common import durable
 from common.error import BouquetError
 from deploy.bundles import bundle
 from deploy.bundles.command import RELEASE, line
-from deploy.site.certificates import write_secret
 from deploy.site.folder import Site
 from deploy.site.kit import mode_of, renew, write_scripts
 from deploy.site.kit_facts import FILE as KIT_FILE
@@ -121,7 +121,7 @@ def _unpacked(source: Path) -> Iterator[Path]:
                     file, name = tar.extractfile(member) if member.isfile() else None, Path(member.name)
                     if file is None or name.name not in OF_A_KIT or member.size > LARGEST_FILE:
                         continue
-                    write_secret(Path(folder) / name.name, file.read())
+                    durable.write(Path(folder) / name.name, file.read(), durable.PRIVATE)
         except (OSError, tarfile.TarError) as error:
             raise BouquetError("a kit cannot be read", where=str(source), got=str(error)) from error
         yield Path(folder)
@@ -156,14 +156,14 @@ def _copy(kit: Path, there: Path, facts: KitFacts) -> list[str]:
     kept = [name for name in KEPT if (there / name).exists()]
     for file in taken(kit, facts):
         if file.name not in kept:
-            write_secret(there / file.name, file.read_bytes())
+            durable.write(there / file.name, file.read_bytes(), durable.PRIVATE)
             (there / file.name).chmod(mode_of(file.name))
     if facts.is_node:
         facts.write(there)
         (there / KIT_FILE).chmod(mode_of(KIT_FILE))
         write_scripts(there, facts)
         if not (there / SHARED).exists():
-            write_secret(there / SHARED, os.urandom(48))
+            durable.write(there / SHARED, os.urandom(48), durable.PRIVATE)
     group = pwd.getpwnam(facts.user).pw_gid
     for name, (owner, mode) in secrets(facts).items():
         _keep(there / name, pwd.getpwnam(owner).pw_uid if owner else os.geteuid(), group, mode)

@@ -13,11 +13,10 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from common.config.node import NodeConfig
+from common import durable
+from common.config.node import NodeConfig, witness_of
 from common.error import BouquetError
-from common.privacy.ledger import witness_of
 from deploy.flower import QUIET
-from deploy.site.certificates import write_secret
 from deploy.site.folder import Site
 from deploy.site.kit_facts import FILE as KIT_FILE
 from deploy.site.kit_facts import KitFacts
@@ -56,7 +55,7 @@ def write_coordinator(site: Site, place: Place, state: str) -> Path:
     kit = _facts(site=facts.name, name=facts.name, place=place, state=state, port=facts.control_port)
     kit.write(folder)
     if not (folder / "superexec.secret").exists():
-        write_secret(folder / "superexec.secret", os.urandom(48))
+        durable.write(folder / "superexec.secret", os.urandom(48), durable.PRIVATE)
     values = _write_coordinators_scripts(site, kit)
     values |= {"label": _label(facts.name), "image": place.image or f"bouquet-coordinator:{version('bouquet')}"}
     for name in ("compose.yaml", "kubernetes.yaml"):
@@ -188,7 +187,7 @@ def pack(kit: Path) -> Path:
             with file.open("rb") as opened:
                 tar.addfile(facts, opened)
     packed = kit.with_name(f"{kit.name}.tar.gz")
-    write_secret(packed, archive.getvalue())
+    durable.write(packed, archive.getvalue(), durable.PRIVATE)
     return packed
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common import disk
+from common import durable
 from common.record.run import Run
 from server_app.report import chart, learning, operation, page
 
@@ -37,8 +37,8 @@ def write(folder: Path) -> Path:
     """
     file = folder / REPORT
     text = render(Run.read(folder))
-    with disk.writing("the report", file, f"bouquet report {folder} makes it later."):
-        disk.write_whole(file, text)
+    with durable.writing("the report", file, f"bouquet report {folder} makes it later."):
+        durable.write(file, text)
     return file
 
 

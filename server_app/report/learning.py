@@ -1,18 +1,19 @@
 """The sections that say what was learned: scores and losses, over all and for each node; what merging lost."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from common import readable
-from common.error import BouquetError
-from common.record.run import Event, Run, mapping, number, numbers
-from common.sources.counts import Counts
+from common.record.event import Event
+from common.record.events import AggregationError, Data, Evaluate, HeldOut, Merge, Train
+from common.record.run import Run, figures
 from server_app.report import spending
 from server_app.report.chart import chart, spark
 from server_app.report.page import NOTHING, Html, element, section, table
 
 WORST_LAYERS = 5
-NOT_COUNTED = {"phase", "round", "elapsed", "node"}
 Figures = Mapping[int, float]
+E = TypeVar("E", bound=Event)
 
 
 def title(run: Run) -> Html:
@@ -23,7 +24,7 @@ def title(run: Run) -> Html:
     facts += [f"{len(run.nodes)} nodes"] if run.nodes else []
     facts += [f"private ({config['privacy.mode']})"] if run.private else []
     state = element("span", run.state, class_="state" if run.state == "finished" else "state warn")
-    reason = element("p", run.reason, class_="reason") if run.reason else ""
+    reason = element("p", run.stopped.reason, class_="reason") if run.stopped else ""
     about = element("p", state, " · ", " · ".join(facts), class_="about")
     return element("header", element("h1", run.name), about, reason)
 
@@ -35,7 +36,7 @@ def headline(run: Run) -> Html:
         first, last = _ends({turn: score for turn, score in run.scores.items() if turn <= run.exported} or run.scores)
         best = f", after round {run.exported}, the best" if run.exported < run.done else ""
         tiles.append(_tile(run.metric.capitalize(), last, f"held out{best}; {first} before"))
-    if losses := run.history("merge", "loss"):
+    if losses := run.losses:
         first, last = _ends(losses)
         tiles.append(_tile("Training loss", last, f"{first} at first" if len(losses) > 1 else "in one round"))
     if run.private:
@@ -45,7 +46,7 @@ def headline(run: Run) -> Html:
         tiles.append(_tile("Epsilon of a node", value, f"at delta {run.config.get('privacy.delta', NOTHING)}"))
     for way in ("up", "down"):
         trained, published = run.trained(way), run.trained(way, by_formula=True)
-        share = f", {trained / published:.0%} of the formula" if published else ""
+        share = f", {trained / published:.0%} of the values" if published else ""
         note = f"{readable.size(trained)} in training{share}"
         tiles.append(_tile(f"Bytes {way}", readable.size(run.tally.crossed[way]), note))
     failed = run.tally.failures.total()
@@ -55,14 +56,14 @@ def headline(run: Run) -> Html:
 
 def curves(run: Run) -> Html:
     """Loss and score by round, with the range of the nodes."""
-    evaluated = {node: _figures(events, run.metric) for node, events in run.by_node("evaluate").items()}
-    trained = {node: _figures(events, "loss") for node, events in run.by_node("train").items()}
+    evaluated = {node: _scores(events) for node, events in run.by_node(Evaluate).items()}
+    trained = {node: _losses(events) for node, events in run.by_node(Train).items()}
     pictures = [
         element("figure", element("figcaption", name), chart(name, history, own))
         for name, history, own in (
-            (f"Held-out {run.metric}", run.history("heldout", run.metric), evaluated),
-            (f"Central {run.metric}", run.history("central", run.metric), {}),
-            ("Training loss", run.history("merge", "loss"), trained),
+            (f"Held-out {run.metric}", run.held_out, evaluated),
+            (f"Central {run.metric}", run.central, {}),
+            ("Training loss", run.losses, trained),
         )
         if history
     ]
@@ -77,16 +78,19 @@ def nodes(run: Run) -> Html:
     """A line a node."""
     head = ["node", "by round", "before", "after", "loss", "rounds", "tokens", "training"]
     head += ["up", "down", "peak memory", "epsilon", "failures", "records", "left out", "cut"]
-    trained, evaluated = run.by_node("train"), run.by_node("evaluate")
+    trained, evaluated = run.by_node(Train), run.by_node(Evaluate)
     bounds, failed = spending.epsilon_bounds(run), run.tally.failures
-    read = run.by_node("data")
+    read = run.by_node(Data)
     rows = []
     for node in run.nodes:
-        own, scores = trained.get(node, {}), _figures(evaluated.get(node, {}), run.metric)
-        row = [node, spark(scores) if scores else NOTHING, *_ends(scores), _ends(_figures(own, "loss"))[1]]
-        row += [str(len(own)), _total(own, "tokens", "{:,.0f}".format), _total(own, "seconds", readable.duration)]
-        row += [_total(own, "bytes_up", readable.size), _total(own, "bytes_down", readable.size)]
-        row += [_total(own, "peak-memory", readable.size, max), spending.told(bounds, node) if bounds else NOTHING]
+        own, scores = trained.get(node, {}), _scores(evaluated.get(node, {}))
+        row = [node, spark(scores) if scores else NOTHING, *_ends(scores), _ends(_losses(own))[1], str(len(own))]
+        row.append(_total(own, lambda event: event.tokens, "{:,.0f}".format))
+        row.append(_total(own, lambda event: event.seconds, readable.duration))
+        row.append(_total(own, lambda event: event.bytes_up, readable.size))
+        row.append(_total(own, lambda event: event.bytes_down, readable.size))
+        row.append(_total(own, lambda event: event.peak_memory, readable.size, max))
+        row.append(spending.told(bounds, node) if bounds else NOTHING)
         rows.append([*row, str(failed[node]), *_data(read.get(node, {}))])
     if not rows:
         return section("Nodes", element("p", "No node has been asked yet."))
@@ -95,47 +99,46 @@ def nodes(run: Run) -> Html:
 
 def classes(run: Run) -> Html:
     """A line a class, where the task has classes and what each came to is told."""
-    told = {turn: mapping(event.get("classes")) for turn, event in run.by_round("heldout").items()}
+    told = {turn: event.classes or {} for turn, event in run.by_round(HeldOut).items()}
     turn = run.exported if run.exported in told else max(told, default=0)
     if not (last := told.get(turn, {})):
         return Html("")
     head = ["class", "share of the examples", "right before", "right after"]
     rows = []
     for name, facts in last.items():
-        figures = [number(mapping(facts), "share"), number(mapping(told.get(0, {}).get(name)), "recall")]
-        figures.append(number(mapping(facts), "recall"))
-        rows.append([name, *(NOTHING if figure is None else f"{figure:.1%}" for figure in figures)])
+        before = told.get(0, {}).get(name, {})
+        shares = (facts.get("share"), before.get("recall"), facts.get("recall"))
+        rows.append([name, *(NOTHING if share is None else f"{share:.1%}" for share in shares)])
     about = element("p", f"On the held-out examples of all nodes, after round {turn}.")
     return section("Classes", about, table(head, rows))
 
 
 def rounds(run: Run) -> Html:
     """A line a round."""
-    merges, error = run.by_round("merge"), run.history("aggregation-error", "overall")
+    merges, error = run.by_round(Merge), run.lost
     if not merges:
         return Html("")
     head = ["round", "nodes", "loss", run.metric or "score", "up", "down", "time", "aggregation error"]
     rows = []
     for turn, event in sorted(merges.items()):
-        measured = (number(event, "loss"), run.scores.get(turn))
-        row = [str(turn), f"{event.get('nodes', NOTHING)} of {event.get('asked', NOTHING)}"]
+        measured = (event.loss, run.scores.get(turn))
+        row = [str(turn), f"{event.nodes} of {event.asked}"]
         row += [NOTHING if value is None else readable.figure(value) for value in measured]
-        row += [readable.size(number(event, f"bytes_{way}") or 0) for way in ("up", "down")]
-        row.append(readable.duration(number(event, "seconds") or 0))
+        row += [readable.size(event.bytes_up), readable.size(event.bytes_down), readable.duration(event.seconds)]
         rows.append([*row, f"{100 * error[turn]:.2g}%" if turn in error else NOTHING])
     return section("Rounds", table(*_telling(head, rows)))
 
 
 def lost(run: Run) -> Html:
     """The aggregation error, or why there is none."""
-    errors = run.history("aggregation-error", "overall")
+    errors = run.lost
     if not errors:
         return section("Aggregation error", element("p", _why_no_error(run)))
     about = (
         "How far the merged model was from the weighted mean of the nodes' models, as a share of that mean update. "
         "An exact rule loses nothing."
     )
-    layers = numbers(run.by_round("aggregation-error")[max(errors)].get("layers"))
+    layers = run.by_round(AggregationError)[max(errors)].layers
     worst = sorted(layers.items(), key=lambda layer: -layer[1])[:WORST_LAYERS]
     percent = {turn: 100 * error for turn, error in errors.items()}
     picture = element("figure", element("figcaption", "All layers, %"), chart("Aggregation error, %", percent))
@@ -145,19 +148,18 @@ def lost(run: Run) -> Html:
 
 
 def _why_no_error(run: Run) -> str:
-    if run.rule.get("personal"):
+    if run.rule.personal:
         return "None: every node keeps a model of its own, and there is no merged one to measure."
-    if run.rule.get("exact"):
+    if run.rule.exact:
         return "None: the rule is exact, so the merged model is the weighted mean of the nodes' models."
     return "Not measured: only the private mean is known." if run.private else "Not measured yet."
 
 
-def _data(events: Mapping[int, Event]) -> tuple[str, str, str]:
+def _data(events: Mapping[int, Data]) -> tuple[str, str, str]:
     """How many records a node has, how many are left out and why, and how many are cut."""
-    try:
-        counts = Counts.read({key: value for key, value in events[0].items() if key not in NOT_COUNTED})
-    except (KeyError, BouquetError):  # a private run, an older one, or a torn record
+    if 0 not in events:  # a private run, or an older one
         return NOTHING, NOTHING, NOTHING
+    counts = events[0].counts
     out = sum(counts.left_out.values())
     why = f" ({counts.reasons})" if out else ""
     cut = f"{counts.cut:,} at {counts.length:,} tokens" if counts.cut else "0"
@@ -177,9 +179,12 @@ def _tile(label: str, value: str, note: str) -> Html:
     return element("div", element("dt", label), element("dd", value, element("small", note)))
 
 
-def _figures(events: Mapping[int, Event], key: str) -> Figures:
-    found = {turn: number(event, key) for turn, event in sorted(events.items())}
-    return {turn: value for turn, value in found.items() if value is not None}
+def _scores(events: Mapping[int, Evaluate]) -> Figures:
+    return figures(events, lambda event: event.score)
+
+
+def _losses(events: Mapping[int, Train]) -> Figures:
+    return figures(events, lambda event: event.loss)
 
 
 def _ends(history: Figures) -> tuple[str, str]:
@@ -190,8 +195,13 @@ def _ends(history: Figures) -> tuple[str, str]:
     return (first if len(history) > 1 else NOTHING), last
 
 
-def _total(events: Mapping[int, Event], key: str, write: Callable[[float], str], of: Callable[..., float] = sum) -> str:
-    values = _figures(events, key).values()
+def _total(
+    events: Mapping[int, E],
+    figure: Callable[[E], float | None],
+    write: Callable[[float], str],
+    of: Callable[..., float] = sum,
+) -> str:
+    values = figures(events, figure).values()
     return write(of(values)) if values else NOTHING
 
 

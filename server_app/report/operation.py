@@ -4,7 +4,24 @@ from collections.abc import Iterator, Mapping
 
 from common import readable
 from common.config.run import RunConfig
-from common.record.run import Event, Run, mapping, number, numbers, printable
+from common.readable import printable
+from common.record.event import Event, OfNode
+from common.record.events import (
+    Against,
+    Camps,
+    Central,
+    Evaluation,
+    Failure,
+    Late,
+    Merge,
+    Opened,
+    SitOut,
+    Stalled,
+    Start,
+    Train,
+    Void,
+)
+from common.record.run import Run
 from server_app.report.page import NOTHING, Html, element, section, table
 
 MOST_REASONS = 100
@@ -22,9 +39,10 @@ PHASES = {
 def failures(run: Run) -> Html:
     """Who could not do its part, and why; the same reason once. What nodes wrote is shown as text and nothing else."""
     grouped: dict[tuple[str, str, str], list[int]] = {}
-    for event in run.all("failure"):
-        node, during, reason = (printable(str(event.get(key, NOTHING))) for key in ("node", "during", "reason"))
-        grouped.setdefault((node, during, reason.strip()), []).append(event["round"])
+    for event in run.all(Failure):
+        told = (printable(text).strip() or NOTHING for text in (event.node, event.during, event.reason))
+        node, during, reason = told
+        grouped.setdefault((node, during, reason), []).append(event.round)
     rows = [
         [node, f"{during}, round {_turns(turns)}" if any(turns) else during, _reason(reason)]
         for (node, during, reason), turns in list(grouped.items())[:MOST_REASONS]
@@ -38,24 +56,20 @@ def failures(run: Run) -> Html:
 
 
 def size(run: Run) -> Html:
-    """Bytes up and down, beside what the rule's formula says."""
-    formulas = mapping(run.rule.get("formulas"))
+    """Bytes up and down, beside what the codec makes of the values that the rule sends."""
     rows = []
     for way in ("up", "down"):
         measured, published = run.trained(way), run.trained(way, by_formula=True)
-        row = [f"{way}, training", readable.size(measured), readable.size(published) if formulas else NOTHING]
+        row = [f"{way}, training", readable.size(measured), readable.size(published) if published else NOTHING]
         row += [f"{measured / published:.1%}" if published else NOTHING, str(run.config.get(f"wire.{way}", NOTHING))]
-        rows.append([*row, element("code", str(formulas.get(way, NOTHING)))])
+        rows.append(row)
         # Rounds that did not count, and those that were run again after a restart, are what is left.
-        scored = sum(number(event, f"bytes_{way}") or 0 for event in run.all("evaluation"))
+        scored = sum(event.crossed.get(way, 0) for event in run.all(Evaluation))
         beside = {"scoring": scored, "rounds that did not count": run.tally.crossed[way] - measured - scored}
-        rows += [[f"{way}, {what}", readable.size(size), *[NOTHING] * 4] for what, size in beside.items() if size]
-        rows.append([f"{way}, all", readable.size(run.tally.crossed[way]), *[NOTHING] * 4])
-    head = ["", "crossed", "by the formula", "share", "codec", "formula, a layer and node"]
-    note = (
-        "The formula leaves out a message's header, which counts where a message is small, and zeros, which do not "
-        "travel: all of B before the first round."
-    )
+        rows += [[f"{way}, {what}", readable.size(size), *[NOTHING] * 3] for what, size in beside.items() if size]
+        rows.append([f"{way}, all", readable.size(run.tally.crossed[way]), *[NOTHING] * 3])
+    head = ["", "crossed", "the values alone", "share", "codec"]
+    note = "Beside its values a message has a header, which counts where it is small."
     return section("Bytes", table(head, rows), element("p", note))
 
 
@@ -67,10 +81,10 @@ def time(run: Run) -> Html:
         [PHASES.get(phase, phase), readable.duration(spent), _percent(spent / whole), _bar(spent / whole)]
         for phase, spent in seconds.items()
     ]
-    trained = (event for events in run.by_node("train").values() for event in events.values())
-    peaks = [peak for event in trained if (peak := number(event, "peak-memory"))]
+    trained = (event for events in run.by_node(Train).values() for event in events.values())
+    peaks = [event.peak_memory for event in trained if event.peak_memory]
     memory = [["a node, the most of all", readable.size(max(peaks))]] if peaks else []
-    if coordinator := run.history("merge", "peak_memory"):
+    if coordinator := run.history(Merge, lambda event: event.peak_memory):
         memory.append(["the coordinator", readable.size(max(coordinator.values()))])
     parts = [table(["phase", "time", "share", ""], rows, "shares")] if rows else []
     parts += [table(["process", "peak memory"], memory)] if memory else []
@@ -85,21 +99,21 @@ def setting(run: Run) -> Html:
         return str(config.get(key, NOTHING))
 
     rate = config.get("train.learning-rate")
-    own = rate is not None and rate == run.rule.get("learning_rate")
+    own = rate is not None and rate == run.rule.learning_rate
     facts = {
-        "rule": f"{chosen('rule.name')} ({run.rule.get('paper', NOTHING)})",
+        "rule": f"{chosen('rule.name')} ({run.rule.paper or NOTHING})",
         "learning rate": chosen("train.learning-rate") + (", the rule's own" if own else ""),
         "seed": chosen("seed") + ("; privacy noise has none" if run.private else ""),
         "task": f"{chosen('task.name')}, on {chosen('data.source')}",
-        "started": ", gone on with ".join(str(event.get("time")) for event in run.all("opened")) or NOTHING,
-        "versions": ", ".join(f"{package} {version}" for package, version in run.versions.items()) or NOTHING,
-        "code": run.code or NOTHING,
+        "started": ", resumed ".join(event.time for event in run.all(Opened)) or NOTHING,
+        "versions": ", ".join(f"{package} {version}" for package, version in run.settings.versions.items()) or NOTHING,
+        "code": run.settings.code or NOTHING,
     }
     if run.private:
         keys = ("mode", "epsilon", "delta", "noise-multiplier", "clip", "accountant")
         facts["privacy"] = ", ".join(f"{key} {chosen(f'privacy.{key}')}" for key in keys)
-    if digest := run.summary.get("adapter_digest"):
-        facts["adapter's digest"] = str(digest)
+    if run.summary and run.summary.adapter_digest:
+        facts["adapter's digest"] = run.summary.adapter_digest
     if run.torn:
         facts["unreadable lines"] = f"{run.torn} of metrics.jsonl, passed over"
     defaults = RunConfig().to_flower()
@@ -126,26 +140,24 @@ def _incidents(run: Run) -> Iterator[list[str]]:
     """What went wrong, or nearly, beside failures."""
     for event in run.events:
         if what := _incident(event):
-            yield [printable(str(event.get("node", "all"))), f"round {event['round']}", what]
+            node = event.node if isinstance(event, OfNode) else "all"
+            yield [printable(node), f"round {event.round}", what]
 
 
 def _incident(event: Event) -> str:
-    def told(key: str) -> str:
-        return str(event.get(key, NOTHING))
-
-    match event["phase"]:
-        case "void":
-            return f"The round did not count: {told('replies')} replied, {told('needed')} were needed."
-        case "sit-out":
-            return f"Left out for {told('rounds')} rounds after {told('failures')} failures in a row."
-        case "late":
-            return f"Replied to {told('during')} after its deadline; not used."
-        case "stalled":
-            return told("said")
-        case "against":
-            return f"Went against the other nodes (cosine {number(event, 'cosine') or 0:.2f}); merged all the same."
-        case "camps":
-            return f"Two camps: {told('smaller')} of {told('nodes')} nodes went against the others; none is named."
+    match event:
+        case Void():
+            return f"The round did not count: {event.replies} replied, {event.needed} were needed."
+        case SitOut():
+            return f"Left out for {event.rounds} rounds after {event.failures} failures in a row."
+        case Late():
+            return f"Replied to {event.during} after its deadline; not used."
+        case Stalled():
+            return event.said
+        case Against():
+            return f"Went against the other nodes (cosine {event.cosine:.2f}); merged all the same."
+        case Camps():
+            return f"Two camps: {event.smaller} of {event.nodes} nodes went against the others; none is named."
     return ""
 
 
@@ -165,13 +177,13 @@ def _turns(turns: list[int]) -> str:
 def _phases(run: Run) -> dict[str, float]:
     """The coordinator's seconds by phase, over the rounds that count."""
     total = dict.fromkeys(PHASES, 0.0)
-    total["start"] = sum(number(event, "elapsed") or 0.0 for event in run.all("start"))
-    for event in run.by_round("merge").values():
+    total["start"] = sum(event.elapsed for event in run.all(Start))
+    for event in run.by_round(Merge).values():
         # An older run has the whole round alone.
-        spent = numbers(event.get("phases")) or {"training": number(event, "seconds") or 0.0}
+        spent = event.phases or {"training": event.seconds}
         total |= {phase: total.get(phase, 0.0) + seconds for phase, seconds in spent.items()}
-    for phase in ("evaluation", "central"):
-        total[phase] += sum(run.history(phase, "seconds").values())
+    total["evaluation"] = sum(event.seconds for event in run.by_round(Evaluation).values())
+    total["central"] = sum(event.seconds for event in run.by_round(Central).values())
     return {phase: seconds for phase, seconds in total.items() if seconds}
 
 

@@ -6,16 +6,18 @@ declares, and so its sampling rate, is its own; its ledger has the exact figure.
 
 from collections import Counter
 
+from common.json_files import number
 from common.privacy import accounting
 from common.privacy.accounting import Release
-from common.record.run import Run, names, number
+from common.record.events import Asked
+from common.record.run import Run
 
 LEDGER = "in its ledger"
 
 
 def epsilon_bounds(run: Run) -> dict[str, float | None]:
     """An upper bound of each node's epsilon in this run; None where its ledger alone can tell."""
-    asked = Counter(name for event in run.all("asked") for name in names(event))
+    asked = Counter(name for event in run.all(Asked) for name in event.nodes)
     return {node: _bound(run, asked[node]) for node in run.nodes} if run.private else {}
 
 

@@ -1,11 +1,11 @@
-"""The contract of a gradient: how one is had."""
+"""The contract of a gradient: how the gradients of a step are found."""
 
 import math
-from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from common.method import Method
 from strategies.gradients.engine import Clipping, Engine, Unclipped
@@ -13,15 +13,19 @@ from strategies.gradients.engine import Clipping, Engine, Unclipped
 
 @dataclass(frozen=True, kw_only=True)
 class Gradient(Method):
-    """A way to the gradients of a step."""
+    """A way to the gradients of a step: of a batch as a whole, or of every example by itself, clipped."""
 
     section = "gradient"
-    private: ClassVar[bool]
-    """Whether it can bound what a single example adds."""
+    private: ClassVar[bool] = False
+    """Whether it bounds what a single example adds, by an :class:`Engine`; one that does not has :meth:`fill`."""
 
-    @abstractmethod
+    def fill(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Add the gradient of ``loss`` by ``parameters`` to what they have; its value."""
+        raise NotImplementedError(f"{self.name} finds gradients of single examples alone")
+
     def engine(self, network: nn.Module, bound: float, clipping: Clipping, sequences: bool) -> Engine:
         """The engine on ``network``, whose trainable parameters are set."""
+        raise NotImplementedError(f"{self.name} does not bound what a single example adds")
 
     def attach(self, network: nn.Module, bound: float, clipping: Clipping = "flat", sequences: bool = False) -> Engine:
         """:meth:`engine`; none is needed where there is no bound."""
@@ -36,7 +40,8 @@ class Backward(Gradient):
 
     name = "backward"
     paper = "none"
-    private = False
 
-    def engine(self, network: nn.Module, bound: float, clipping: Clipping, sequences: bool) -> Engine:
-        return Unclipped(network, math.inf, clipping, sequences)
+    def fill(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value

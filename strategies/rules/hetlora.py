@@ -46,9 +46,9 @@ class HetLora(Rule):
         self._demand("smallest", self.smallest >= 1, "1 or more")
 
     @property
-    def shrinks(self) -> bool:
+    def shrinks(self) -> str:
         """Where slots may be cut."""
-        return self.keep < 1
+        return "rule.hetlora.keep = 1.0" if self.keep < 1 else ""
 
     def penalty(self, factors: Tensors) -> Tensor | None:
         """What makes the last slots worth giving up."""

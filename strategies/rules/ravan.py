@@ -70,7 +70,7 @@ class Ravan(CoreRule):
             raise BouquetError(
                 "a robust mean over nodes that train different heads",
                 where=where,
-                expected=f"{whole} on every node, or merge.mean = 'weighted'",
+                expected=f"{whole} on every node, or mean.name = 'weighted'",
                 got=str(rank),
                 cure=cure,
             )

@@ -81,9 +81,9 @@ class Rule(Method):
         return 0
 
     @property
-    def shrinks(self) -> bool:
-        """Whether the size of what a node sends depends on what it learned."""
-        return False
+    def shrinks(self) -> str:
+        """Where the size of what a node sends depends on what it learned, the setting by which it would not."""
+        return ""
 
     @property
     def density(self) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from client_app.examples import node_examples
-from client_app.training import outputs, train
+from client_app.training import outputs
 from common import tasks
 from common.adapter.values import State
 from common.config.node import NodeConfig
@@ -35,6 +35,7 @@ from common.record.export import export
 from common.tasks import Example
 from strategies import Recipe, read_config
 from tests.support.architectures import DECODERS, ENCODERS, FAMILIES, SIZES, TEMPLATE, VOCABULARY, save
+from tests.support.training import train_plainly
 
 TASKS: Mapping[str, Mapping[str, str]] = {
     "text": {"text": "def get(self, key): return self.found[key] if key else None"},
@@ -69,9 +70,9 @@ def examples(config: RunConfig) -> list[Example]:
 
 def loaded(config: RunConfig) -> adapted.LoraModel:
     """The model, started as a run would start it."""
-    network = base.load(config.model, adapted.classes(config.task), torch.device("cpu"))
+    network = base.load(config.model, tasks.classes(config.task), torch.device("cpu"))
     model = adapted.LoraModel(network, config.lora)
-    state = Recipe.build(config).initial(model.spec, seed=0)
+    state = Recipe.build(config).start(model.spec, seed=0)
     model.install(state.adapter, state.scale, {})
     return model
 
@@ -83,7 +84,7 @@ def logits(model: adapted.LoraModel, task: tasks.Task, example: Example) -> torc
 
 def reloaded(config: RunConfig, folder: Path, example: Example) -> torch.Tensor:
     """What plain PEFT computes, over the base as the run had it."""
-    classes = adapted.classes(config.task)
+    classes = tasks.classes(config.task)
     auto = AutoModelForSequenceClassification if classes else AutoModelForCausalLM
     options: dict[str, Any] = {"num_labels": classes} if classes else {}
     if config.model.quantization != "none":
@@ -105,9 +106,9 @@ def check_cell(family: str, task_name: str, quantisation: str, folder: Path) -> 
     model, chosen = loaded(config), examples(config)
     assert model.spec == spec, "coordinator and node see one model"
     before = logits(model, task, chosen[0])
-    trained = train(model, model.keys, task, chosen, config.train, pad=0, seed="1", round=0, rounds=1)
+    trained = train_plainly(model, task, chosen, config.train)
     assert math.isfinite(trained.loss)
-    assert math.isfinite(model.score(task, chosen, 0, 4).loss)
+    assert math.isfinite(model.score(task, chosen, 4).loss)
     after = logits(model, task, chosen[0])
     assert not torch.equal(before, after)
     export(State(model.tensors(), config.lora.scale, 1), config, folder, with_head=True)
@@ -176,7 +177,7 @@ def test_an_examples_loss_is_the_same_alone_and_in_a_batch(family: str, pad: str
 def test_the_shares_that_a_run_tells_are_those_of_the_loaded_model(family: str) -> None:
     config = settings(checkpoint(family), "classify", "nf4")
     model = loaded(config)
-    skeleton = base.skeleton(config.model, adapted.classes(config.task))
+    skeleton = base.skeleton(config.model, tasks.classes(config.task))
     heads = {key.layer for key in model.spec.head}
     whole = sum(p.numel() for name, p in skeleton.named_parameters() if name.rpartition(".")[0] not in heads)
     in_four_bits = [module for module in model.network.modules() if isinstance(module, Linear4bit)]
@@ -223,7 +224,7 @@ def test_a_lost_weight_is_refused_by_name(family: str, task: str, tmp_path: Path
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file, metadata={"format": "pt"})
     config = settings(file.parent, task)
     with pytest.raises(BouquetError, match=f"the checkpoint lacks weights of the model.*no {re.escape(lost)}"):
-        base.load(config.model, adapted.classes(config.task), torch.device("cpu"))
+        base.load(config.model, tasks.classes(config.task), torch.device("cpu"))
 
 
 def test_a_file_that_is_half_there_or_a_pointer_is_named(tmp_path: Path) -> None:

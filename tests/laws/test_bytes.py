@@ -10,7 +10,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 
 from common import wire
 from common.adapter.values import LayerShape
-from common.wire import codec
+from common.wire import codecs
 from server_app.run import conduct
 from strategies import RULES, Recipe
 from strategies.cost import planned_bytes, round_bytes
@@ -113,7 +113,7 @@ def test_flower_sends_what_the_codec_says(name, bits):
     update = trained(rule, state, 5, 1.0)
     record = wire.pack_update(update, "fedit", state.round, "node-000", codec=name, received=state.adapter)
     count = sum(tensor.numel() for tensor in update.tensors.values())
-    assert codec.size_in_bytes(name, count) == pytest.approx(count * bits / 8, rel=0.001)
+    assert codecs.size_in_bytes(name, count) == pytest.approx(count * bits / 8, rel=0.001)
     assert flowers_bytes(RecordDict({"update": record})) == pytest.approx(count * bits / 8, rel=0.02)
 
 
@@ -143,8 +143,8 @@ def test_what_a_coarse_codec_loses_of_one_message_it_owes_the_next():
     owed, arrived = torch.zeros(1000), torch.zeros(1000)
     for _ in range(200):
         due = meant + owed
-        got = codec.decode(codec.encode(due, "nf4"), "nf4", 1000)
+        got = codecs.decode(codecs.encode(due, "nf4"), "nf4", 1000)
         owed, arrived = due - got, arrived + got
-    once = codec.decode(codec.encode(meant, "nf4"), "nf4", 1000)
+    once = codecs.decode(codecs.encode(meant, "nf4"), "nf4", 1000)
     assert (arrived / 200 - meant).norm() < 0.02 * (once - meant).norm()
     assert math.isfinite(owed.abs().max())

@@ -33,7 +33,7 @@ def test_exact_rules_are_exact_and_the_meter_says_what_the_others_lose(rule):
     ideal = sum(share / sum(SHARES) * model for share, model in zip(SHARES, models, strict=True))
     if rule.exact:
         assert relative(product(merged), ideal) < 1e-5
-    elif not rule.personal:
+    elif rule.keeps == "nothing":
         lost = relative(product(merged), ideal)
         assert 1e-3 < lost < 1
         assert aggregation_error(rule, state, updates, merged)["l"] == pytest.approx(lost, rel=1e-3)

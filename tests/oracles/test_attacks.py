@@ -7,7 +7,7 @@ import torch
 from scipy.stats import beta
 from torch import nn
 
-from client_app.privacy import poisson_sample, train_privately
+from client_app.privacy import poisson_sample
 from client_app.training import outputs
 from common import tasks
 from common.config.privacy import PrivacyConfig
@@ -19,7 +19,8 @@ from common.privacy.gaussian import Gaussian
 from common.tasks import Example
 from strategies.rules import FedIT
 from tests.support.architectures import tiny_bert
-from tests.support.private_steps import attach
+from tests.support.factors import initial
+from tests.support.private_steps import attach, train_here
 
 
 def found_epsilon(inside, outside, delta):
@@ -86,12 +87,11 @@ def test_membership_shows_without_privacy_and_within_the_bound_with_it(tmp_path)
     found = {}
     for sigma in (0.0, least_noise(epsilon, delta, 0.5, steps, "rdp")):
         model = adapted.LoraModel(base.load(config.model, 2, torch.device("cpu")), config.lora)
-        state = FedIT().initial(model.spec, 0)
+        state = initial(FedIT(), model.spec)
         model.install(state.adapter, state.scale, {})
         privacy = PrivacyConfig.model_validate({"expected-batch": 32, "clip": 1.0 if sigma else 100.0})
         release = Release(sigma, 0.5, steps)
-        units = [[example] for example in examples[:64]]
-        train_privately(model, model.keys, task, units, training, privacy, release, pad=0, round=0, rounds=1)
+        train_here(model, examples[:64], release, privacy, training, task)
         model.network.eval()
         with torch.no_grad():
             losses = task.losses(*outputs(model, task.collate(examples, 0)))

@@ -9,9 +9,10 @@ from common.adapter.core import Core
 from common.adapter.spec import Spec
 from common.adapter.values import Key, LayerShape
 from common.error import BouquetError
+from strategies.inits import LoraSB
 from strategies.rules import FedIT, FedRotLora, FedSB, FedSVD, FFALora, LoraFair, Ravan, RoLora
 from strategies.rules.fedrot_lora import nearest_rotation
-from tests.support.factors import LAYERS, dense, initial, layer_of, matrices, product, spec, started, trained
+from tests.support.factors import LAYERS, dense, initial, layer_of, matrices, product, recipe, spec, started, trained
 
 
 def test_fedit_misses_exactly_the_covariance_of_the_factors():
@@ -49,8 +50,8 @@ def test_fedit_uses_every_reply_with_its_share():
 def test_ffa_lora_trains_a_b_of_one_common_a():
     rule = FFALora()
     state = started(rule)
-    initial = initial(rule, spec(rule), seed=0)
-    assert all(torch.equal(state.adapter[k], initial.adapter[k]) for k in state.adapter if k.part == "A")
+    first = initial(rule, spec(rule), seed=0)
+    assert all(torch.equal(state.adapter[k], first.adapter[k]) for k in state.adapter if k.part == "A")
     assert {key.part for key in state.adapter if key.part in "AB" and rule.trains(0, key)} == {"B"}
     assert sum(t.numel() for k, t in trained(rule, state, 0, 1.0).tensors.items() if k.part == "B") == sum(
         3 * shape.d_out for shape in LAYERS.values()
@@ -152,18 +153,19 @@ def test_fed_sb_trains_a_core_between_fixed_orthonormal_frames():
 
 
 def test_the_gradients_start_of_fed_sb_is_its_best_low_rank_step():
-    rule = FedSB(start="public", source="public.jsonl", step=0.01)
-    state = initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, structure=Core(blocks=1)), seed=0)
+    chosen = replace(recipe(FedSB()), init=LoraSB(source="public.jsonl", step=0.01))
+    form = Spec({"l": LayerShape(20, 16)}, {}, 4, 2.0, structure=Core())
     gradient = torch.randn(20, 16, generator=torch.Generator().manual_seed(3))
-    start = rule.from_gradient(state, lambda layer: gradient)
+    start = chosen.start(form, 0, lambda layer: gradient)
     step = -0.01 * gradient.sign().double()
     tail = torch.linalg.svdvals(step)[4:].square().sum().sqrt()
     assert tail <= torch.linalg.norm(product(start) - step) <= 1.02 * tail
     a, b = start.adapter[Key("l", "A")], start.adapter[Key("l", "B")]
     torch.testing.assert_close(a @ a.T, torch.eye(4), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(b.T @ b, torch.eye(4), rtol=1e-5, atol=1e-5)
-    assert rule.drawn == {"s"}
-    assert rule.fixed == {"A", "B", "s"}
+    assert not start.offset
+    assert chosen.drawn == {"s"}
+    assert chosen.fixed == {"A", "B", "s"}
 
 
 def test_ravan_averages_the_products_of_scale_and_core():
@@ -194,7 +196,7 @@ def test_ravan_averages_the_products_of_scale_and_core():
         / 3
     )
     torch.testing.assert_close(product(merged).float(), ideal, rtol=1e-4, atol=1e-5)
-    with pytest.raises(BouquetError, match=r"lora.rank, rule.ravan.heads\): expected a multiple of 2, got 3"):
+    with pytest.raises(BouquetError, match=r"the core's blocks \(lora.rank\): expected a multiple of 2, got 3"):
         initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 3, 2.0, structure=Core(blocks=2)), seed=0)
 
 
@@ -223,5 +225,5 @@ def test_found_frames_span_what_was_learned_and_settle_in_two_rounds():
     for step in range(3):
         wide = rule.aggregate(wide, [trained(rule, wide, step, 1.0)])
     assert all(torch.isfinite(tensor).all() for tensor in wide.adapter.values())
-    with pytest.raises(BouquetError, match=r"rule.fed-sb.source\): expected a file if, and only if, start is public"):
-        FedSB(start="public")
+    with pytest.raises(BouquetError, match=r"init.lora-sb.source\): expected a file of public examples"):
+        LoraSB()

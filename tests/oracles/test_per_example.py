@@ -9,6 +9,7 @@ from torch.nn.functional import mse_loss
 
 from client_app.training import outputs
 from common import tasks
+from common.adapter.core import Core
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import adapted
@@ -17,6 +18,7 @@ from tests.support.architectures import tiny_bert
 from tests.support.private_steps import (
     ENGINES,
     EXAMPLES,
+    LORA,
     TEXT,
     attach,
     brute_force,
@@ -45,7 +47,7 @@ from tests.support.private_steps import (
     ],
 )
 def test_the_clipped_sum_is_that_of_a_loop_over_the_examples(engine, quantization, rank, parts, checkpointing):
-    model = fresh(quantization, rank, checkpointing, blocks=2 if parts == "R" else 0)
+    model = fresh(quantization, rank, checkpointing, Core(blocks=2) if parts == "R" else LORA)
     parameters = model.train_only([key for key in model.keys if key.part in parts])
     rows = brute_force(model, parameters, EXAMPLES)
     norms = rows.norm(dim=1)
@@ -213,7 +215,7 @@ def test_a_trainable_layer_that_takes_no_part_is_refused():
 def test_opacus_with_gradient_checkpointing_is_refused():
     model = fresh(checkpointing="non-reentrant")
     model.train_only(model.keys)
-    with pytest.raises(BouquetError, match=r"\(privacy.engine\): expected 'fast', or model.gradient-checkpointing"):
+    with pytest.raises(BouquetError, match=r"\(gradient.name\): expected 'fast', or model.gradient-checkpointing"):
         attach("hooks", model.network, 1.0)
 
 

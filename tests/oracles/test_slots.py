@@ -14,7 +14,7 @@ from strategies.means import Trimmed
 from strategies.rules import FLASC, FedIT, FedPLora, HetLora, LoraLego, Ravan
 from strategies.rules.flasc import largest
 from strategies.server_optimizers import FedAdam
-from tests.support.factors import LAYERS, initial, layer_of, matrices, product, spec, started, trained
+from tests.support.factors import LAYERS, initial, layer_of, matrices, product, recipe, spec, started, trained
 
 
 def test_hetlora_weighs_by_norm_pads_with_zeros_and_prunes_last_slots():
@@ -40,7 +40,7 @@ def test_hetlora_weighs_by_norm_pads_with_zeros_and_prunes_last_slots():
     assert torch.equal(sent[a], shrunk[a][:3])
     shrunk[b][:, 3:] *= 4
     assert rule.next_rank(received, shrunk) == 4
-    assert HetLora(smallest=4).next_rank(received, rule.install(state, {})) == 4
+    assert HetLora(smallest=4).next_rank(received, recipe(rule).install(state, {})) == 4
     assert HetLora(decay=2.0).penalty(received.adapter).item() == pytest.approx(
         2 * (received.adapter[b][:, 3:].norm() * received.adapter[a][3:].norm()).item(), rel=1e-5
     )
@@ -102,7 +102,7 @@ def test_ravan_refuses_a_rank_that_is_not_one_of_whole_heads():
     state = started(Ravan(heads=3), rank=2)
     with pytest.raises(BouquetError, match=r"not one of whole heads \(lora-rank\): expected a multiple of 2 .* got 3"):
         Ravan(heads=3).view(state, 3)
-    with pytest.raises(BouquetError, match=r"different heads \(lora-rank\): expected 6 on every node, or merge.mean"):
+    with pytest.raises(BouquetError, match=r"different heads \(lora-rank\): expected 6 on every node, or mean.name"):
         Ravan(heads=3, mean=Trimmed()).view(state, 4)
     good = trained(Ravan(heads=3), Ravan(heads=3).view(state, 4), 0, 1.0)
     with pytest.raises(BouquetError, match="names a slot that does not exist: expected 0 to 2, got 3"):

@@ -195,17 +195,24 @@ def test_a_whole_change_is_audited_in_pairs(source, capsys):
     assert "stability" not in shown
 
 
-@pytest.mark.parametrize("unit", ["record", "patient"])
+TASKS = {
+    "text": ({"text": "a b c d"}, KINDS),
+    "instruct": ({"instruction": "Add", "input": "", "output": "1"}, ["longest"]),
+    "classify": ({"text": "well", "label": 1}, KINDS),
+    "chat": ({"messages": [{"role": "user", "content": "Add"}]}, ["longest"]),
+}
+
+
 @pytest.mark.parametrize(
-    ("task", "record", "kinds"),
+    ("task", "unit"),
     [
-        ("text", {"text": "a b c d"}, KINDS),
-        ("instruct", {"instruction": "Add", "input": "", "output": "1"}, ["longest"]),
-        ("classify", {"text": "well", "label": 1}, KINDS),
-        ("chat", {"messages": [{"role": "user", "content": "Add"}]}, ["longest"]),
+        *((task, "record") for task in TASKS),
+        ("text", "patient"),
+        *(pytest.param(task, "patient", marks=pytest.mark.exhaustive) for task in list(TASKS)[1:]),
     ],
 )
-def test_every_task_has_canaries_that_the_node_uses(bench, task, record, kinds, unit):
+def test_every_task_has_canaries_that_the_node_uses(bench, task, unit):
+    record, kinds = TASKS[task]
     changes = {"task.name": task, "task.max-length": 64, "privacy.unit": unit, "privacy.unit-cap": 2}
     audited = bench(**changes)
     found = canaries(audited, [{**record, "patient": "7"}] * 2, each=2)

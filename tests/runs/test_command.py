@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from client_app.budget import Budget, Limits
+from common.config.node import witness_of
 from common.config.privacy import PrivacyConfig
 from common.privacy import ledger
 from common.privacy.accounting import Release
@@ -145,7 +146,7 @@ def spent(tmp_path):
     """A state directory whose ledger has three releases."""
     privacy = PrivacyConfig.model_validate({"mode": "example", "accountant": "rdp", "noise-multiplier": 2.0})
     folder = tmp_path / "state"
-    own = Budget(folder, ledger.witness_of(folder), "ward-3", Limits(0.0, 1e-5, 0.0))
+    own = Budget(folder, witness_of(folder), "ward-3", Limits(0.0, 1e-5, 0.0))
     for turn in (1, 2, 3):
         own.charge(Release(2.0, 0.05, 10), privacy, run="flu", round=turn, rule="fedit")
     return folder
@@ -156,7 +157,7 @@ def test_the_ledger_is_shown_verified_and_exported(spent, capsys):
         assert main(["ledger", action, "--directory", str(spent)]) == 0
         return capsys.readouterr().out
 
-    rows = ledger.read(spent, ledger.witness_of(spent))
+    rows = ledger.read(spent, witness_of(spent))
     shown = say("show")
     assert [line.split("│")[6].strip() for line in shown.splitlines() if "│ flu" in line] == ["1", "2", "3"]
     assert f"node: epsilon {rows[-1].epsilon:.4g} at delta 1e-05" in shown
@@ -166,7 +167,7 @@ def test_the_ledger_is_shown_verified_and_exported(spent, capsys):
 
 def test_a_nodes_config_names_its_ledger_and_its_witness(spent, tmp_path, capsys):
     elsewhere = tmp_path / "elsewhere" / "head"
-    ledger.witness_of(spent).parent.rename(elsewhere.parent)
+    witness_of(spent).parent.rename(elsewhere.parent)
     node = tmp_path / "node.toml"
     node.write_text(f'state-directory = "{spent}"\nprivacy-witness = "{elsewhere}"\n')
     for action, said in (("verify", "3 releases, nothing changed"), ("show", "node: epsilon"), ("export", '"flu"')):

@@ -23,6 +23,7 @@ from common.adapter.values import Key
 from common.config.node import NodeConfig
 from common.error import DiskError, RefusalError
 from common.record import checkpoint
+from common.record.events import Stalled
 from common.record.run import Run
 from server_app.record import Record
 from server_app.run import conduct
@@ -127,7 +128,7 @@ FILES = {
     "run.log": ("the log of a run cannot be written", [1, 2]),
     "adapter/adapter_config.json": ("the adapter cannot be written", [1, 2, 3]),
     "adapter/bouquet.json": ("the adapter cannot be written", [1, 2, 3]),
-    "summary.building": ("the summary of a run cannot be written", [1, 2, 3]),
+    "summary.json.building": ("the summary of a run cannot be written", [1, 2, 3]),
 }
 """What a full disk may meet from the second round on, what is said of it, and the rounds that are finished then."""
 
@@ -192,11 +193,10 @@ def test_a_full_disk_at_the_start_is_told_and_leaves_the_run_as_it_was(settings,
     with pytest.raises(DiskError, match="the log of a run cannot be written"):
         run(settings, Then(lambda number: fill(tmp_path / "run/run.log") if number == 2 else None))
     before = (tmp_path / "run/config.json").read_text()
-    (tmp_path / "run/config.building").symlink_to(FULL)
+    (tmp_path / "run/config.json.building").symlink_to(FULL)
     with pytest.raises(DiskError, match=rf"the record of a run cannot be written .*No space left.*{AGAIN}"):
         run(settings, Then(), resume=True)
     assert (tmp_path / "run/config.json").read_text() == before
-    (tmp_path / "run/config.building").unlink()
     goes_on(settings, tmp_path / "run", unbroken, [1, 2])
 
 
@@ -206,7 +206,7 @@ def test_a_run_directory_that_cannot_be_made_is_told(settings):
 
 
 def test_a_report_that_finds_no_room_is_told_and_the_run_is_complete(settings, tmp_path, capsys):
-    run(settings, Then(lambda number: fill(tmp_path / "run/report.building") if number == 2 else None))
+    run(settings, Then(lambda number: fill(tmp_path / "run/report.html.building") if number == 2 else None))
     said = capsys.readouterr().out
     assert (
         f"the report cannot be written ({tmp_path}/run/report.html): got No space left on device. bouquet rep" in said
@@ -218,7 +218,7 @@ def test_who_is_told_of_a_runs_end_hears_of_a_full_disk(settings, tmp_path, hear
     def go() -> None:
         with Record(read_config(settings()), 1) as record:
             fill(tmp_path / "run/metrics.jsonl")
-            record.event("merge", 1)
+            record.event(Stalled(round=1, said="it ended where it began"))
 
     with pytest.raises(DiskError, match="the record of a run cannot be written"):
         go()

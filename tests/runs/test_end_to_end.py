@@ -109,7 +109,7 @@ def test_a_revoked_node_is_shut_out_and_a_rotated_key_comes_back(wards):
     bouquet("site", "rotate", str(wards.site), "node-001")
     bouquet("site", "register", str(wards.site))
     first.start()
-    wait_for(lambda: "online" in _statuses(wards, "node-001"), "the node with the new key", pause=2.0)
+    wait_for(lambda: "online" in _statuses(wards, "node-001"), "the node with the new key", pause=3.0)
 
 
 def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
@@ -129,7 +129,7 @@ def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     bouquet("site", "register", str(wards.site))
     node = Process([str(wards.site / "kits/frugal/start.sh")], tmp_path / "frugal.log")
     try:
-        wait_for(lambda: "online" in _statuses(wards, "frugal"), "the frugal node", pause=1.0)
+        wait_for(lambda: "online" in _statuses(wards, "frugal"), "the frugal node", pause=3.0)
         asked = " ".join(f"{key}={json.dumps(value)}" for key, value in private.items())
         settings = f"num-server-rounds={rounds} evaluation.every=0 {SMALL} {asked}"
         run = wards.submit("private", settings, tmp_path / "runs")

@@ -8,17 +8,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common import wire
 from common.adapter.spec import Spec
 from common.adapter.values import Key, LayerShape, State, Update
+from common.config.run import RoundConfig
 from common.error import BouquetError
-from server_app.run import conduct
 from server_app.scrutiny import Scrutiny
+from server_app.streaks import Streaks
 from strategies import RULES
 from tests.support.factors import initial
-from tests.support.grid import RUN_ID, StubGrid, run_in_process
+from tests.support.grid import run_in_process
 from tests.support.outcome import failures, lines, rounds_of
 from tests.support.replies import GONE, bare
 
@@ -53,14 +54,13 @@ def test_a_node_that_scores_and_never_trains_sits_out(settings, tmp_path):
     assert rounds_of(tmp_path / "run", "node-001", "sit-out") == [2]
 
 
-def test_a_failure_to_train_and_one_to_score_in_a_round_are_one(settings, tmp_path):
-    # It scores before the first round too: by the second it has failed in three.
-    flat = settings(**{"num-server-rounds": 3, "round.max-failures": 3})
-    grid = StubGrid(3, failing=lambda node: "gone" if node == 2 else "")
-    conduct(grid, Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=flat))
-    assert {line["during"] for line in lines(tmp_path / "run") if line["phase"] == "failure"} >= {"train", "evaluate"}
-    (event,) = [line for line in lines(tmp_path / "run") if line["phase"] == "sit-out"]
-    assert (event["node"], event["round"], event["failures"]) == ("node-0002", 2, 3)
+def test_a_failure_to_train_and_one_to_score_in_a_round_are_one():
+    streaks, said = Streaks(RoundConfig.model_validate({"max-failures": 1})), []
+    for phase, number in (("train", 1), ("evaluate", 1), ("train", 2)):
+        streaks.begin()
+        streaks.fail("a")
+        said.append([pause.failures for pause in streaks.count(["a"], phase, number)])
+    assert said == [[1], [], [2]]
 
 
 def test_a_node_that_is_silent_at_the_first_roll_call_holds_up_nobody(settings, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from common import readable
 from common.models import adapted
+from common.record.events import Train, to_line
 from common.record.run import Run, read_events
 from deploy import plan, runs
 from deploy.doctor import job
@@ -111,9 +112,9 @@ assert not {{"torch", "flwr", "transformers"}} & set(sys.modules)
 
 
 def test_many_events_are_read_once_and_a_torn_line_spoils_no_other(tmp_path):
-    written = [{"phase": "train", "round": turn, "node": "a"} for turn in range(2500)]
-    lines = [json.dumps(event) for event in written]
+    written = [Train(round=turn, node="a", bytes_up=turn, bytes_down=0) for turn in range(2500)]
+    lines = [to_line(event) for event in written]
     lines[1200] = lines[1200][:9]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    events, torn = read_events(tmp_path / "metrics.jsonl")
+    events, torn = read_events(tmp_path)
     assert (torn, list(events)) == (1, written[:1200] + written[1201:])

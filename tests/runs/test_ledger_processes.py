@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from common.config.node import witness_of
 from common.error import RefusalError
 from common.privacy import accounting, ledger
 from tests.support.budgets import FORK, NOTES, charge, cost, read
@@ -44,14 +45,14 @@ def test_whoever_reads_while_the_first_row_is_written_raises_no_alarm(state, mon
 
     def charged_after(file: Path) -> ledger.Head | None:
         known = found(file)
-        if file == ledger.witness_of(state) and known is None:
+        if file == witness_of(state) and known is None:
             with monkeypatch.context() as patched:
                 patched.setattr(ledger, "_witness", found)
                 charge(state)
         return known
 
     monkeypatch.setattr(ledger, "_witness", charged_after)
-    assert len(ledger.load(state, ledger.witness_of(state)).entries) == 1
+    assert len(ledger.load(state, witness_of(state)).entries) == 1
 
 
 def held(directory: Path) -> bool:
@@ -117,9 +118,9 @@ def test_reads_beside_chargers_raise_no_alarm(reads, chargers, state):
             children = [FORK.Process(target=charge_for_ever, args=(state,)) for _ in range(chargers)]
             for child in children:
                 child.start()
-        rows = len(ledger.load(state, ledger.witness_of(state)).entries)
-        if ledger.witness_of(state).exists():
-            numbers.append(int(ledger.witness_of(state).read_text().split()[0]))
+        rows = len(ledger.load(state, witness_of(state)).entries)
+        if witness_of(state).exists():
+            numbers.append(int(witness_of(state).read_text().split()[0]))
             assert numbers[-1] >= numbers[-2]
     for child in children:
         os.kill(child.pid, signal.SIGKILL)

@@ -290,7 +290,7 @@ def test_the_best_round_is_exported_or_the_last(export, settings, tmp_path):
     assert best < 3
     exported = best if export == "best" else 4
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert (summary["rounds"], summary["after"]["all"]) == (exported, heldout[exported]["perplexity"])
+    assert (summary["rounds"], summary["after"]["all"]) == (exported, heldout[exported]["score"])
     assert set(summary["after"]) == {"node-000", "node-001", "all"}
     state = checkpoint.load(tmp_path / f"run/checkpoints/round-{exported:04d}.safetensors", "fedit")
     assert summary["adapter_digest"] == digest(state.adapter | state.offset)
@@ -311,7 +311,7 @@ def test_central_evaluation_scores_the_coordinators_own_data(settings, tmp_path)
     own = tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps({"text": f"def f{i}(self):\n    return self.x\n"}) + "\n" for i in range(4)))
     run_in_process(settings(**{"evaluation.source": str(own), "num-server-rounds": 1}), nodes=2)
-    central = [line["perplexity"] for line in lines(tmp_path / "run") if line["phase"] == "central"]
+    central = [line["score"] for line in lines(tmp_path / "run") if line["phase"] == "central"]
     assert len(central) == 2
     assert central[1] < central[0]
 
@@ -343,7 +343,7 @@ def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
         assert not torch.equal(one["classifier:W"], two["classifier:W"])
         assert {file.stat().st_mode & 0o777 for file in kept} == {0o600}
     for phase in ("evaluate", "heldout"):
-        assert all(0 <= line["macro-f1"] <= 1 for line in lines(tmp_path / "run") if line["phase"] == phase)
+        assert all(0 <= line["further"]["macro-f1"] <= 1 for line in lines(tmp_path / "run") if line["phase"] == phase)
     exported = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
     assert ("base_model.model.classifier.weight" in exported) == (head != "local")
 

@@ -16,6 +16,7 @@ from common.config import roster
 from common.config.roster import Registered
 from common.error import QuorumError
 from common.record import checkpoint
+from common.record.directory import TOO_FEW
 from common.record.run import Run
 from server_app.record import Record
 from server_app.run import conduct
@@ -119,7 +120,7 @@ def test_a_run_with_too_few_nodes_left_leaves_its_adapter_and_resumes(settings, 
     assert time.monotonic() - began >= 0.3
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["ended"], summary["rounds"]) == ("too few nodes", 1)
-    assert Run.read(tmp_path / "run").too_few
+    assert Run.read(tmp_path / "run").stopped.ended == TOO_FEW
     assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
     conducted(StubGrid(3), settings(**changes, resume=True))
     assert [line["round"] for line in lines(tmp_path / "run") if line["phase"] == "merge"] == [1, 2, 3]

@@ -14,6 +14,7 @@ from flwr.app import Context, RecordDict
 from torch.utils.tensorboard import SummaryWriter
 
 from common.error import BouquetError
+from common.record import events
 from server_app.record import FEW, Record
 from server_app.run import conduct
 from strategies import read_config
@@ -22,20 +23,34 @@ from tests.support.grid import RUN_ID, StubGrid, run_in_process
 from tests.support.outcome import lines
 from tests.support.processes import free_port
 
+MERGE = events.Merge(
+    round=1,
+    nodes=1,
+    asked=2,
+    loss=2.5,
+    bytes_up=10,
+    bytes_down=40,
+    seconds=3.0,
+    phases={"training": 3.0},
+    formula_up=10,
+    formula_down=40,
+    peak_memory=10**9,
+)
 EVENTS = [
-    ("failure", 1, {"node": "node-002", "during": "train", "reason": "out of /secret/memory"}),
-    ("train", 1, {"node": "node-000", "loss": 2.5, "bytes_up": 10, "bytes_down": 20}),
-    ("merge", 1, {"nodes": 1, "asked": 2, "loss": 2.5, "bytes_up": 10, "bytes_down": 40, "seconds": 3.0}),
-    ("aggregation-error", 1, {"overall": 0.25, "layers": {"l": 0.25}}),
-    ("heldout", 1, {"loss": 1.5, "perplexity": 4.5, "bytes_down": 2}),
-    ("void", 2, {"replies": 0, "needed": 1, "bytes_up": 0, "bytes_down": 40}),
-    ("late", 1, {"node": "node-002", "during": "train"}),
+    events.Failure(round=1, node="node-002", during="train", reason="out of /secret/memory"),
+    events.Train(round=1, node="node-000", loss=2.5, bytes_up=10, bytes_down=20),
+    MERGE,
+    events.AggregationError(round=1, overall=0.25, layers={"l": 0.25}),
+    events.Evaluation(round=1, asked=2, bytes_down=2, seconds=1.0),
+    events.HeldOut(round=1, loss=1.5, metric="perplexity", score=4.5),
+    events.Void(round=2, asked=2, replies=0, needed=1, bytes_up=0, bytes_down=40),
+    events.Late(round=1, node="node-002", during="train"),
 ]
 
 
 def tell(record: Record) -> None:
-    for phase, number, facts in EVENTS:
-        record.event(phase, number, **facts)
+    for event in EVENTS:
+        record.event(event)
 
 
 def test_tensorboard_shows_what_the_record_holds(settings, tmp_path):
@@ -113,11 +128,11 @@ def test_a_tracker_that_breaks_down_does_not_end_the_run(settings, tmp_path, cap
         raise OSError("the service is gone")
 
     with Record(read_config(settings(**{"tracking.to": "tensorboard"})), 1) as record:
-        record.event("merge", 1, loss=2.0)
+        record.event(MERGE)
         monkeypatch.setattr(SummaryWriter, "add_scalar", gone)
         tell(record)
     written = [line["phase"] for line in lines(tmp_path / "run")]
-    assert written == ["opened", "merge", *(phase for phase, _, _ in EVENTS)]
+    assert written == ["opened", "merge", *(event.phase for event in EVENTS)]
     assert capsys.readouterr().out.count("tensorboard takes no more figures of this run") == 1
 
     with Record(read_config(settings(**{"tracking.to": "tensorboard", "run-name": "last"})), 1) as record:

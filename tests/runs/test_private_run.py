@@ -12,6 +12,7 @@ from flwr.app import RecordDict
 from client_app import audit
 from client_app.scoring import noised_score
 from common import tasks, wire
+from common.config.node import witness_of
 from common.config.run import TaskConfig
 from common.error import BouquetError, QuorumError
 from common.privacy import accounting, ledger
@@ -122,7 +123,7 @@ def test_budgets_hold_over_runs_and_a_run_that_nobody_can_go_on_with_ends(settin
         go("three")
     for number in (0, 1):
         folder = tmp_path / f"ward-{number}"
-        assert max(row.epsilon for row in ledger.read(folder, ledger.witness_of(folder))) == cost(4)
+        assert max(row.epsilon for row in ledger.read(folder, witness_of(folder))) == cost(4)
 
 
 def test_a_node_with_a_budget_takes_no_part_in_a_run_without_noise(settings, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from common import tasks
 from common.adapter.values import Key, State
 from server_app.progress import stalled
-from server_app.rounds import Evaluation, Outcome
+from server_app.rounds import Outcome
+from server_app.scoring import Evaluation
 from strategies import Recipe, Rule, read_config
 from strategies.rules import FLASC, FedIT, FedSALora, FedSB, FLora
 from tests.support.factors import WIDE, after_a_round, initial, spec, started

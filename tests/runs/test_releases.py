@@ -50,7 +50,7 @@ def test_a_run_of_the_release_before_is_listed_and_reported(former, capsys):
     assert "2/2" in said
     run = Run.read(former)
     assert (run.state, run.done, run.torn, run.nodes) == ("finished", 2, 0, ["node-000", "node-001"])
-    assert run.tally.crossed == {way: run.summary[f"bytes_{way}"] for way in ("up", "down")}
+    assert run.tally.crossed == {"up": run.summary.bytes_up, "down": run.summary.bytes_down}
     assert readable.figure(run.scores[2]) in (former / "report.html").read_text()
 
 

@@ -105,7 +105,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_it_stays(tmp_path, monke
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("common.record.checkpoint.os.fsync", full)
+    monkeypatch.setattr("common.durable.os.fsync", full)
     with pytest.raises(BouquetError, match=r"a checkpoint cannot be written .*No space left.*resume = true"):
         checkpoint.save(tmp_path, State(state.adapter, 1.0, 2), "fedit")
     assert checkpoint.latest(tmp_path, "fedit").round == 1

@@ -3,15 +3,18 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from multiprocessing.context import ForkProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from client_app import gpu, worker
 from common.error import BouquetError
+from tests.support.budgets import FORK
 from tests.support.grid import run_in_process
 from tests.support.outcome import failures
 from tests.support.processes import wait_for
@@ -26,7 +29,7 @@ def state(tmp_path):
     worker.stop(folder)
 
 
-def holder(state: Path) -> list[int]:
+def holders(state: Path) -> list[int]:
     """The processes that hold the lock of the worker."""
     inode = (state / "worker.lock").stat().st_ino
     lines = Path("/proc/locks").read_text().splitlines()
@@ -39,24 +42,24 @@ def test_a_warm_node_gives_the_same_adapter_and_keeps_one_process(settings, tmp_
         run_in_process(settings(**{"run-name": name, "num-server-rounds": 1}), nodes=2, node_config=own)
     cold, kept = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("cold", "warm"))
     assert cold["adapter_digest"] == kept["adapter_digest"]
-    (first,) = holder(state)
+    (first,) = holders(state)
     assert first != os.getpid()
     assert (state / "worker.sock").stat().st_mode & 0o777 == 0o600
     log = (state / "worker.log").read_text()
     assert "Traceback" not in log
 
     worker.serve(state, 60.0)  # a second one ends itself
-    assert holder(state) == [first]
+    assert holders(state) == [first]
 
     # Killed, it is started anew; told to stop, it is gone with its memory.
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: holder(state) == [], "the worker to die")
+    wait_for(lambda: holders(state) == [], "the worker to die")
     once = {"run-name": "anew", "num-server-rounds": 1, "evaluation.every": 0}
     run_in_process(settings(**once), nodes=2, node_config={0: warm})
     assert failures(tmp_path / "anew") == []
-    assert holder(state) != [first]
+    assert holders(state) != [first]
     worker.stop(state)
-    wait_for(lambda: holder(state) == [], "the worker to end")
+    wait_for(lambda: holders(state) == [], "the worker to end")
     assert not (state / "worker.sock").exists()
 
 
@@ -84,66 +87,79 @@ def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path, capsys)
     assert "a path too long for a socket" in failures(tmp_path / "deep")[0]
 
 
-HOLDER = """
-import sys
-from pathlib import Path
-from client_app import gpu
-gpu.reserve(sys.argv[1], Path("/srv/ward-1"))
-print("held", flush=True)
-sys.stdin.read()
-"""
+def hold(held: Event) -> None:
+    """Keep a GPU to the end of this process."""
+    gpu.reserve("GPU-1", Path("/srv/ward-1"))
+    held.set()
+    signal.pause()
 
 
-def test_a_gpu_has_one_worker_and_is_free_when_that_is_killed(tmp_path, monkeypatch):
+@pytest.fixture
+def holder(tmp_path, monkeypatch) -> Iterator[ForkProcess]:
+    """Another worker, a process of its own, which has the first GPU."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    command = [sys.executable, "-c", HOLDER, "GPU-1"]
-    with subprocess.Popen(command, cwd=worker.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(BouquetError, match=rf"has this GPU \(GPU-1\): got process {other.pid}, /srv/ward-1. Give"):
-            gpu.reserve("GPU-1", tmp_path)
-        gpu.reserve("GPU-2", tmp_path).close()
-        assert gpu.reserve(gpu.identity("cpu"), tmp_path) is None
-        other.kill()
+    held = FORK.Event()
+    process = FORK.Process(target=hold, args=(held,))
+    process.start()
+    assert held.wait(60)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_gpu_has_one_worker_and_is_free_when_that_is_killed(tmp_path, holder):
+    with pytest.raises(BouquetError, match=rf"has this GPU \(GPU-1\): got process {holder.pid}, /srv/ward-1. Give"):
+        gpu.reserve("GPU-1", tmp_path)
+    gpu.reserve("GPU-2", tmp_path).close()
+    assert gpu.reserve(gpu.identity("cpu"), tmp_path) is None
+    holder.kill()
+    holder.join()
     gpu.reserve("GPU-1", tmp_path).close()
     gpu.reserve.cache_clear()
     assert {file.stat().st_mode & 0o077 for file in tmp_path.iterdir()} == {0}
+
+
+def take_turn(name: str, may_start: Event, entered: Event) -> None:
+    may_start.wait(60)
+    with gpu.turn(name):
+        entered.set()
 
 
 def test_messages_of_two_runs_take_their_turns_on_one_gpu(tmp_path, monkeypatch):
     """Each in a process of its own, as Flower starts them; another GPU is not waited for."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    work = "import sys, time\nfrom client_app import gpu\nwith gpu.turn(sys.argv[1]):\n    print('in', flush=True)\n"
-    command = [sys.executable, "-c", work]
+    may_start, entered = FORK.Event(), {name: FORK.Event() for name in ("GPU-1", "GPU-2")}
+    messages = [FORK.Process(target=take_turn, args=(name, may_start, event)) for name, event in entered.items()]
+    for message in messages:
+        message.start()
     with gpu.turn("GPU-1"):
-        waits = subprocess.Popen([*command, "GPU-1"], cwd=worker.ROOT, stdout=subprocess.PIPE)
-        other = subprocess.run([*command, "GPU-2"], cwd=worker.ROOT, capture_output=True, timeout=60)
-        assert other.stdout == b"in\n"
-        assert waits.poll() is None
-    assert waits.communicate(timeout=60)[0] == b"in\n"
+        may_start.set()
+        assert entered["GPU-2"].wait(60)
+        assert not entered["GPU-1"].wait(0.5)
+    assert entered["GPU-1"].wait(60)
+    for message in messages:
+        message.join(60)
 
 
-def test_a_worker_whose_gpu_is_taken_ends_and_says_so_in_its_log(settings, tmp_path, state, monkeypatch):
-    """A CPU stands in for the GPU that both workers find."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def serve(state: Path) -> None:
+    """A worker that finds a GPU, for which a CPU stands in."""
+    gpu.identity = lambda device: "GPU-1"
+    with (state / "worker.log").open("w") as sys.stderr:
+        worker.serve(state, 60.0)
+
+
+def test_a_worker_whose_gpu_is_taken_ends_and_says_so_in_its_log(settings, tmp_path, state, holder):
     state.mkdir()
-    serve = "import sys\nfrom pathlib import Path\nfrom client_app import gpu, worker\n"
-    serve += "gpu.identity = lambda device: 'GPU-1'\nworker.serve(Path(sys.argv[1]), 60.0)"
-    with (
-        subprocess.Popen(
-            [sys.executable, "-c", HOLDER, "GPU-1"], cwd=worker.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as holder,
-        (state / "worker.log").open("wb") as log,
-        subprocess.Popen([sys.executable, "-c", serve, str(state)], cwd=worker.ROOT, stderr=log) as second,
-    ):
-        assert holder.stdout.readline() == b"held\n"
-        wait_for((state / "worker.sock").exists, "the second worker")
-        node = {"state-directory": str(state), "warm": 60.0}
-        once = {"num-server-rounds": 1, "min-nodes": 1, "evaluation.every": 0}
-        run_in_process(settings(**once), nodes=2, node_config={1: node})
-        assert second.wait(60) == 0
-        holder.kill()
+    second = FORK.Process(target=serve, args=(state,))
+    second.start()
+    wait_for((state / "worker.sock").exists, "the second worker")
+    once = {"num-server-rounds": 1, "min-nodes": 1, "evaluation.every": 0}
+    node = {"state-directory": str(state), "warm": 60.0}
+    run_in_process(settings(**once), nodes=2, node_config={1: node})
+    second.join(60)
+    assert second.exitcode == 0
     said = failures(tmp_path / "run")[0]
     assert "the worker ended before it had answered" in said
     assert "GPU" not in said, "what a log holds may be the data's"

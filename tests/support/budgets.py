@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 from client_app.budget import Budget, Limits
+from common.config.node import witness_of
 from common.config.privacy import PrivacyConfig
 from common.privacy import accounting, ledger
 from common.privacy.accounting import Release
@@ -26,7 +27,7 @@ def cost(releases: int) -> float:
 
 def budget(directory: Path, *, releases: int = 0, a_run: int = 0, node: str = "ward-3") -> Budget:
     """A budget that is enough for ``releases``, and ``a_run`` of them; 0 for no limit."""
-    return Budget(directory, ledger.witness_of(directory), node, Limits(cost(releases), DELTA, cost(a_run)))
+    return Budget(directory, witness_of(directory), node, Limits(cost(releases), DELTA, cost(a_run)))
 
 
 def charge(directory: Path, *, releases: int = 0, dataset: DataSet | None = None, run: str = "run", round: int = 0):
@@ -35,7 +36,7 @@ def charge(directory: Path, *, releases: int = 0, dataset: DataSet | None = None
 
 
 def read(directory: Path) -> list[ledger.Entry]:
-    return ledger.read(directory, ledger.witness_of(directory))
+    return ledger.read(directory, witness_of(directory))
 
 
 def read_head(directory: Path, number: int) -> str:

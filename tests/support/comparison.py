@@ -29,9 +29,10 @@ def finish(
         if number:
             size = int(megabytes * 1e6)
             lines.append({"phase": "merge", "round": number, "bytes_up": size, "bytes_down": size, "seconds": 2.0})
-        lines += [{"phase": "evaluate", "round": number, "node": node, metric: figure} for node, figure in now.items()]
+        scored = {"phase": "evaluate", "round": number, "metric": metric}
+        lines += [{**scored, "node": node, "score": figure} for node, figure in now.items()]
         overall = sum(now.values()) / len(now)
-        further = {"macro-f1": overall - 0.01} if metric == "accuracy" else {}
-        lines.append({"phase": "heldout", "round": number, "loss": 0.5, metric: overall, **further})
+        further = {"further": {"macro-f1": overall - 0.01}} if metric == "accuracy" else {}
+        lines.append({"phase": "heldout", "round": number, "loss": 0.5, "metric": metric, "score": overall, **further})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "summary.json").write_text(json.dumps({"rounds": ROUNDS, "metric": metric}))

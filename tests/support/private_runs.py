@@ -1,5 +1,6 @@
 """Private runs in the small."""
 
+from common.config.node import witness_of
 from common.privacy import ledger
 
 PRIVATE = {
@@ -16,4 +17,4 @@ PRIVATE = {
 def spent(tmp_path, *nodes: str) -> list[ledger.Entry]:
     """Every row of the nodes of a simulation, which share a state directory and have a folder in it each."""
     folders = [tmp_path / "state" / node for node in nodes or ("node-000", "node-001")]
-    return [row for folder in folders for row in ledger.read(folder, ledger.witness_of(folder))]
+    return [row for folder in folders for row in ledger.read(folder, witness_of(folder))]

@@ -2,21 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from client_app.privacy import train_privately
-from client_app.training import outputs
+from client_app.training import Turn, outputs
 from common import tasks
 from common.adapter.lora import Lora
 from common.config.privacy import PrivacyConfig
 from common.config.run import LoraConfig, ModelConfig, TaskConfig, TrainConfig
 from common.models import adapted, base
 from common.tasks import Example
-from strategies.gradients import GRADIENTS
+from strategies.gradients import GRADIENTS, Fast
 from strategies.rules import FedIT
 from tests.support.factors import initial
+from tests.support.training import recipe_of
 
 TEXT = tasks.build(TaskConfig())
 LENGTHS = (30, 12, 25, 7, 30, 18, 3)
@@ -32,9 +36,15 @@ def attach(name, network, bound, clipping="flat", sequences=False):
     return GRADIENTS[name]().attach(network, bound, clipping, sequences)
 
 
+@cache
+def embedded(quantization):
+    """The base as it is loaded, once a process."""
+    return base.load(ModelConfig.model_validate({"quantization": quantization}), 0, torch.device("cpu"))
+
+
 def fresh(quantization="nf4", rank=8, checkpointing=None, structure=LORA):
     """The embedded model with factors that all matter."""
-    network = base.load(ModelConfig.model_validate({"quantization": quantization}), 0, torch.device("cpu"))
+    network = deepcopy(embedded(quantization))
     if checkpointing is not None:
         network.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
     return scattered(adapted.LoraModel(network, LoraConfig(rank=rank), structure))
@@ -89,7 +99,9 @@ PRIVATE = PrivacyConfig.model_validate({"mode": "example", "expected-batch": 4})
 def train_here(model, examples, release, privacy=PRIVATE, config=PLAIN, task=TEXT, units=None):
     """One round on ``units``, or on ``examples`` of which each is one."""
     units = [[example] for example in examples] if units is None else units
-    return train_privately(model, model.keys, task, units, config, privacy, release, pad=0, round=0, rounds=1)
+    recipe = recipe_of(config, gradient=Fast())
+    recipe = replace(recipe, config=recipe.config.model_copy(update={"privacy": privacy}))
+    return train_privately(model, recipe, task, units, Turn(0, model.keys), release)
 
 
 @contextmanager

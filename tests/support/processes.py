@@ -191,9 +191,16 @@ class Federation:
         return str(runs[0]["status"]) if runs else "unknown"
 
     def wait(self, run: str, limit: float = 300.0) -> str:
-        """The status in which a run has ended."""
-        wait_for(lambda: self.status(run).startswith("finished"), f"run {run}", limit, pause=2.0)
+        """The status in which a run has ended. Until then no `flwr` is started to ask for it."""
+        wait_for(lambda: self._ended(run), f"run {run}", limit)
         return self.status(run)
+
+    def _ended(self, run: str) -> bool:
+        """Whether the SuperLink has written down that a run has ended; it keeps ids as signed numbers."""
+        signed = int.from_bytes(int(run).to_bytes(8, "little"), "little", signed=True)
+        query = "SELECT finished_at FROM run JOIN task ON task_id = primary_task_id WHERE run.run_id = ?"
+        with sqlite3.connect(self.folder / "state/superlink.db") as database:
+            return database.execute(query, (signed,)).fetchone() != (None,)
 
     def bundle_bytes(self) -> int:
         """The size of the app as the SuperLink keeps it."""
@@ -237,7 +244,8 @@ def simulate(home: Path, nodes: int, settings: str, directory: Path, name: str) 
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text('[superlink.local]\naddress = ":local:"\n')
     overrides = f'{settings} run-directory="{directory}" run-name="{name}"'
-    command = ["local", "--stream", "--run-config", overrides, "--federation-config", f"num-supernodes={nodes}"]
+    federation = f"num-supernodes={nodes} client-resources-num-cpus={CORES}"
+    command = ["local", "--stream", "--run-config", overrides, "--federation-config", federation]
     try:
         with app_alone() as app:
             finished = subprocess.run(

@@ -5,9 +5,10 @@ from datetime import date, datetime
 import pytest
 
 from client_app.budget import Budget, Limits
+from common.config.node import witness_of
 from common.config.privacy import PrivacyConfig
 from common.error import RefusalError
-from common.privacy import accounting, ledger
+from common.privacy import accounting
 from common.privacy.accounting import Release
 from common.privacy.ledger import DataSet
 from tests.support.budgets import DELTA, NOTES, PRIVACY, RECORDS, RELEASE, budget, charge, cost, read
@@ -95,7 +96,7 @@ def test_under_noise_of_the_coordinators_a_record_pays_for_twice_the_norm(state)
 
 
 def test_a_release_without_noise_has_no_finite_epsilon(state):
-    own = Budget(state, ledger.witness_of(state), "ward-3", Limits(1000.0, DELTA, 0.0))
+    own = Budget(state, witness_of(state), "ward-3", Limits(1000.0, DELTA, 0.0))
     with pytest.raises(RefusalError, match="the privacy budget of this node is spent"):
         own.charge(Release(0.0, 0.05, 1), PRIVACY, run="run", round=0, rule="fedit")
 

@@ -12,12 +12,11 @@ from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.config.section import ConfigError
 from common.error import BouquetError
-from common.tasks import TASKS
 from strategies import RULES, Recipe, read_config
+from strategies.registries import AXES, defaults
 from tests.support import ROOT
 
 PYPROJECT = ROOT / "pyproject.toml"
-CHOICES = {"rule.name": list(RULES), "task.name": list(TASKS)}
 
 
 def flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -30,20 +29,20 @@ def flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def test_pyprojects_defaults_are_the_models_defaults():
     written = dict(flatten(tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]))
-    models = RunConfig.from_flower({}, CHOICES, OPTIONS).to_flower()
+    models = RunConfig.from_flower({}, AXES).to_flower()
     assert written == models
     assert {key: type(value) for key, value in written.items()} == {key: type(value) for key, value in models.items()}
 
 
 def test_the_flat_form_makes_the_round_trip():
-    config = RunConfig.from_flower({"lora.rank": 4, "train.learning-rate": 1, "wire.up": "bf16"}, CHOICES)
+    config = RunConfig.from_flower({"lora.rank": 4, "train.learning-rate": 1, "wire.up": "bf16"}, AXES)
     assert (config.lora.rank, config.train.learning_rate, config.wire.up) == (4, 1.0, "bf16")
-    assert RunConfig.from_flower(config.to_flower(), CHOICES) == config
+    assert RunConfig.from_flower(config.to_flower(), AXES) == config
 
 
 def test_every_mistake_is_told_at_once_in_the_users_keys():
     with pytest.raises(ConfigError) as caught:
-        RunConfig.from_flower(
+        read_config(
             {
                 "lora.rnak": 4,
                 "lora.rank": 0,
@@ -51,8 +50,7 @@ def test_every_mistake_is_told_at_once_in_the_users_keys():
                 "train.batch-size": "8",
                 "rule.name": "fedex",
                 "task.name": "txt",
-            },
-            CHOICES,
+            }
         )
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert lines[0] == "6 mistakes in the run config:"
@@ -68,8 +66,8 @@ def test_every_mistake_is_told_at_once_in_the_users_keys():
 
 def test_hyperparameters_reach_their_rule_and_mistakes_are_told():
     config = read_config({"rule.name": "florist", "rule.florist.energy": 0.8})
-    assert Recipe.build(config).energy == 0.8
-    assert set(config.rule.options) == set(OPTIONS)
+    assert Recipe.build(config).rule == RULES["florist"](energy=0.8)
+    assert set(config.methods) == set(defaults())
     with pytest.raises(ConfigError, match=r"rule.florist.enrgy: unknown key. Did you mean 'rule.florist.energy'\?"):
         read_config({"rule.florist.enrgy": 0.8})
     with pytest.raises(ConfigError, match=r"rule.florist.energy: expected a number, got 'all'"):
@@ -134,7 +132,7 @@ def test_a_profile_is_a_run_config_as_flower_reads_it(profile, rule):
     flat = parse_config_args([str(ROOT / f"profiles/{profile}.toml")])
     config = read_config(flat)
     assert (config.rule, config.privacy.mode, config.train.weighting) == (rule, "example", "uniform")
-    assert Recipe.build(config).name == rule
+    assert Recipe.build(config).rule.name == rule
 
 
 def test_noise_on_the_mean_is_refused_for_a_rule_that_needs_more():
@@ -146,7 +144,7 @@ def test_noise_on_the_mean_is_refused_for_a_rule_that_needs_more():
     )
     with pytest.raises(BouquetError, match=expected):
         Recipe.build(config)
-    assert Recipe.build(read_config({**private, "privacy.mode": "update-local"})).name == "flora"
+    assert Recipe.build(read_config({**private, "privacy.mode": "update-local"})).rule.name == "flora"
 
 
 def test_a_private_run_is_refused_where_a_setting_would_let_a_count_out():

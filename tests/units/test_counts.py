@@ -42,10 +42,8 @@ def test_what_a_node_leaves_out_is_in_the_log_the_record_and_the_report(settings
     assert f"    node-000 {said}\n    node-001 {said}" in (tmp_path / "run/run.log").read_text()
     events = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     told = [event for event in events if event["phase"] == "data"]
-    assert [(event["node"], event["records"], event["left-out-text"], event["cut"]) for event in told] == [
-        ("node-000", 22, 3, 1),
-        ("node-001", 22, 3, 1),
-    ]
+    counts = {"records": 22, "left_out": {"text": 3, "label": 1}, "cut": 1, "examples": 18, "length": 32}
+    assert [(event["node"], event["counts"]) for event in told] == [("node-000", counts), ("node-001", counts)]
     assert "4 (3 without text, 1 without a label)" in (tmp_path / "run/report.html").read_text()
 
 

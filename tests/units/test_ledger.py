@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from client_app.budget import Budget, Limits
-from common import owned
+from common import durable, owned
+from common.config.node import witness_of
 from common.error import BouquetError, RefusalError
 from common.privacy import ledger
 from common.privacy.ledger import DataSet
@@ -111,7 +112,7 @@ def test_every_change_shows_and_stops_the_node(state):
     for number, change in enumerate(changes):
         copy = state.with_name(f"copy-{number}")
         shutil.copytree(state, copy)
-        shutil.copytree(ledger.witness_of(state).parent, ledger.witness_of(copy).parent)
+        shutil.copytree(witness_of(state).parent, witness_of(copy).parent)
         with sqlite3.connect(ledger.path(copy)) as connection:
             connection.execute(change)
         connection.close()
@@ -160,12 +161,12 @@ def test_a_ledger_that_went_another_way_since_shows(state):
     charge(state)
     shutil.copytree(state, state.with_name("backup"))
     charge(state)
-    witness = ledger.witness_of(state).read_text()
+    witness = witness_of(state).read_text()
     shutil.rmtree(state)
     state.with_name("backup").rename(state)
-    ledger.witness_of(state).write_text("1 " + read_head(state, 1))
+    witness_of(state).write_text("1 " + read_head(state, 1))
     charge(state, run="another")
-    ledger.witness_of(state).write_text(witness)
+    witness_of(state).write_text(witness)
     with pytest.raises(RefusalError, match=r"row 2\): expected digest [0-9a-f]{16}, got digest [0-9a-f]{16}"):
         read(state)
 
@@ -173,7 +174,7 @@ def test_a_ledger_that_went_another_way_since_shows(state):
 def test_rows_without_a_witness_stop_the_node_until_it_is_given_back(state, capsys):
     charge(state)
     charge(state)
-    witness = ledger.witness_of(state)
+    witness = witness_of(state)
     witness.unlink()
     for act in (read, charge):
         with pytest.raises(RefusalError, match=r"the witness of the privacy ledger is missing .*If it alone was lost"):
@@ -189,7 +190,7 @@ def test_rows_without_a_witness_stop_the_node_until_it_is_given_back(state, caps
 @pytest.mark.parametrize("text", ["", "2", "x y", "1 -", f"0 {'a' * 64}", "1 abcdef", f"-1 {'a' * 64}"])
 def test_a_witness_that_says_nothing_stops_the_node(text, state):
     charge(state)
-    ledger.witness_of(state).write_text(text)
+    witness_of(state).write_text(text)
     with pytest.raises(RefusalError, match=rf"{BROKEN} \(.*state.witness/head, the witness\): expected the number and"):
         charge(state)
 
@@ -221,16 +222,16 @@ def test_a_process_that_dies_between_row_and_witness_leaves_no_alarm(state, monk
         child.start()
         child.join()
     assert child.exitcode == -signal.SIGKILL
-    assert ledger.witness_of(state).read_text().startswith("1 ")
+    assert witness_of(state).read_text().startswith("1 ")
     assert len(read(state)) == 2
     assert charge(state).number == 3
-    assert ledger.witness_of(state).read_text() == f"3 {read_head(state, 3)}\n"
+    assert witness_of(state).read_text() == f"3 {read_head(state, 3)}\n"
 
 
 def test_a_process_that_dies_writing_the_witness_leaves_nothing_behind(state, monkeypatch):
     charge(state)
     with monkeypatch.context() as patched:
-        patched.setattr(owned.os, "replace", lambda old, new: os.kill(os.getpid(), signal.SIGKILL))
+        patched.setattr(durable.os, "replace", lambda old, new: os.kill(os.getpid(), signal.SIGKILL))
         for _ in range(3):
             child = FORK.Process(target=charge, args=(state,))
             child.start()
@@ -275,7 +276,7 @@ def former(state):
         for row in rows:
             connection.execute(f"INSERT INTO release VALUES ({', '.join('?' * 15)})", list(vars(row).values()))
     connection.close()
-    owned.write(state / "ledger.witness", f"2 {previous}\n")
+    durable.write(state / "ledger.witness", f"2 {previous}\n", durable.PRIVATE)
     return state
 
 
@@ -286,7 +287,7 @@ def test_a_ledger_of_the_edition_before_counts_in_full_for_whatever_data(former)
     # It knew records by digests that no record has any more.
     assert charge(former, releases=3, dataset=NOTES).epsilon == cost(3)
     assert sorted(file.name for file in former.iterdir()) == ["ledger.lock", "ledger.sqlite"]
-    assert ledger.witness_of(former).read_text() == f"3 {read_head(former, 3)}\n"
+    assert witness_of(former).read_text() == f"3 {read_head(former, 3)}\n"
     assert [row.run for row in read(former)] == ["old", "old", "run"]
 
 
@@ -310,4 +311,4 @@ def test_a_ledger_that_is_not_there_is_told_and_not_made(state):
     with pytest.raises(BouquetError, match=r"there is no ledger \(.*ledger.sqlite\). Name the node's state-directory"):
         read(state)
     assert not list(state.parent.iterdir())
-    assert ledger.related(state, ledger.witness_of(state), None) == []
+    assert ledger.related(state, witness_of(state), None) == []

@@ -15,7 +15,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from client_app.training import schedule, steps_in_round, train
+from client_app.training import Turn, schedule, steps_in_round, train
 from common import tasks
 from common.adapter.structures import stacked
 from common.adapter.values import Key, State, Update
@@ -24,8 +24,11 @@ from common.error import BouquetError
 from common.models import adapted, base, embedded
 from common.record.export import export
 from common.tasks import Example
+from strategies.objectives import FedProx, Plain
 from strategies.rules import FedExLora, FedIT
 from tests.support.architectures import tiny_bert
+from tests.support.factors import initial
+from tests.support.training import recipe_of, train_plainly
 
 LORA = LoraConfig()
 TEXT = TaskConfig()
@@ -47,7 +50,7 @@ def base_digest(model: adapted.LoraModel) -> str:
 
 
 def start(model: adapted.LoraModel, seed: int = 0) -> State:
-    state = FedIT().initial(model.spec, seed)
+    state = initial(FedIT(), model.spec, seed)
     model.install(state.adapter, state.scale, {})
     return state
 
@@ -55,13 +58,13 @@ def start(model: adapted.LoraModel, seed: int = 0) -> State:
 def train_a_little(model: adapted.LoraModel, keys: list[Key] | None = None, steps: int = 4) -> float:
     config = TrainConfig.model_validate({"steps": steps, "batch-size": 4, "learning-rate": 0.01})
     task = tasks.build(TEXT)
-    return train(model, keys or model.keys, task, EXAMPLES, config, pad=0, seed="s", round=0, rounds=1).loss
+    return train_plainly(model, task, EXAMPLES, config, keys or ()).loss
 
 
 def random_state(model: adapted.LoraModel) -> State:
     """A state with an offset whose every factor matters."""
     rule = FedExLora()
-    state = start(rule, model.spec, 0)
+    state = initial(rule, model.spec)
     generator = torch.Generator().manual_seed(1)
 
     def update(key: Key, tensor: torch.Tensor) -> torch.Tensor:
@@ -83,9 +86,9 @@ def test_every_quantisation_learns_and_leaves_the_base_alone(quantization, kind)
         assert weight.quant_state.nested
     start(model)
     before, task = base_digest(model), tasks.build(TEXT)
-    loss = model.score(task, EXAMPLES, 0, 4).loss
+    loss = model.score(task, EXAMPLES, 4).loss
     train_a_little(model, steps=6)
-    assert model.score(task, EXAMPLES, 0, 4).loss < 0.8 * loss
+    assert model.score(task, EXAMPLES, 4).loss < 0.8 * loss
     assert base_digest(model) == before
 
 
@@ -96,7 +99,7 @@ def test_an_evaluation_does_not_spoil_the_next_training():
     for model in (plain, evaluated):
         start(model)
         if model is evaluated:
-            model.score(tasks.build(TEXT), EXAMPLES, 0, 4)
+            model.score(tasks.build(TEXT), EXAMPLES, 4)
         train_a_little(model)
         losses.append({key: tensor.sum().item() for key, tensor in model.tensors().items()})
     assert losses[0] == losses[1]
@@ -172,7 +175,7 @@ def test_plain_peft_loads_the_export_and_sees_the_same_loss(with_offset, tmp_pat
         state = State(state.adapter, state.scale)
     export(state, RunConfig(), tmp_path, with_head=True)
     model.install(state.adapter, state.scale, state.offset)
-    ours = model.score(tasks.build(TEXT), EXAMPLES, 0, 4).loss
+    ours = model.score(tasks.build(TEXT), EXAMPLES, 4).loss
 
     plain = base.load(ModelConfig(), 0, torch.device("cpu"))
     loaded = PeftModel.from_pretrained(plain, str(tmp_path)).eval()
@@ -185,7 +188,7 @@ def test_plain_peft_loads_the_export_and_sees_the_same_loss(with_offset, tmp_pat
 
 def test_a_state_of_another_model_is_refused():
     model = fresh()
-    state = FedIT().initial(model.spec, 0)
+    state = initial(FedIT(), model.spec)
     wrong = {Key(key.layer.replace("q_proj", "qkv"), key.part): tensor for key, tensor in state.adapter.items()}
     with pytest.raises(
         BouquetError, match=r"does not fit this machine's model: 12 missing tensors, such as model.layers.0"
@@ -226,12 +229,12 @@ def test_a_head_is_trained_shipped_and_loaded_by_plain_peft(quantization, tmp_pa
     model = adapted.load(config.model, config.lora, config.task, "cpu")
     assert model.spec == adapted.describe(config.model, config.lora, config.task)
     assert model.spec.head == {Key("classifier", "W"): (3, 64), Key("classifier", "b"): (3,)}
-    state = FedIT().initial(model.spec, 0)
+    state = initial(FedIT(), model.spec)
     model.install(state.adapter, state.scale, {})
     examples = [Example(list(range(3 + i, 20 + i)), [i % 3]) for i in range(12)]
     task = tasks.build(config.task)
     short = TrainConfig.model_validate({"steps": 3, "batch-size": 4, "learning-rate": 5e-3})
-    train(model, model.keys, task, examples, short, pad=0, seed="s", round=0, rounds=1)
+    train_plainly(model, task, examples, short)
     after = State(model.tensors(), state.scale, 1)
     assert not torch.equal(after.adapter[Key("classifier", "W")], state.adapter[Key("classifier", "W")])
 
@@ -255,9 +258,9 @@ def test_layers_that_store_their_weight_transposed_are_adapted_right(tmp_path):
     assert spec.layers["transformer.h.0.attn.c_attn"] == (96, 32)
     model = adapted.LoraModel(base.load(model, 0, torch.device("cpu")), LORA)
     start(model)
-    first = model.score(tasks.build(TEXT), EXAMPLES, 0, 4).loss
+    first = model.score(tasks.build(TEXT), EXAMPLES, 4).loss
     train_a_little(model)
-    assert model.score(tasks.build(TEXT), EXAMPLES, 0, 4).loss < first
+    assert model.score(tasks.build(TEXT), EXAMPLES, 4).loss < first
 
 
 def test_the_embedded_weights_make_the_round_trip(tmp_path):
@@ -297,10 +300,9 @@ def test_a_proximal_term_keeps_the_factors_near_where_they_started():
     for mu in (0.0, 100.0):
         model = fresh()
         before = start(model).adapter
-        config = TrainConfig.model_validate(
-            {"steps": 8, "batch-size": 4, "learning-rate": 0.005, "proximal": mu, "clip-norm": 0.0}
-        )
-        train(model, model.keys, tasks.build(TEXT), EXAMPLES, config, pad=0, seed="s", round=0, rounds=1)
+        config = TrainConfig.model_validate({"steps": 8, "batch-size": 4, "learning-rate": 0.005, "clip-norm": 0.0})
+        recipe = recipe_of(config, objective=FedProx(mu=mu) if mu else Plain())
+        train(model, recipe, tasks.build(TEXT), EXAMPLES, Turn(0, model.keys, seed="s"))
         moved.append(sum(float((tensor - before[key]).square().sum()) for key, tensor in model.tensors().items()))
     assert 0 < moved[1] < 0.5 * moved[0]
 
@@ -318,4 +320,4 @@ def test_a_loss_that_is_not_finite_stops_the_round_with_a_reason():
     with pytest.raises(
         BouquetError, match=r"the training loss is not finite \(round 1, step .*Lower train.learning-rate"
     ):
-        train(model, model.keys, tasks.build(TEXT), EXAMPLES, config, pad=0, seed="s", round=0, rounds=1)
+        train_plainly(model, tasks.build(TEXT), EXAMPLES, config)

@@ -58,7 +58,7 @@ def test_a_run_that_takes_more_of_the_machine_than_it_may_is_refused(tmp_path):
     heavy |= {"train.epochs": 2000, "evaluation.batch-size": 5000, "task.max-length": 10**6, "task.labels": 10**9}
     config = read_config(heavy)
     with pytest.raises(RefusalError) as caught:
-        Policy().check_run(config, Recipe.build(config), NodeConfig())
+        Policy().check_run(Recipe.build(config), NodeConfig())
     assert str(caught.value).splitlines()[1:] == [
         "  lora.rank: expected at most 1,024 (cost.rank), got 4,096",
         "  train.steps * train.accumulation: expected at most 100,000 (cost.steps), got 2,000,000,000,000",
@@ -70,7 +70,7 @@ def test_a_run_that_takes_more_of_the_machine_than_it_may_is_refused(tmp_path):
     ]
     own = "[cost]\nrank = 0\nsteps = 0\nepochs = 0\nbatch-size = 0\nmax-length = 0\nlabels = 0\n"
     node = NodeConfig(policy=policy(tmp_path, own))
-    Policy.of(node).check_run(config, Recipe.build(config), node)
+    Policy.of(node).check_run(Recipe.build(config), node)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_what_a_unit_is_is_the_operators_to_say_where_there_is_a_budget(text, bu
     node = NodeConfig.from_flower({"policy": file, "privacy-epsilon": budget, "state-directory": str(tmp_path)})
     config = read_config({**PRIVATE, "privacy.unit": unit, "task.max-length": 32})
     with nullcontext() if allowed else pytest.raises(RefusalError, match=r"privacy\.unit: expected"):
-        Policy.of(node).check_run(config, Recipe.build(config), node)
+        Policy.of(node).check_run(Recipe.build(config), node)
 
 
 def test_another_revision_than_the_main_one_has_to_be_named(tmp_path):
@@ -180,7 +180,7 @@ def test_another_revision_than_the_main_one_has_to_be_named(tmp_path):
     for name, revision, allowed in (("good/model", "refs/pr/6", False), ("good/other", "v2", True)):
         config = read_config({"model.name": name, "model.revision": revision})
         with nullcontext() if allowed else pytest.raises(RefusalError, match="got 'good/model@refs/pr/6'"):
-            Policy.of(node).check_run(config, Recipe.build(config), node)
+            Policy.of(node).check_run(Recipe.build(config), node)
 
 
 def test_a_limit_for_one_run_needs_one_for_all_of_them(tmp_path):
@@ -205,20 +205,20 @@ def test_a_node_without_data_reads_what_its_policy_lists(allowed, source, covere
     config = read_config({"data.source": source})
     node = NodeConfig(policy=file)
     with nullcontext() if covered else pytest.raises(RefusalError, match=r"data\.source: expected"):
-        Policy.of(node).check_run(config, Recipe.build(config), node)
+        Policy.of(node).check_run(Recipe.build(config), node)
     # What the coordinator names is not read where the node has its own.
     own = NodeConfig(policy=file, data="/data/own.jsonl")
-    Policy.of(own).check_run(config, Recipe.build(config), own)
+    Policy.of(own).check_run(Recipe.build(config), own)
 
 
 @pytest.mark.parametrize("model", ["/models/small", "./small", "~/small"])
 def test_a_local_model_is_loaded_where_the_policy_lists_it(model, tmp_path):
     config = read_config({"model.name": model})
     with pytest.raises(RefusalError, match=r"model\.name: expected embedded or a hub id, got"):
-        Policy().check_run(config, Recipe.build(config), NodeConfig())
+        Policy().check_run(Recipe.build(config), NodeConfig())
     if not model.startswith("."):
         listed = NodeConfig(policy=policy(tmp_path, f'models = ["{model}"]\n'))
-        Policy.of(listed).check_run(config, Recipe.build(config), listed)
+        Policy.of(listed).check_run(Recipe.build(config), listed)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_local_model_is_loaded_where_the_policy_lists_it(model, tmp_path):
 def test_what_may_not_leave_does_not(kind, content, message, tmp_path):
     allowed = Policy.of(NodeConfig(policy=policy(tmp_path, 'parts = ["B"]\ncodecs = ["fp32"]\n')))
     config = read_config({**PRIVATE, "data.partition": "iid"})
-    allowed.check_run(config, Recipe.build(config), NodeConfig())
+    allowed.check_run(Recipe.build(config), NodeConfig())
     allowed.check_reply("train", reply(), config, 1.0)
     allowed.check_reply("train", reply(weight=3.0), config, 3.0)
     with pytest.raises(RefusalError, match=re.escape(message)):

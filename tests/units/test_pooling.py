@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from torch.nn.functional import linear
 from transformers import AutoModel
 
-from client_app.training import train
 from common import tasks
 from common.adapter.values import Key, State
 from common.config.run import LoraConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
@@ -19,6 +18,8 @@ from common.record.export import export
 from common.tasks import Example
 from strategies.rules import FedIT
 from tests.support.architectures import tiny_bert
+from tests.support.factors import initial
+from tests.support.training import train_plainly
 
 EXAMPLES = [Example(list(range(3 + i, 12 + 2 * i)), [i % 3]) for i in range(12)]
 
@@ -46,24 +47,24 @@ def test_the_encoder_is_adapted_and_the_head_is_trained(quantization, tmp_path):
     assert not [layer for layer in model.spec.layers if "pooler" in layer]
     query = model.network.get_submodule("base_model.model.encoder.encoder.layer.0.attention.self.query").base_layer
     assert isinstance(query, Linear4bit) == (quantization == "nf4")
-    state = FedIT().initial(model.spec, 0)
+    state = initial(FedIT(), model.spec)
     model.install(state.adapter, state.scale, {})
     task = tasks.build(config.task)
-    before = model.score(task, EXAMPLES, 0, 4).loss
+    before = model.score(task, EXAMPLES, 4).loss
     short = TrainConfig.model_validate({"steps": 12, "batch-size": 12, "learning-rate": 0.02})
-    train(model, model.keys, task, EXAMPLES, short, pad=0, seed="s", round=0, rounds=1)
-    assert model.score(task, EXAMPLES, 0, 4).loss < 0.9 * before
+    train_plainly(model, task, EXAMPLES, short)
+    assert model.score(task, EXAMPLES, 4).loss < 0.9 * before
 
 
 def test_the_head_has_a_rate_of_its_own(tmp_path):
     """Adam's first step is the rate, whatever the gradient."""
     config, model = pooled(tmp_path)
-    state = FedIT().initial(model.spec, 0)
+    state = initial(FedIT(), model.spec)
     model.install(state.adapter, state.scale, {})
     before = model.tensors()
     settings = {"steps": 1, "learning-rate": 1e-3, "head-learning-rate": 0.1, "schedule": "constant", "warmup": 0.0}
     task, one_step = tasks.build(config.task), TrainConfig.model_validate(settings)
-    train(model, model.keys, task, EXAMPLES, one_step, pad=0, seed="s", round=0, rounds=1)
+    train_plainly(model, task, EXAMPLES, one_step)
     moved = {key: float((tensor - before[key]).abs().max()) for key, tensor in model.tensors().items()}
     assert {round(step, 3) for key, step in moved.items() if key in model.spec.head} == {0.1}
     assert {round(step, 4) for key, step in moved.items() if key.part == "B"} == {1e-3}
@@ -71,7 +72,7 @@ def test_the_head_has_a_rate_of_its_own(tmp_path):
 
 def test_plain_peft_loads_the_encoder_and_four_lines_make_the_logits(tmp_path):
     config, model = pooled(tmp_path)
-    state = FedIT().initial(model.spec, 0)
+    state = initial(FedIT(), model.spec)
     generator = torch.Generator().manual_seed(1)
     adapter = {key: t + 0.05 * torch.randn(t.shape, generator=generator) for key, t in state.adapter.items()}
     model.install(adapter, state.scale, {})
@@ -92,7 +93,7 @@ def test_plain_peft_loads_the_encoder_and_four_lines_make_the_logits(tmp_path):
 
 def test_the_limit_plain_transformers_has_no_such_head_and_says_so(tmp_path):
     config, model = pooled(tmp_path)
-    export(FedIT().initial(model.spec, 0), config, tmp_path / "adapter", with_head=True)
+    export(initial(FedIT(), model.spec), config, tmp_path / "adapter", with_head=True)
     with pytest.raises(ValueError, match="Expected target PEFT class"):
         AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "adapter"))
 

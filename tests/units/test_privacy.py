@@ -2,13 +2,14 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from client_app.privacy import poisson_sample, privatise, train_privately
-from client_app.training import train
+from client_app.training import train, turn_of
 from common.adapter.values import Key, State, Update
 from common.config.privacy import PrivacyConfig
 from common.config.run import LoraConfig, RunConfig
@@ -17,9 +18,10 @@ from common.models import adapted
 from common.privacy.accounting import Release
 from common.tasks import Example
 from strategies import RULES, Recipe, read_config
+from strategies.gradients import Backward, Fast
 from strategies.private_mean import PrivateMean
 from strategies.rules import FLASC, FedIT, Ravan
-from tests.support.factors import started, trained
+from tests.support.factors import initial, started, trained
 from tests.support.private_steps import EXAMPLES, PLAIN, PRIVATE, TEXT, fresh, gradients, train_here, within
 
 UNBOUNDED = PrivacyConfig.model_construct(mode="example", clip=math.inf, expected_batch=1)
@@ -60,14 +62,14 @@ def test_no_noise_and_no_clipping_is_the_rule_itself_to_the_bit(rule):
         model = fresh(structure=rule.structure)
         state = State(model.tensors(), 2.0, round=1)
         model.install(state.adapter, state.scale, {})
-        keys = [key for key in model.keys if rule.trains(1, key)]
-        common = {"pad": 0, "round": 1, "rounds": 2}
+        steps = PLAIN.model_copy(update={"steps": 3, "batch_size": 1})
+        config = RunConfig().model_copy(update={"train": steps, "privacy": UNBOUNDED, "num_server_rounds": 2})
+        chosen = replace(Recipe.around(rule, config), gradient=Fast() if private else Backward())
+        turn = turn_of(chosen, state, model.keys, seed="s")
         if private:
-            release = Release(0.0, 1.0, 3)
-            train_privately(model, keys, TEXT, [[Example(tokens, tokens)]], PLAIN, UNBOUNDED, release, **common)
+            train_privately(model, chosen, TEXT, [[Example(tokens, tokens)]], turn, Release(0.0, 1.0, 3))
         else:
-            config = PLAIN.model_copy(update={"steps": 3, "batch_size": 1})
-            train(model, keys, TEXT, [Example(tokens, tokens)], config, seed="s", **common)
+            train(model, chosen, TEXT, [Example(tokens, tokens)], turn)
         update = rule.send(state, model.tensors())
         start = None if rule.relative else state.adapter
         sent.append(privatise(start, update, math.inf, 0.0) if private else update)
@@ -146,7 +148,7 @@ def test_a_tensor_that_did_not_move_ends_the_round():
 def state_and_change(size):
     """A state, and what a node would send after a change of norm ``size``."""
     model = fresh("none")
-    state = FedIT().initial(model.spec, 0)
+    state = initial(FedIT(), model.spec)
     change = {key: torch.randn(tensor.shape) for key, tensor in state.adapter.items()}
     norm = math.sqrt(sum(float(tensor.square().sum()) for tensor in change.values()))
     return state, {key: state.adapter[key] + tensor * size / norm for key, tensor in change.items()}
@@ -214,7 +216,7 @@ def test_a_change_that_is_not_finite_leaves_no_trace_of_itself(value, relative):
     [
         (
             {"rule.name": "fedit", "privacy.mode": "update-central", "mean.name": "median"},
-            r"a robust mean looks at every update.*\(privacy.mode = 'update-central', merge.mean\): expected weighted",
+            r"a robust mean looks at every update.*\(privacy.mode = 'update-central', mean.name\): expected weighted",
         ),
         (
             {"rule.name": "hetlora", "privacy.mode": "update-local"},

@@ -17,6 +17,7 @@ from common.models import adapted, base
 from common.models.adapted import LoraModel
 from strategies.rules import FedIT
 from tests.support.architectures import tiny_bert
+from tests.support.factors import initial
 from tests.support.private_steps import TEXT, attach, fresh
 
 SHORT_TEXT = tasks.build(TaskConfig.model_validate({"max-length": 32}))
@@ -37,7 +38,7 @@ def llama(rope=None, positions=64):
 def with_lora(network, targets="all-linear"):
     """With LoRA as it starts: B is zero."""
     model = LoraModel(network, LoraConfig.model_validate({"targets": targets}))
-    state = FedIT().initial(model.spec, 0)
+    state = initial(FedIT(), model.spec)
     model.install(state.adapter, state.scale, {})
     model.train_only(model.keys)
     return model
@@ -45,7 +46,7 @@ def with_lora(network, targets="all-linear"):
 
 def look(model, task=SHORT_TEXT, engine="fast", step=0, bound=1.0):
     with attach(engine, model.network, bound, "flat", not task.sequence_classification) as attached:
-        probe(attached, model, task, 0, step)
+        probe(attached, model, task, step)
         assert not any(tensor.any() for tensor in attached.take().values())
 
 
@@ -248,4 +249,4 @@ def test_a_score_that_depends_on_an_earlier_one_is_refused(rope):
     model = with_lora(llama(rope, 16 if rope else 64))
     for _ in range(2):
         with nullcontext() if rope != "dynamic" else pytest.raises(BouquetError, match="whatever was scored before it"):
-            probe_scores(model, SHORT_TEXT, 0)
+            probe_scores(model, SHORT_TEXT)

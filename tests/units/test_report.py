@@ -14,6 +14,7 @@ import pytest
 from common import readable
 from common.error import BouquetError
 from common.privacy.accounting import Release, epsilon, noise_multiplier
+from common.record.events import Merge, Train
 from common.record.run import Run
 from deploy.command import main
 from server_app import report
@@ -90,8 +91,8 @@ def test_bytes_stand_beside_the_formula_of_their_rule(plain):
     assert run.trained("up") == sum(event["bytes_up"] for event in events)
     assert run.trained("up") == pytest.approx(run.trained("up", by_formula=True), rel=0.02)
     # B is zero before the first round, and does not travel then.
-    later = [run.history("merge", key) for key in ("bytes_down", "formula_down")]
-    assert [later[0][turn] for turn in (2, 3)] == pytest.approx([later[1][turn] for turn in (2, 3)], rel=0.02)
+    later = [run.by_round(Merge)[turn] for turn in (2, 3)]
+    assert [merge.bytes_down for merge in later] == pytest.approx([merge.formula_down for merge in later], rel=0.02)
     assert f"up, training {readable.size(run.trained('up'))}" in text(plain)
 
 
@@ -131,7 +132,7 @@ def test_a_private_run_is_reported_without_a_figure_of_its_nodes(private):
     spent = epsilon([Release(noise, 1.0, 1)] * 3, 1e-5, "rdp")
     assert epsilon_bounds(run) == {"ward-1": spent, "ward-2": spent}
     assert f"Epsilon of a node ≤ {spent:.3g} at delta 1e-05" in said
-    sent = sum(event["bytes_up"] for event in run.by_node("train")["ward-1"].values())
+    sent = sum(event.bytes_up for event in run.by_node(Train)["ward-1"].values())
     assert f"ward-1 3 {readable.size(sent)}" in said
     for absent in ("Training loss", "tokens", "held out", "a node, the most of all"):
         assert absent not in said, absent
@@ -166,8 +167,8 @@ def test_of_a_round_that_was_run_again_the_last_time_counts(copy):
     rewrite(copy, events[: first + 1] + attempt + again + events[first:])
     run = Run.read(copy)
     assert run.done == 2
-    assert run.trained("up") == sum(whole.history("merge", "bytes_up")[turn] for turn in (1, 2))
-    assert "ward-9" not in run.by_node("train")
+    assert run.trained("up") == sum(whole.by_round(Merge)[turn].bytes_up for turn in (1, 2))
+    assert "ward-9" not in run.by_node(Train)
     before = events[first]["elapsed"]
     assert run.seconds == pytest.approx(attempt[-1]["elapsed"] + events[-1]["elapsed"])
     assert before < run.seconds
@@ -183,7 +184,7 @@ def test_a_run_that_is_broken_off_says_why(settings, tmp_path):
     with pytest.raises(BouquetError, match="too few nodes"), Record(read_config(settings()), 1):
         raise BouquetError("too few nodes", expected="4", got="<1>")
     run = Run.read(tmp_path / "run")
-    assert (run.state, run.reason, run.done) == ("broken off", "too few nodes: expected 4, got <1>", 0)
+    assert (run.state, run.stopped.reason, run.done) == ("broken off", "too few nodes: expected 4, got <1>", 0)
     assert "broken off" in text(tmp_path / "run")
     assert "too few nodes: expected 4, got <1>" in text(tmp_path / "run")
 

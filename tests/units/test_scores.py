@@ -64,7 +64,7 @@ def test_exact_match_is_what_greedy_decoding_gives():
     answer = decoded[0, len(prompt) :].tolist()
     wrong = [*answer[:-1], answer[-1] + 1]
     examples = [Example(prompt + own, [IGNORED] * len(prompt) + own) for own in (answer, wrong, answer[:5])]
-    score = model.score(task, examples, 0, batch_size=2)
+    score = model.score(task, examples, batch_size=2)
     assert score.tallies == {"exact": (2, 3)}
     figures = task.figures(score)
     assert list(figures) == ["perplexity", "exact-match"]

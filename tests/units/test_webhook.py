@@ -10,6 +10,7 @@ from client_app.spending import Spending
 from common import webhook
 from common.config.node import NodeConfig
 from common.error import QuorumError
+from common.record.events import SitOut, Void
 from server_app.record import Record
 from strategies import read_config
 
@@ -17,8 +18,8 @@ from strategies import read_config
 def test_a_webhook_hears_void_rounds_sitting_out_and_the_end_alone(settings, heard, tmp_path):
     def go() -> None:
         with Record(read_config(settings()), 1) as record:
-            record.event("void", 3, replies=1, needed=2)
-            record.note("sit-out", 4, "ward-2", "sits out", failures=3, rounds=5)
+            record.event(Void(round=3, asked=4, replies=1, needed=2, bytes_up=0, bytes_down=0))
+            record.note(SitOut(round=4, node="ward-2", failures=3, rounds=5), "sits out")
             record.failure("train", 4, "ward-2", "the note of patient Smith cannot be read")
             raise QuorumError("too few nodes", got="patient Smith")
 
@@ -36,7 +37,7 @@ def test_a_webhook_hears_void_rounds_sitting_out_and_the_end_alone(settings, hea
 def test_a_webhook_that_is_away_is_told_without_its_address(settings, monkeypatch, capsys):
     monkeypatch.setenv(webhook.VARIABLE, "http://127.0.0.1:1/secret")
     with Record(read_config(settings()), 1) as record:
-        record.event("void", 3, replies=1, needed=2)
+        record.event(Void(round=3, asked=4, replies=1, needed=2, bytes_up=0, bytes_down=0))
     assert "BOUQUET_WEBHOOK was not told: URLError" in (said := capsys.readouterr().err)
     assert "secret" not in said
     monkeypatch.setenv(webhook.VARIABLE, "file:///etc/passwd")

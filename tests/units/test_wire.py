@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from common.adapter.values import Key, State, Update
 from common.error import BouquetError
-from common.wire import codec
+from common.wire import codecs
 from common.wire import message as wire
 from tests.support.grid import travelled
 from tests.support.replies import bare
@@ -29,9 +29,9 @@ OFFSET = {Key("model.layers.0.q_proj", "Q"): torch.ones(5, 2), Key("model.layers
 @settings(deadline=None)
 @given(values=arrays(np.float32, st.integers(1, 50), elements=st.floats(-1000, 1000, width=32)))
 def test_a_codec_keeps_its_stated_error_and_bytes(name, error, size, values):
-    array = codec.encode(torch.from_numpy(values.copy()), name)
-    assert array.nbytes == size * len(values) == codec.size_in_bytes(name, len(values))
-    back = codec.decode(array.tobytes(), name, len(values)).numpy()
+    array = codecs.encode(torch.from_numpy(values.copy()), name)
+    assert array.nbytes == size * len(values) == codecs.size_in_bytes(name, len(values))
+    back = codecs.decode(array.tobytes(), name, len(values)).numpy()
     normal = np.abs(values) >= 2**-14
     assert (np.abs(back - values)[normal] <= error * np.abs(values)[normal]).all()
 
@@ -45,27 +45,27 @@ def test_a_blockwise_codec_keeps_its_stated_error_and_bytes(name, error, block, 
     generator = torch.Generator().manual_seed(seed)
     values = spread * torch.randn(700, generator=generator) * torch.rand(700, generator=generator) ** 4
     values[:block] = 0
-    array = codec.encode(values, name)
-    assert array.nbytes == size == codec.size_in_bytes(name, 700)
-    back = codec.decode(array.tobytes(), name, 700)
+    array = codecs.encode(values, name)
+    assert array.nbytes == size == codecs.size_in_bytes(name, 700)
+    back = codecs.decode(array.tobytes(), name, 700)
     for first in range(0, 700, block):
         part = slice(first, first + block)
         assert (back[part] - values[part]).abs().max() <= error * values[part].abs().max() * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("name", codec.CODECS)
+@pytest.mark.parametrize("name", codecs.CODECS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_not_made_finite(name, bad):
     values = torch.ones(100)
     values[70] = bad
-    assert not torch.isfinite(codec.decode(codec.encode(values, name).tobytes(), name, 100)).all()
+    assert not torch.isfinite(codecs.decode(codecs.encode(values, name).tobytes(), name, 100)).all()
 
 
 def test_nf4_is_the_published_code():
     import bitsandbytes.functional
 
     published = bitsandbytes.functional.get_4bit_type("nf4", device="cpu")
-    torch.testing.assert_close(codec.NF4, published, rtol=0, atol=0)
+    torch.testing.assert_close(codecs.NF4, published, rtol=0, atol=0)
 
 
 def test_zeros_do_not_travel_where_a_bitmap_is_shorter():
