@@ -2,11 +2,11 @@
 
 from tests.mutants import Mutant
 
-INITS = ("tests/oracles/test_inits.py",)
+INITS = ("tests/oracles/test_gradient_inits.py",)
 OPTIMIZERS = ("tests/oracles/test_lora_pro.py",)
-OBJECTIVES = ("tests/oracles/test_fedspeed.py", "tests/runs/test_axes.py")
-KEEPS = ("tests/laws/test_rules.py", "tests/laws/test_axes.py")
-LAWS = ("tests/units/test_recipe.py",)
+OBJECTIVES = ("tests/oracles/test_fedspeed.py", "tests/runs/test_loop_rules.py")
+KEEPS = ("tests/laws/test_rules.py", "tests/runs/test_loop.py")
+LAWS = ("tests/units/test_laws.py", "tests/units/test_privacy.py")
 
 AXES = (
     Mutant(
