@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 from tests.mutants import Mutant
+from tests.mutants.axes import AXES
 from tests.mutants.budget import BUDGET
 from tests.mutants.edges import EDGES
 from tests.mutants.privacy import PRIVACY
 from tests.mutants.rules import RULES
 from tests.support import ROOT
 
-MUTANTS = RULES + EDGES + PRIVACY + BUDGET
+MUTANTS = RULES + EDGES + AXES + PRIVACY + BUDGET
 
 
 def caught(mutant: Mutant, folder: Path) -> bool:

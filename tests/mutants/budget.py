@@ -210,15 +210,15 @@ BUDGET = (
     Mutant(
         "a long record is clipped window by window",
         "client_app/units.py",
-        'most = 1 if privacy.mode == "example" else None',
+        "most = 1 if privacy.per_example else None",
         "most = None",
         RUN,
     ),
     Mutant(
         "a node with a budget takes part in a run without noise",
         "client_app/policy.py",
-        'if mode == "none" and (node.privacy_epsilon or wanted.min_noise_multiplier):',
-        'if mode == "none" and wanted.min_noise_multiplier:',
+        "if not private.on and (node.privacy_epsilon or wanted.min_noise_multiplier):",
+        "if not private.on and wanted.min_noise_multiplier:",
         POLICY,
     ),
     Mutant(

@@ -1,0 +1,152 @@
+"""What the other axes of a recipe get wrong: starts, optimizers, objectives, what is kept, laws."""
+
+from tests.mutants import Mutant
+
+INITS = ("tests/oracles/test_gradient_inits.py",)
+OPTIMIZERS = ("tests/oracles/test_lora_pro.py",)
+OBJECTIVES = ("tests/oracles/test_fedspeed.py", "tests/runs/test_loop_rules.py")
+KEEPS = ("tests/laws/test_rules.py", "tests/runs/test_loop.py")
+LAWS = ("tests/units/test_laws.py", "tests/units/test_privacy.py")
+
+AXES = (
+    Mutant(
+        "LoRA-GA: what the start adds is not taken off the frozen weight",
+        "strategies/recipe.py",
+        "if not self.init.moves and b.any() and right.any():",
+        "if False:",
+        INITS,
+    ),
+    Mutant(
+        "LoRA-GA: what the start adds is taken off without its scale",
+        "strategies/recipe.py",
+        "= -scale * b, right",
+        "= -b, right",
+        INITS,
+    ),
+    Mutant(
+        "LoRA-GA: A and B start in the same directions",
+        "strategies/inits/lora_ga.py",
+        "u[:, rank : 2 * rank]",
+        "u[:, :rank]",
+        INITS,
+    ),
+    Mutant(
+        "LoRA-SB: the start goes up the gradient",
+        "strategies/inits/lora_sb.py",
+        "-self.step * seen.sign()",
+        "self.step * seen.sign()",
+        INITS,
+    ),
+    Mutant(
+        "LoRA-Pro without its projection",
+        "strategies/optimizers/lora_pro.py",
+        "grad_b = grad_b - b @ torch.linalg.solve(gram_b, b.T @ grad_b)",
+        "pass",
+        OPTIMIZERS,
+    ),
+    Mutant(
+        "LoRA-Pro's code: the scale is 2",
+        "strategies/optimizers/lora_pro.py",
+        "pair.scale**2",
+        "4.0",
+        OPTIMIZERS,
+    ),
+    Mutant(
+        "LoRA-Pro: the gradients are adjusted by factors of another layer",
+        "strategies/optimizers/lora_pro.py",
+        "                adjust(pair, self.damping)\n",
+        "                adjust(pairs[0], self.damping)\n",
+        OPTIMIZERS,
+    ),
+    Mutant(
+        "FedSpeed forgets its correction from step to step",
+        "strategies/objectives/fedspeed.py",
+        "parameter.detach() - start + correction",
+        "parameter.detach() - start",
+        OBJECTIVES,
+    ),
+    Mutant(
+        "FedSpeed: the correction is that of the last round alone",
+        "strategies/objectives/fedspeed.py",
+        "[correction + parameter.detach() - start",
+        "[parameter.detach() - start",
+        OBJECTIVES,
+    ),
+    Mutant(
+        "FedSpeed: the correction stays at home",
+        "strategies/objectives/fedspeed.py",
+        "return trained + remembered",
+        "return trained",
+        OBJECTIVES,
+    ),
+    Mutant(
+        "FedSpeed: the node forgets its correction between two rounds",
+        "client_app/session.py",
+        "        if training.remembered:\n",
+        "        if False:\n",
+        OBJECTIVES,
+    ),
+    Mutant(
+        "FedProx pulls away from where the round started",
+        "strategies/objectives/fedprox.py",
+        "parameter.detach() - start",
+        "start - parameter.detach()",
+        OBJECTIVES,
+    ),
+    Mutant(
+        "a head that is each node's own is sent",
+        "strategies/recipe.py",
+        'and not (key.part in HEAD and self.config.task.head != "shared")',
+        "",
+        KEEPS,
+    ),
+    Mutant(
+        "FedSA-LoRA: B is sent, and kept back all the same",
+        "strategies/rules/fedsa_lora.py",
+        'sent=frozenset({"A"})',
+        "sent=FACTORS",
+        KEEPS,
+    ),
+    Mutant(
+        "what a node has kept is overwritten by what it receives",
+        "strategies/keeps/keep.py",
+        "{**received, **{key: tensor for key, tensor in kept.items() if self.keeps(key)}}",
+        "{**{key: tensor for key, tensor in kept.items() if self.keeps(key)}, **received}",
+        KEEPS,
+    ),
+    Mutant(
+        "a private run whose gradient clips no example",
+        "strategies/laws.py",
+        "if privacy.per_example != recipe.gradient.private:",
+        "if False:",
+        LAWS,
+    ),
+    Mutant(
+        "a private run in which a step computes two gradients, and counts one",
+        "strategies/laws.py",
+        "if privacy.on and (recipe.objective.passes > 1 or recipe.objective.remembers):",
+        "if False:",
+        LAWS,
+    ),
+    Mutant(
+        "noise on the mean, for a rule that looks at every update",
+        "strategies/laws.py",
+        "if privacy.central and not rule.linear:",
+        "if False:",
+        LAWS,
+    ),
+    Mutant(
+        "noise on the mean, where the mean is a median",
+        "strategies/laws.py",
+        "if privacy.central and isinstance(rule, MeanRule) and rule.mean != Weighted():",
+        "if False:",
+        LAWS,
+    ),
+    Mutant(
+        "an optimizer that does not know what is trained",
+        "strategies/laws.py",
+        "if fitting is not None and recipe.structure.name not in fitting:",
+        "if False:",
+        LAWS,
+    ),
+)
