@@ -184,7 +184,16 @@ class NormalFloat4(Blockwise):
         return NF4[torch.stack([codes >> 4, codes & 15], dim=1).reshape(-1)[:count].long()]
 
 
-CODECS = Registry[Codec]("wire", Float32, Float16, BFloat16, Int8, NormalFloat4, default="fp32")
+CODECS = Registry[Codec](
+    "wire",
+    Float32,
+    Float16,
+    BFloat16,
+    Int8,
+    NormalFloat4,
+    default="fp32",
+    chooses="How the values of a message are encoded.",
+)
 
 
 def size_in_bytes(codec: str, count: int) -> int:
