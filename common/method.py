@@ -43,8 +43,8 @@ class Range:
         if self.among:
             return listed(self.among)
         if self.ge is not None and self.le is not None:
-            return f"{self.ge:g} to {self.le:g}"
-        return self.needed or ", ".join(words.format(bound) for _, words, bound in self._bounds())
+            return f"{_figure(self.ge)} to {_figure(self.le)}"
+        return self.needed or ", ".join(words.format(_figure(bound)) for _, words, bound in self._bounds())
 
     def _bounds(self) -> Iterator[tuple[Callable[[Any, Any], bool], str, float]]:
         for limit, (holds, words) in _LIMITS.items():
@@ -53,11 +53,15 @@ class Range:
 
 
 _LIMITS: Mapping[str, tuple[Callable[[Any, Any], bool], str]] = {
-    "gt": (operator.gt, "more than {:g}"),
-    "ge": (operator.ge, "{:g} or more"),
-    "lt": (operator.lt, "less than {:g}"),
-    "le": (operator.le, "at most {:g}"),
+    "gt": (operator.gt, "more than {}"),
+    "ge": (operator.ge, "{} or more"),
+    "lt": (operator.lt, "less than {}"),
+    "le": (operator.le, "at most {}"),
 }
+
+
+def _figure(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def listed(choices: Sequence[object]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, start_http_server
 
-from common.config.run import MetricsConfig
+from common.config.coordinator import MetricsConfig
 from common.error import BouquetError
 
 

@@ -43,13 +43,13 @@ class NodeConfig(Section):
     weight: Positive = 1.0
     """The node's public weight in the mean, for `train.weighting` = declared."""
     records: CountOrOff = 0
-    """The public number of the node's records, or of its persons where they are protected; 0 for the run's `privacy.records`."""
+    """The public number of its records, or persons where they are protected; 0 for the run's `privacy.records`."""
     privacy_epsilon: NonNegative = 0.0
     """What the data may cost over all runs, at `privacy-delta`; 0 for no limit."""
     privacy_delta: Delta = 1e-5
     """The delta at which that budget holds."""
     privacy_witness: AbsolutePath = ""
-    """The file outside the state directory that holds the newest row of the ledger; empty for one beside the directory."""
+    """The file outside the state directory that holds the ledger's newest row; empty for one beside the directory."""
     policy: AbsolutePath = ""
     """The operator's policy, a TOML file; empty for none."""
 

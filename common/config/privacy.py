@@ -26,13 +26,16 @@ class PrivacyConfig(Section):
     """
 
     mode: Mode = "none"
-    """What is protected: nothing, single examples (DP-SGD), or a node's whole change, noised by the node or on the mean."""
+    """What is protected: nothing, single examples (DP-SGD), or a node's whole change, noised there or on the mean."""
     epsilon: Annotated[float, Field(ge=1e-3, le=1e4)] = 8.0
     """What the whole run costs a node that takes part in every round, at `privacy.delta`."""
     delta: Delta = 1e-5
     """The probability with which epsilon may not hold."""
     noise_multiplier: Noise = 0.0
-    """The standard deviation of the noise, in units of what one neighbour can move: the clip, or for `update-local` twice the clip; 0 lets epsilon decide."""
+    """The noise's standard deviation over what one neighbour can move: the clip, or twice the clip in `update-local`.
+
+    0 lets epsilon decide.
+    """
     clip: Annotated[float, Field(ge=LEAST_CLIP, le=MOST_CLIP)] = 1.0
     """The bound on the norm of a unit's gradient, or of a node's change."""
     clip_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.0

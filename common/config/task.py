@@ -17,7 +17,7 @@ class TaskConfig(Section):
     max_length: Annotated[int, Only(lambda length: not length or length >= 4, "0, or 4 or more")] = 0
     """Tokens of an example at most; 0 goes by the model and, outside private runs, by the node's data."""
     text: str = "text"
-    """The field of a text, or of a conversation's turns."""
+    """The field of the text."""
     text_pair: str = ""
     """The field of the second text of a pair; empty where there is one text."""
     label: str = "label"
@@ -27,7 +27,7 @@ class TaskConfig(Section):
     classes: str = ""
     """The names of the classes, with commas; empty where they are numbers."""
     class_weights: str = "none"
-    """The weight of each class in the loss: none, balanced by each node's own counts, or a number a class, with commas."""
+    """How classes weigh in the loss: `none`, `balanced` by each node's counts, or a number a class, with commas."""
     head: Literal["shared", "local", "frozen"] = "shared"
     """Whether a classification head is averaged, stays with each node, or is not trained."""
     prompt: str = "instruction"
