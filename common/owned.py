@@ -1,4 +1,4 @@
-"""Files of one user: made so that nobody else can touch them, refused where somebody could, and written to last."""
+"""Files of one user: made so that nobody else can touch them, and written to last."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""The config of one machine, as its operator writes it on the command line of ``flower-supernode``."""
+"""The config of one machine: as its operator writes it on the command line of ``flower-supernode``."""
 
 import tomllib
 from collections.abc import Mapping

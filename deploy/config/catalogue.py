@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
-from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -103,12 +102,12 @@ def _bound(limit: Gt | Ge | Lt | Le) -> dict[str, Any]:
     return {name: getattr(limit, name)}
 
 
-def _words(kind: type | UnionType | None, limits: Range) -> str:
+def _words(kind: Any, limits: Range) -> str:
     """What a value of a type may be within its limits; a whole number is said to be one."""
     said = str(limits)
     if kind is int and said and not limits.among:
         return f"{said}, whole"
-    return said or KINDS[kind]  # type: ignore[index]
+    return said or KINDS[kind]
 
 
 def _of_axis(axis: Registry[Any]) -> Iterator[Entry]:
