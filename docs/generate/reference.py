@@ -10,12 +10,12 @@ from strategies import AXES
 
 OPENING = """# Every setting
 
-    bouquet config --explain train.steps         # the same in the terminal: of a key, or of a section
-    bouquet config profiles/private.toml         # what comes out of settings, and what differs from the defaults
+    bouquet config --explain train.steps       # the same in the terminal: of a key, of a section, or of all
+    bouquet config profiles/private.toml       # what comes out of settings, and what differs from the defaults
 
-A run is told `key=value` on the command line of `bouquet run`, or TOML files of such keys, such as those in `profiles/`;
-what is left out has its default. A node is told its own facts with `--node-config`. Times are in seconds. This page is made
-from the code, by `make generate`."""
+A run is told `key=value` on the command line of `bouquet run`, or TOML files of such keys, such as those in
+`profiles/`; what is left out has its default. A node is told its own facts with `--node-config`. This page is made from
+the code, by `make generate`."""
 
 
 def reference(_: str) -> str:

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-from common.method import Method
 from common.wire.codec import CODECS
 from strategies import AXES
 
@@ -47,23 +47,20 @@ def _lines(named: dict[str, str]) -> Iterator[str]:
 
 
 def _folder(folder: Path, depth: int) -> Iterator[str]:
-    package = folder / "__init__.py"
+    package, inner = folder / "__init__.py", "    " * (depth + 1)
     yield _line(f"{folder.name}/", _headline(package) if package.exists() else PLAIN[folder.name], depth)
-    members = [name for name, file in _members().items() if file.parent == folder]
-    for file in sorted(folder.glob("*.py")):
-        if file != package and file not in _members().values():
-            yield _line(file.name, _headline(file), depth + 1)
-    indent = "    " * (depth + 1)
-    yield from textwrap.wrap(
-        f"members: {', '.join(members)}" if members else "",
-        WIDTH - 4,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-    )
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"):
-        if (inner / "__init__.py").exists() or inner.name in PLAIN:
-            yield from _folder(inner, depth + 1)
+    members = [member for member in _members() if member.file.parent == folder]
+    hidden = {package, *(member.file for member in members if member.alone)}
+    for file in sorted({*folder.glob("*.py")} - hidden):
+        yield _line(file.name, _headline(file), depth + 1)
+    if members:
+        names = f"members: {', '.join(member.name for member in members)}"
+        yield from textwrap.wrap(
+            names, WIDTH - 4, initial_indent=inner, subsequent_indent=inner, break_on_hyphens=False
+        )
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if (path / "__init__.py").exists() or path.name in PLAIN:
+            yield from _folder(path, depth + 1)
 
 
 def _line(name: str, text: str, depth: int) -> str:
@@ -71,7 +68,7 @@ def _line(name: str, text: str, depth: int) -> str:
 
 
 def _headline(file: Path) -> str:
-    """The first sentence of a module; where that is too long what stands before its colon. Raises ValueError beyond."""
+    """A module's first sentence; where it is too long, what stands before its colon. Raises ValueError beyond that."""
     docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
     whole = re.split(r"\.\s", docstring.partition("\n")[0])[0].rstrip(".").replace("``", "`")
     for text in (whole, whole.partition(": ")[0]):
@@ -80,13 +77,20 @@ def _headline(file: Path) -> str:
     raise ValueError(f"{file.relative_to(ROOT)}: its first sentence is longer than {WIDTH - COLUMN} characters")
 
 
+class Member(NamedTuple):
+    """A member of an axis, and the file that it is in: ``alone``, or with the axis's contract."""
+
+    name: str
+    file: Path
+    alone: bool
+
+
 @cache
-def _members() -> dict[str, Path]:
-    """The members of every axis by name, and their files; those of a contract's own file are left out."""
-    found: dict[str, Path] = {}
+def _members() -> list[Member]:
+    found = []
     for axis in (*AXES, CODECS):
-        for name, member in axis.items():
-            contract = next(kind for kind in member.__mro__ if "section" in vars(kind) and kind is not Method)
-            if member.__module__ != contract.__module__:
-                found[name] = Path(sys.modules[member.__module__].__file__ or "").resolve()
+        for name, kind in axis.items():
+            contract = next(base for base in kind.__mro__ if "section" in vars(base))
+            file = Path(sys.modules[kind.__module__].__file__ or "").resolve()
+            found.append(Member(name, file, kind.__module__ != contract.__module__))
     return found

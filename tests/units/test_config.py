@@ -78,7 +78,7 @@ def test_hyperparameters_reach_their_rule_and_mistakes_are_told():
         ("rule.ravan.scales", 2, "0 or 1, got 2"),
         ("mean.trimmed.share", 0.5, "0 or more, less than 0.5, got 0.5"),
         ("optimizer.lora-pro.weight-decay", 101, "0 to 100, got 101.0"),
-        ("init.lora-ga.source", "", "a file of public examples, got "),
+        ("init.lora-ga.source", "", "a file of public examples"),
     ],
 )
 def test_a_value_out_of_range_is_told_with_its_range(key, value, expected):
