@@ -3,6 +3,7 @@
 bouquet run                                           the main job: four simulated nodes on this machine
 bouquet run --nodes 2 num-server-rounds=1 rule.name=fedex-lora
 bouquet check data.source=tickets.csv task.name=classify    what it would read and learn, before it starts
+bouquet config --explain train.steps                  what a setting means, and what it may be
 bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2
 bouquet bundle                                        the digest of this release, which nodes allow
 bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
@@ -32,6 +33,7 @@ from deploy.settings import Commands
 HOMES = {
     "run": "deploy.simulation",
     "check": "deploy.check",
+    "config": "deploy.config.command",
     "rules": "deploy.command",
     "site": "deploy.site.commands",
     "bundle": "deploy.bundles.command",

@@ -6,7 +6,7 @@ They are computed from the record's events and from nothing else. It listens on 
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, start_http_server
 
-from common.config.run import MetricsConfig
+from common.config.coordinator import MetricsConfig
 from common.error import BouquetError
 from common.record.event import Event
 from common.record.events import AggregationError, Central, Failure, HeldOut, Late, Merge, Void

@@ -19,7 +19,16 @@ from common.wire.blockwise import Int8, NormalFloat4
 from common.wire.codec import Array, Codec
 from common.wire.floats import BFloat16, Float16, Float32
 
-CODECS = Registry[Codec]("wire", Float32, Float16, BFloat16, Int8, NormalFloat4, default="fp32")
+CODECS = Registry[Codec](
+    "wire",
+    Float32,
+    Float16,
+    BFloat16,
+    Int8,
+    NormalFloat4,
+    default="fp32",
+    chooses="How the values of a message are encoded.",
+)
 
 
 def size_in_bytes(codec: str, count: int) -> int:

@@ -6,6 +6,13 @@ from strategies.gradients.fast import Fast
 from strategies.gradients.gradient import Backward, Gradient
 from strategies.gradients.hooks import Hooks
 
-GRADIENTS = Registry[Gradient]("gradient", Backward, Fast, Hooks, default=AUTO)
+GRADIENTS = Registry[Gradient](
+    "gradient",
+    Backward,
+    Fast,
+    Hooks,
+    default=AUTO,
+    chooses="How a node has its gradients; auto is backward, or fast where every example is private.",
+)
 
 __all__ = ["GRADIENTS", "Backward", "Engine", "Fast", "Gradient", "Hooks"]
