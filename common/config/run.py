@@ -42,7 +42,7 @@ class ModelConfig(Section):
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """How the frozen weights are held: NF4 with double quantisation, int8, or not quantised."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The type that the model computes in; auto is the checkpoint's own, or one that the machine is fast in."""
+    """The type that the model computes in; auto is bfloat16 on a GPU that has it, else float32."""
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass: less memory, more time."""
     pooling: Literal["default", "mean"] = "default"
