@@ -25,6 +25,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 from common.error import BouquetError
 from deploy.settings import Commands
@@ -49,6 +50,8 @@ HOMES = {
     "chat": "deploy.chat.command",
     "serve": "deploy.serve.command",
 }
+
+VERSION = "--version"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,8 +92,10 @@ def parser(wanted: str = "") -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="bouquet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    whole.add_argument(VERSION, action="version", version=f"bouquet {version('bouquet')}")
     commands = whole.add_subparsers(dest="command", required=True)
-    for home in dict.fromkeys([HOMES[wanted]] if wanted in HOMES else HOMES.values()):
+    homes = [] if wanted == VERSION else [HOMES[wanted]] if wanted in HOMES else HOMES.values()
+    for home in dict.fromkeys(homes):
         import_module(home).add_to(commands)
     return whole
 
