@@ -12,6 +12,7 @@ from common.adapter.structures import stacked
 from common.adapter.values import Key, LayerShape, State
 from common.config.run import LoraConfig, ModelConfig
 from common.models import adapted, base
+from common.models.gradients import gradients
 from strategies import Recipe
 from strategies.inits import GradientInit, LoraGA, LoraSB
 from strategies.rules import FedIT, FedSB, Rule
@@ -86,7 +87,7 @@ def test_over_four_bits_a_whole_model_starts_where_its_init_says(rule, init):
     recipe = Recipe.around(rule)
     base_model = recipe.start(model.spec, 0)
     model.install(base_model.adapter, base_model.scale, base_model.offset)
-    seen = model.gradients(TEXT, EXAMPLES)
+    seen = gradients(model, TEXT, EXAMPLES)
     batch = TEXT.collate(EXAMPLES, model.pad)
 
     def computed(state: State) -> tuple[Tensor, float]:

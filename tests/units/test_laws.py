@@ -71,6 +71,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the objective 'fedspeed' sends a correction that 'flexlora' would merge (objective.name): expected none or "
         "fedprox, or a rule that averages what it trains, got fedspeed",
     ),
+    "a correction where scales are multiplied into what is sent": (
+        {"rule.name": "ravan", "objective.name": "fedspeed"},
+        "the objective 'fedspeed' sends a correction that 'ravan' would merge (objective.name)",
+    ),
     "a correction where differences are sent": (
         {"rule.name": "flasc", "objective.name": "fedspeed"},
         "the objective 'fedspeed' sends a correction that 'flasc' would merge (objective.name)",
@@ -78,7 +82,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a plain gradient in a private run": (
         {**PRIVATE, "gradient.name": "backward"},
         "a gradient that does not fit the privacy mode (gradient.name, privacy.mode = 'example'): expected fast or "
-        "hooks, which clip every example, got backward",
+        "hooks, got backward",
     ),
     "a clipped gradient in a plain run": (
         {"gradient.name": "hooks"},
@@ -134,6 +138,7 @@ def test_a_clash_is_refused_by_name(case):
         {"rule.name": "fedit", **GA},
         {"rule.name": "flora", "init.name": "drawn"},
         {"rule.name": "fedsa-lora", "optimizer.name": "lora-pro", "objective.name": "fedspeed"},
+        {"rule.name": "ravan", "rule.ravan.scales": 0, "objective.name": "fedspeed"},
         {**PRIVATE, "gradient.name": "hooks", "objective.name": "fedprox"},
         {**CENTRAL, "server-optimizer.name": "momentum"},
         {**LOCAL, "rule.name": "hetlora", "rule.hetlora.keep": 1.0},
