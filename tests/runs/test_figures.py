@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from html import unescape
 from io import StringIO
 
@@ -20,6 +19,7 @@ from deploy import plan, runs
 from deploy.doctor import job
 from strategies import RULES, Recipe, read_config
 from strategies.cost import planned_bytes, round_bytes
+from tests.support.factors import trained
 from tests.support.grid import run_in_process
 
 FAILURE = RecordDict({"failure": ConfigRecord({"reason": "out of memory"})})
@@ -85,10 +85,11 @@ def test_doctor_plan_and_record_say_the_same_of_a_rules_bytes(name, codec):
     assert job.traffic(config).startswith(f"{readable.size(planned.up)} up, {readable.size(planned.down)} down")
     # What a run records, for all of its nodes, in the round that costs most.
     state, names, most = recipe.start(spec, 0), ("a", "b", "c"), [0.0, 0.0]
-    for turn in range(3):
-        cost = round_bytes(recipe, replace(state, round=turn), dict.fromkeys(names, spec.rank), names)
+    for _ in range(config.num_server_rounds):
+        cost = round_bytes(recipe, state, dict.fromkeys(names, spec.rank), names)
         most = list(map(max, most, cost))
-    assert [figure / 3 for figure in most] == pytest.approx(planned)
+        state = recipe.aggregate(state, [trained(recipe.rule, state, seed, 1.0) for seed in range(len(names))])
+    assert [figure / 3 for figure in most] == pytest.approx(list(planned))
 
 
 def test_every_rule_is_planned_for():

@@ -270,13 +270,13 @@ def test_what_is_scored_is_never_trained_on_and_noise_as_charged():
     """Of a perfect model: what is read is the number of units, with the noise that was asked for."""
 
     class Right:
-        def score(self, task, unit, pad, batch_size):
+        def score(self, task, unit, batch_size):
             if unit == "broken":
                 raise RuntimeError("no score")
             return Score(correct=1, count=1)
 
     task = tasks.build(TaskConfig(name="classify"))
-    found = [noised_score(Right(), task, ["one"] * 50 + ["broken"], 0, 8, 4.0) for _ in range(400)]
+    found = [noised_score(Right(), task, ["one"] * 50 + ["broken"], 8, 4.0) for _ in range(400)]
     for name in ("merit", "count"):
         drawn = torch.tensor([figures[name] for figures in found])
         assert abs(drawn.mean() - 50) < 5 * 4 * math.sqrt(2 / 400)
