@@ -148,9 +148,8 @@ def outputs(model: LoraModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]
 
 def recalled(model: LoraModel, key: Key, remembered: Tensors) -> torch.Tensor:
     """What is remembered of one tensor of the model, its blocks one below the other; zero where nothing is."""
-    return (
-        torch.cat([_at(remembered, name, parameter) for name, parameter in _named(model, key)]).detach().float().cpu()
-    )
+    parts = [_at(remembered, name, parameter) for name, parameter in _named(model, key)]
+    return torch.cat(parts).detach().float().cpu()
 
 
 def steps_in_round(config: TrainConfig, examples: int) -> int:
