@@ -120,6 +120,7 @@ def test_what_a_node_remembers_is_what_it_moved_and_comes_back_from_its_disk(tmp
         torch.testing.assert_close(tensor, kept[key] + again[key] - start[key], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "part"), [({"rule.name": "fedit"}, "B"), ({"rule.name": "ravan", "rule.ravan.scales": 0}, "R")]
 )
