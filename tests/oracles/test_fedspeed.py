@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from client_app.memory import Memory
 from client_app.training import Turn, train
-from common import tasks
+from common import tasks, wire
 from common.adapter.values import Key
 from common.config.run import TaskConfig, TrainConfig
 from strategies.objectives import FedProx, FedSpeed, Objective, Plain
+from tests.support.grid import run_in_process
 from tests.support.private_steps import EXAMPLES, fresh
 from tests.support.training import recipe_of
 
@@ -116,3 +118,23 @@ def test_what_a_node_remembers_is_what_it_moved_and_comes_back_from_its_disk(tmp
     assert any(not torch.equal(again[key], after[key]) for key in after)
     for key, tensor in total.items():
         torch.testing.assert_close(tensor, kept[key] + again[key] - start[key], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rule", "part"), [({"rule.name": "fedit"}, "B"), ({"rule.name": "ravan", "rule.ravan.scales": 0}, "R")]
+)
+def test_the_correction_leaves_with_what_was_trained(rule, part, settings, tmp_path):
+    """What starts at zero has been twice moved when it leaves first: by training, and by the correction from it."""
+    flat = settings(**rule, **{"objective.name": "fedspeed", "num-server-rounds": 1, "model.quantization": "none"})
+    grid = run_in_process(flat, nodes=2)
+    records = [content["update"] for kind, content in grid.returned if kind == "train"]
+    kept = [load_file(file) for file in sorted((tmp_path / "state").rglob("objective-0001.safetensors"))]
+    assert len(records) == len(kept) == 2
+    for record, memory in zip(records, kept, strict=True):
+        _, update = wire.unpack_update(record, rule=rule["rule.name"], round=0)
+        moved = [tensor for key, tensor in update.tensors.items() if key.part == part]
+        total = sum(float(tensor.double().square().sum()) for tensor in moved)
+        own = sum(float(t.double().square().sum()) for key, t in memory.items() if key.endswith(f":{part}"))
+        assert own > 0
+        assert total == pytest.approx(4 * own, rel=1e-5)
