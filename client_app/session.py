@@ -63,7 +63,7 @@ class Session:
         self.epsilon: float | None = None
 
     def examples(self) -> Examples:
-        """The node's examples. Raises :class:`BouquetError` where they cannot be had, with pieces of them."""
+        """The node's examples. Raises :class:`BouquetError` where they cannot be read, with pieces of them."""
         config = self.config
         stamp = files.stamp(self.node.data or config.data.source)
         examples = node_examples(config.data, self.node, config.task, config.model, config.seed, stamp)
@@ -71,7 +71,7 @@ class Session:
         return examples
 
     def units(self) -> Units:
-        """The node's units; none where they cannot be had, which is told to this machine's log alone."""
+        """The node's units; none where they cannot be read, which is told to this machine's log alone."""
         try:
             return self._units()
         except Exception:

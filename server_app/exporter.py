@@ -13,7 +13,7 @@ from common.record.events import AggregationError, Central, Failure, HeldOut, La
 
 
 class Exporter:
-    """An HTTP server of a run's figures. Raises :class:`BouquetError` where the port cannot be had."""
+    """An HTTP server of a run's figures. Raises :class:`BouquetError` where the port cannot be opened."""
 
     name = "prometheus"
 
@@ -35,7 +35,7 @@ class Exporter:
             self._server, self._thread = start_http_server(config.port, config.address, registry)
         except OSError as error:
             raise BouquetError(
-                "the port for Prometheus cannot be had",
+                "the port for Prometheus cannot be opened",
                 where=f"metrics.port = {config.port}, metrics.address = {config.address}",
                 got=str(error.strerror or error),
                 cure="Is another run using it? Choose another metrics.port.",

@@ -14,6 +14,7 @@ def check(choices: Choices) -> None:
     _check_rule(choices)
     _check_init(choices)
     _check_node(choices)
+    _check_memory(choices)
     _check_privacy(choices)
 
 
@@ -81,6 +82,18 @@ def _check_node(choices: Choices) -> None:
 
 def _of_gradients(private: bool) -> str:
     return " or ".join(name for name, gradient in GRADIENTS.items() if gradient.private == private)
+
+
+def _check_memory(choices: Choices) -> None:
+    """What a node remembers corrects a mean over all nodes, and makes one over some of them diverge."""
+    share = choices.config.fraction_train
+    if choices.objective.remembers and share < 1:
+        raise BouquetError(
+            f"the objective '{choices.objective.name}' corrects a mean over all nodes, and only some are asked",
+            where="objective.name, fraction-train",
+            expected="fraction-train = 1.0, or another objective",
+            got=f"{share:g}",
+        )
 
 
 def _averages_what_it_trains(choices: Choices) -> bool:

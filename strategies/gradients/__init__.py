@@ -1,4 +1,4 @@
-"""How a gradient is had: by an ordinary backward pass, or an example at a time and clipped."""
+"""How a node computes its gradients."""
 
 from common.method import AUTO, Registry
 from strategies.gradients.engine import Engine
@@ -12,7 +12,7 @@ GRADIENTS = Registry[Gradient](
     Fast,
     Hooks,
     default=AUTO,
-    chooses="How a node has its gradients; auto is backward, or fast where every example is private.",
+    chooses="How a node computes its gradients; auto is backward, or fast where every example is private.",
 )
 
 __all__ = ["GRADIENTS", "Backward", "Engine", "Fast", "Gradient", "Hooks"]

@@ -9,7 +9,8 @@ arXiv:2302.10429 (ICLR 2023), algorithm 1. With h the node's own correction, zer
 
 In the paper's letters h is -lambda g-hat, and ``pull`` is 1 / lambda. Because the correction h leaves with w, the mean
 of the nodes is where their corrected objectives meet: on quadratics it is the common optimum, which FedProx misses.
-A node that skips rounds keeps its h. Two gradients a step are two releases, so a private run cannot have it.
+Where only some of the nodes are asked it diverges, and such a run is refused. Two gradients a step are two releases, so
+a private run is refused, too.
 """
 
 from collections.abc import Callable, Sequence

@@ -24,6 +24,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"rule.name": "fedex-lora", "server-optimizer.name": "adam"},
         "the rule 'fedex-lora' takes more than a mean (mean.name = 'weighted', server-optimizer.name = 'adam')",
     ),
+    "a memory of nodes that are not asked": (
+        {"objective.name": "fedspeed", "fraction-train": 0.5},
+        "the objective 'fedspeed' corrects a mean over all nodes, and only some are asked (objective.name, fraction-train): "
+        "expected fraction-train = 1.0, or another objective, got 0.5",
+    ),
     "another structure than the rule's": (
         {"rule.name": "fedit", "adapter.name": "core"},
         "the rule 'fedit' goes with another choice (adapter.name): expected 'lora' or 'auto', got core",
