@@ -26,8 +26,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a memory of nodes that are not asked": (
         {"objective.name": "fedspeed", "fraction-train": 0.5},
-        "the objective 'fedspeed' corrects a mean over all nodes, and only some are asked (objective.name, fraction-train): "
-        "expected fraction-train = 1.0, or another objective, got 0.5",
+        "the objective 'fedspeed' corrects a mean over all nodes, and only some are asked "
+        "(objective.name, fraction-train): expected fraction-train = 1.0, or another objective, got 0.5",
     ),
     "another structure than the rule's": (
         {"rule.name": "fedit", "adapter.name": "core"},

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from common.config.renamed import RENAMED
+from common.wire.codecs import CODECS
 from deploy.command import main, rules_table
 from deploy.config.catalogue import ORDER, node_entries, run_entries
 from docs.generate.__main__ import TARGETS, stale
@@ -44,7 +45,7 @@ def test_bouquet_rules_prints_the_readmes_table(capsys):
 
 def test_the_tree_names_every_module_and_every_method():
     tree = README.split("## The tree")[1]
-    methods = {name: kind for axis in AXES for name, kind in axis.items()}
+    methods = {name: kind for axis in (*AXES, CODECS) for name, kind in axis.items()}
     of_methods = {f"{kind.__module__.replace('.', '/')}.py" for kind in methods.values()}
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
