@@ -14,7 +14,7 @@ from common import wire
 from common.adapter.values import LayerShape
 from strategies import RULES, Recipe, Rule
 from strategies.cost import round_bytes
-from strategies.strategy import LoraStrategy
+from strategies.strategy import LoraStrategy, Recipient
 from tests.support.factors import after_a_round, trained
 from tests.support.grid import flowers_bytes, pose_as_an_app
 
@@ -38,7 +38,7 @@ def row(rule: Rule) -> str:
     """One rule: what crosses each way, and how far that is from what the recipe says of it."""
     state = after_a_round(rule, LAYERS, RANK, NODES)
     recipe = Recipe.around(rule)
-    (message,) = LoraStrategy(recipe).messages(MessageType.TRAIN, state, [1])
+    (message,) = LoraStrategy(recipe).messages(MessageType.TRAIN, state, [Recipient(1)])
     update = wire.pack_update(trained(rule, state, 5, 1.0), rule.name, state.round, "node-000")
     said, cells = round_bytes(recipe, state, {"node-000": RANK}, ["node-000"]), [rule.name]
     for size, expected in (

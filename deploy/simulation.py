@@ -107,7 +107,11 @@ def simulate(
         if follow and (folder / ADAPTER).is_dir():
             print(f"next: bouquet chat {shlex.quote(str(folder))}")
         return 0
-    run = Run.read(folder) if said.exists() and said.stat().st_size > before else None
+    return _explained(Run.read(folder) if said.exists() and said.stat().st_size > before else None, log)
+
+
+def _explained(run: Run | None, log: Path) -> int:
+    """Say why a run did not complete, as its record has it or else Flower's log; its exit code."""
     stopped = run.stopped if run else None
     reason = (stopped.reason if stopped else "") or _last_words(log)
     print(f"bouquet: the run did not complete: {reason}\nEverything Flower said is in {log}.", file=sys.stderr)

@@ -25,7 +25,7 @@ class Intake:
         self._record = record
         self._state = state
         self._spool = spool
-        self._round = state.round + 1
+        self.round = state.round + 1
         self._fraction = config.fraction_train
         self._private = config.privacy.on
         # Where the coordinator noises the mean, no single node's figure is kept, and none decides about another.
@@ -62,7 +62,7 @@ class Intake:
             except Exception as reason:  # a boundary: what is raised here is the doing of this reply
                 # The node may have lost what it was sent once.
                 self._nodes.equipped.discard(node_id)
-                self._nodes.failed("train", self._round, name, explained(reason))
+                self._nodes.failed("train", self.round, name, explained(reason))
                 if isinstance(reason, RefusalError):
                     self._nodes.dismiss(name)
                 continue
@@ -107,7 +107,7 @@ class Intake:
         """What the record has of an update: of a node's own figures those it knows, and none of a private run."""
         figures = {} if self._private else reply.metrics
         return Train(
-            round=self._round,
+            round=self.round,
             node=reply.node,
             bytes_up=reply.bytes_up,
             bytes_down=bytes_down,
@@ -125,16 +125,16 @@ class Intake:
         """Take an update out of the round after all."""
         self._scrutiny.forget(name)
         self._spool.drop(name)
-        self._nodes.failed("train", self._round, name, reason)
+        self._nodes.failed("train", self.round, name, reason)
 
     def _tell_against(self) -> None:
         """Say which nodes' changes point against the others', with the cosine."""
         named, camp = self._scrutiny.against()
         for name, cosine in named.items():
             said = f"went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
-            self._record.note(Against(round=self._round, node=name, cosine=cosine), said)
+            self._record.note(Against(round=self.round, node=name, cosine=cosine), said)
         if camp:
-            self._record.event(Camps(round=self._round, smaller=camp, nodes=len(self._spool)))
+            self._record.event(Camps(round=self.round, smaller=camp, nodes=len(self._spool)))
             self._record.say(f"    the nodes fall in two camps: {camp} of {len(self._spool)} go against the others")
 
 

@@ -18,7 +18,7 @@ from server_app.streaks import Streaks
 from server_app.transport import POLL_SECONDS, Transport, is_unsent, state_bytes
 from strategies import RULES, LoraStrategy, Recipe
 from strategies.replies import explained, raise_failure
-from strategies.strategy import choose, share_of
+from strategies.strategy import Recipient, choose, share_of
 
 STEADY_SECONDS = 0.5
 # How long a round waits for newcomers to answer the roll call; who takes longer joins the next one.
@@ -173,15 +173,10 @@ class Nodes:
 
     def address(self, strategy: LoraStrategy, message_type: str, state: State, nodes: list[int]) -> list[Message]:
         """A message with ``state`` to each of ``nodes``, as its rank and what it has already want it."""
-        return strategy.messages(
-            message_type,
-            state,
-            nodes,
-            ranks=self.ranks,
-            names=self.names,
-            equipped=self.equipped,
-            ttl=self._config.round.ttl,
-        )
+        recipients = [
+            Recipient(node, self.names[node], self.ranks.get(node, 0), node in self.equipped) for node in nodes
+        ]
+        return strategy.messages(message_type, state, recipients, ttl=self._config.round.ttl)
 
     def failed(self, phase: str, round: int, name: str, reason: str) -> None:
         """Record that a node did not do its part, and why."""

@@ -148,15 +148,7 @@ class Rounds:
             meter = self._meter(state, spool)
             merged = intake.merge(len(nodes), meter)
             if merged is None:
-                void = events.Void(
-                    round=state.round + 1,
-                    asked=len(nodes),
-                    replies=len(spool),
-                    needed=intake.needed,
-                    bytes_up=up,
-                    bytes_down=down,
-                )
-                self._tell_void(void)
+                self._tell_void(intake, len(nodes), len(spool), down)
                 return False
             outcome.state = merged
             watch.lap("merging")
@@ -165,7 +157,7 @@ class Rounds:
             watch.lap("measuring")
         checkpoint.save(self._record.checkpoints, outcome.state, self._strategy.rule.name)
         watch.lap("saving")
-        formula = round_bytes(self._recipe, state, ranks, spool.names)
+        values = round_bytes(self._recipe, state, ranks, spool.names)
         merge = events.Merge(
             round=outcome.state.round,
             nodes=len(spool),
@@ -175,14 +167,22 @@ class Rounds:
             bytes_down=down,
             seconds=watch.total,
             phases=watch.seconds,
-            formula_up=formula.up,
-            formula_down=formula.down,
+            formula_up=values.up,
+            formula_down=values.down,
             peak_memory=peak_memory(),
         )
         self._tell_merge(merge)
         return True
 
-    def _tell_void(self, void: events.Void) -> None:
+    def _tell_void(self, intake: Intake, asked: int, replies: int, down: int) -> None:
+        void = events.Void(
+            round=intake.round,
+            asked=asked,
+            replies=replies,
+            needed=intake.needed,
+            bytes_up=intake.bytes_up,
+            bytes_down=down,
+        )
         self._record.event(void)
         replied = f"{void.replies} of {void.asked} replied, {void.needed} needed"
         self._record.say(f"round {void.round} does not count: {replied}")

@@ -39,9 +39,7 @@ def conduct(grid: Grid, context: Context) -> None:
         nodes.summon()
 
         # The nodes read their data meanwhile; what knows models takes seconds to import on both sides.
-        from common.models import adapted, base, lengths
-        from common.models.coverage import coverage
-        from common.record.export import export
+        from common.models import adapted, lengths
 
         spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
         lengths.widest(config)
@@ -51,17 +49,7 @@ def conduct(grid: Grid, context: Context) -> None:
             record.say(f"resumed after round {state.round}")
         else:
             state = _start(recipe, spec, record)
-        record.say(
-            f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
-            f"rule {rule.name}, {config.num_server_rounds} rounds"
-        )
-        shares = coverage(
-            base.skeleton(config.model, tasks.classes(config.task)), spec.layers, config.model.quantization
-        )
-        record.say(f"of the base's weights {shares.adapted:.0%} are adapted, {shares.quantised:.0%} are quantised")
-        if config.privacy.on:
-            scores = "noised scores" if config.privacy.score_noise else "no figure"
-            record.say(f"private ({config.privacy.mode}): {scores} and no text leave a node")
+        _introduce(config, spec, record)
         strategy = LoraStrategy(recipe, private_mean=_private_mean(recipe), weigh=_weigh(config, site))
         record.event(
             Start(
@@ -74,18 +62,41 @@ def conduct(grid: Grid, context: Context) -> None:
         )
         scoring = Scoring(nodes, strategy, task, record, _central(recipe))
         outcome = Rounds(nodes, strategy, scoring, record).run(state)
-        if recipe.personal:
-            record.say("no global model: each node has its own adapter in its state directory")
-        else:
-            final = rule.view(outcome.state, outcome.state.rank)
-            with durable.writing("the adapter", record.adapter):
-                export(final, config, record.adapter, with_head=config.task.head != "local")
+        _leave(recipe, outcome.state, record)
         if said := stalled(outcome, recipe, task):
             record.event(Stalled(round=outcome.state.round, said=said))
             record.say(said)
         _report(outcome, task, record)
         if outcome.ended is not None:
             raise outcome.ended
+
+
+def _introduce(config: RunConfig, spec: Spec, record: Record) -> None:
+    """Say what is trained, how much of the model that is, and what leaves a node."""
+    from common.models import base
+    from common.models.coverage import coverage
+
+    record.say(
+        f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
+        f"rule {config.rule}, {config.num_server_rounds} rounds"
+    )
+    shares = coverage(base.skeleton(config.model, tasks.classes(config.task)), spec.layers, config.model.quantization)
+    record.say(f"of the base's weights {shares.adapted:.0%} are adapted, {shares.quantised:.0%} are quantised")
+    if config.privacy.on:
+        scores = "noised scores" if config.privacy.score_noise else "no figure"
+        record.say(f"private ({config.privacy.mode}): {scores} and no text leave a node")
+
+
+def _leave(recipe: Recipe, state: State, record: Record) -> None:
+    """Export the adapter that the run has come to, where it has one."""
+    from common.record.export import export
+
+    if recipe.personal:
+        record.say("no global model: each node has its own adapter in its state directory")
+        return
+    with durable.writing("the adapter", record.adapter):
+        final, with_head = recipe.rule.view(state, state.rank), recipe.config.task.head != "local"
+        export(final, recipe.config, record.adapter, with_head=with_head)
 
 
 def _start(recipe: Recipe, spec: Spec, record: Record) -> State:

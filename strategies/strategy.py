@@ -10,9 +10,10 @@ Bouquet's own round loop uses the same messages and the same checks, with a dead
 
 import random
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from logging import INFO, WARNING
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -30,6 +31,18 @@ from strategies.replies import Metrics, explained, mean_metrics, raise_failure, 
 
 Weigh = Callable[[str], float]
 """A node's weight in the mean, by its name."""
+
+
+class Recipient(NamedTuple):
+    """A node that a message goes to: its name and rank where they are known, else its id and the federation's rank.
+
+    One that is ``equipped`` holds the constant parts already.
+    """
+
+    node_id: int
+    name: str = ""
+    rank: int = 0
+    equipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,30 +102,22 @@ class LoraStrategy(Strategy):
         self,
         message_type: str,
         state: State,
-        node_ids: Sequence[int],
+        recipients: Sequence[Recipient],
         *,
-        ranks: Mapping[int, int] | None = None,
-        names: Mapping[int, str] | None = None,
-        equipped: Collection[int] = (),
         config: ConfigRecord | None = None,
         ttl: float | None = None,
     ) -> list[Message]:
-        """One message a node with its view of the state.
-
-        ``ranks`` and ``names`` are the nodes' own where they are known; those that are ``equipped`` hold the constant
-        parts already. A list: Flower's gRPC side takes no generator.
-        """
+        """One message a node with its view of the state. A list: Flower's gRPC side takes no generator."""
         rule = self.rule
         records: dict[tuple[int, int, bool], ArrayRecord] = {}
         sent: dict[tuple[int, int, bool], Sent] = {}
         self._sent = {}
         messages = []
-        for node_id in node_ids:
-            name = (names or {}).get(node_id, str(node_id))
-            rank = (ranks or {}).get(node_id, state.rank)
+        for node_id, name, rank, equipped in recipients:
+            rank = rank or state.rank
             scattered = rule.scattered and rank != state.rank
-            draw = zlib.crc32(f"{self.seed}/{name}/{state.round}".encode()) if scattered else 0
-            kind = (rank, draw, node_id in equipped)
+            draw = zlib.crc32(f"{self.seed}/{name or node_id}/{state.round}".encode()) if scattered else 0
+            kind = (rank, draw, equipped)
             if kind not in records:
                 view = rule.view(state, *kind[:2])
                 without = self.recipe.drawn | self.recipe.fixed if kind[2] else self.recipe.drawn
@@ -231,7 +236,7 @@ class LoraStrategy(Strategy):
     ) -> list[Message]:
         _, connected = sample_nodes(grid, self._min_available_nodes, 0)
         chosen = choose(sorted(connected), self._fractions[message_type], self.seed, server_round)
-        return self.messages(message_type, state, chosen, config=config)
+        return self.messages(message_type, state, [Recipient(node) for node in chosen], config=config)
 
 
 def share_of(nodes: int, fraction: float) -> int:

@@ -28,7 +28,7 @@ from common.wire.codecs import CODECS
 from common.wire.header import FORM, payload_bytes
 from strategies import Recipe, Rule
 from strategies.rules import FLASC, FedIT, FedPLora, FLora, Ravan
-from strategies.strategy import LoraStrategy
+from strategies.strategy import LoraStrategy, Recipient
 from tests.support.factors import trained
 from tests.support.grid import pose_as_an_app
 from tests.support.hostile import SEED, received
@@ -167,7 +167,7 @@ class Receivers:
         self.strategy = LoraStrategy(recipe)
         self.state = recipe.start(self.spec, SEED)
         rank = WHOLE // 2 if rule.mixed_ranks and draw.random() < 0.5 else self.state.rank
-        (self.down,) = self.strategy.messages(MessageType.TRAIN, self.state, [1], ranks={1: rank})
+        (self.down,) = self.strategy.messages(MessageType.TRAIN, self.state, [Recipient(1, rank=rank)])
         view = received(self.down, recipe, self.spec)
         local = {key: tensor + 0.1 for key, tensor in view.adapter.items()}
         update = replace(trained(rule, view, 0, 1.0), tensors=rule.send(view, local))

@@ -26,7 +26,7 @@ from common.error import BouquetError
 from common.models import adapted
 from common.privacy import accounting, ledger
 from strategies import Recipe
-from strategies.strategy import LoraStrategy
+from strategies.strategy import LoraStrategy, Recipient
 
 OPEN = 'models = ["*"]\n[data]\nsources = ["*"]\n'
 """The policy of a node whose operator has named none: the user of this command is coordinator and operator in one."""
@@ -124,7 +124,7 @@ class Node:
             message = Message(RecordDict(), dst_node_id=1, message_type=kind)
         else:
             rank = self.session.exchange.rank
-            (message,) = self._strategy.messages(kind, state, [1], ranks={1: rank}, names={1: self.session.node.label})
+            (message,) = self._strategy.messages(kind, state, [Recipient(1, self.session.node.label, rank)])
         message.content = _travelled(message.content)
         message.metadata.__dict__["_message_id"] = "message"
         return message

@@ -24,7 +24,7 @@ from common.models import adapted
 from common.privacy import accounting, ledger
 from common.privacy.accounting import Release
 from strategies import Recipe, read_config
-from strategies.strategy import LoraStrategy
+from strategies.strategy import LoraStrategy, Recipient
 from tests.attacks.tools import tiny_llama, written
 from tests.support.budgets import DELTA
 from tests.support.grid import pose_as_an_app, travelled
@@ -240,7 +240,7 @@ def _message(kind: str, flat: Mapping[str, Any], state: State | None, round: int
         content = RecordDict({"state": whole(own, flat["rule.name"]), "config": told})
         return Message(content, dst_node_id=NODE_ID, message_type=kind, group_id=str(own.round))
     strategy = LoraStrategy(Recipe.read(_shape(flat)))
-    (message,) = strategy.messages(kind, own, [NODE_ID], config=told)
+    (message,) = strategy.messages(kind, own, [Recipient(NODE_ID)], config=told)
     return message
 
 

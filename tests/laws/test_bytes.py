@@ -16,7 +16,7 @@ from strategies import RULES, Recipe
 from strategies.cost import planned_bytes, round_bytes
 from strategies.inits import LoraSB
 from strategies.rules import FedSB, Ravan
-from strategies.strategy import LoraStrategy
+from strategies.strategy import LoraStrategy, Recipient
 from tests.support.factors import after_a_round, trained
 from tests.support.grid import RUN_ID, flowers_bytes, pose_as_an_app
 from tests.support.hostile import SEED, Nodes
@@ -34,7 +34,7 @@ def _in_an_app() -> None:
 def test_flower_sends_what_the_codec_says_of_what_a_rule_sends(rule):
     state = after_a_round(rule, LAYERS, RANK, NODES)
     chosen = Recipe.around(rule)
-    (message,) = LoraStrategy(chosen).messages(MessageType.TRAIN, state, [1], equipped={1})
+    (message,) = LoraStrategy(chosen).messages(MessageType.TRAIN, state, [Recipient(1, equipped=True)])
     update = wire.pack_update(trained(rule, state, 5, 1.0), rule.name, state.round, "node-000")
     # A core, or nothing at all, is so small that the names of the layers count.
     slack = 1200 if rule.init == "orthonormal" or not rule.plan(0).sent else 0
@@ -101,7 +101,7 @@ def test_a_node_of_half_the_rank_gets_half_unless_slots_are_drawn(name, share):
     chosen = Recipe.around(rule)
     full, half = (round_bytes(chosen, state, {"a": rank}, []).down for rank in (RANK, RANK // 2))
     assert half == share * full
-    (message,) = LoraStrategy(chosen).messages(MessageType.TRAIN, state, [1], ranks={1: RANK // 2})
+    (message,) = LoraStrategy(chosen).messages(MessageType.TRAIN, state, [Recipient(1, rank=RANK // 2)])
     slack = 2000 if rule.init == "orthonormal" else 0
     assert flowers_bytes(message.content) == pytest.approx(half, rel=0.03, abs=slack)
 
@@ -121,7 +121,7 @@ def test_frames_that_cannot_be_drawn_are_sent_once():
     rule = FedSB()
     state = after_a_round(rule, LAYERS, RANK, NODES)
     strategy = LoraStrategy(replace(Recipe.around(rule), init=LoraSB(source="public.jsonl")))
-    first, again = strategy.messages(MessageType.TRAIN, state, [1, 2], equipped={2})
+    first, again = strategy.messages(MessageType.TRAIN, state, [Recipient(1), Recipient(2, equipped=True)])
     parts = [
         {part for _, part, _ in wire.unpack_state(m.content.array_records["state"], rule="fed-sb")[0].tensors}
         for m in (first, again)
