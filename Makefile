@@ -14,7 +14,7 @@ UNIT = tests/laws tests/oracles tests/units tests/mutants
 GATE = $(addprefix tests/oracles/test_, means.py server.py slots.py stacks.py) tests/mutants \
        $(addprefix tests/units/test_, config.py error.py promises.py readme.py wire.py)
 
-.PHONY: run test test-all unit gate attack fuzz mutants chaos lint type clean
+.PHONY: run test test-all unit gate attack fuzz mutants chaos generate lint type clean
 
 run: .venv/ready
 	$(BIN)/bouquet run
@@ -52,6 +52,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python -m docs.generate --check
 
 type: .venv/ready
 	$(BIN)/mypy

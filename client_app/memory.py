@@ -1,4 +1,4 @@
-"""What a node keeps for itself between rounds, on its own disk, because Flower's context does not outlive a restart."""
+"""What a node keeps for itself between rounds: on its own disk, since Flower's context does not outlive a restart."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A private score: merits summed over the held-out units, and their number, under noise of this node's own.
+"""A private score: merits and their number, under noise of this node's own.
 
 Two data sets are neighbours if one has one unit more. That unit adds (m, 1) to (sum of merits, number of units), with m
 from 0 to 1: a norm of at most sqrt 2. Each unit is scored by itself, so that its companions change nothing; one that

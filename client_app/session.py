@@ -26,7 +26,7 @@ from client_app.privacy import check_apart, privatise, train_privately
 from client_app.probe import probe_scores
 from client_app.scoring import noised_score
 from client_app.spending import Spending
-from client_app.training import Training, train, turn_of
+from client_app.training import Training, recalled, train, turn_of
 from client_app.units import Units, Wanted, node_units
 from common import durable
 from common.adapter.values import State, Tensors, Update
@@ -63,7 +63,7 @@ class Session:
         self.epsilon: float | None = None
 
     def examples(self) -> Examples:
-        """The node's examples. Raises :class:`BouquetError` where they cannot be had, with pieces of them."""
+        """The node's examples. Raises :class:`BouquetError` where they cannot be read, with pieces of them."""
         config = self.config
         stamp = files.stamp(self.node.data or config.data.source)
         examples = node_examples(config.data, self.node, config.task, config.model, config.seed, stamp)
@@ -71,7 +71,7 @@ class Session:
         return examples
 
     def units(self) -> Units:
-        """The node's units; none where they cannot be had, which is told to this machine's log alone."""
+        """The node's units; none where they cannot be read, which is told to this machine's log alone."""
         try:
             return self._units()
         except Exception:
@@ -208,10 +208,11 @@ class Session:
             self.memory.save("personal", kept, state.round + 1)
         if (rank := self.rule.next_rank(state, local)) < state.rank:
             self.memory.rank = rank
-        remembered = self.memory.load("objective", state.round + 1) if self.recipe.objective.remembers else {}
         objective = self.recipe.objective
-        due = {key: objective.sent(t, remembered[key]) if key in remembered else t for key, t in local.items()}
-        return self.recipe.send(state, due)
+        if objective.remembers:
+            remembered = self.memory.load("objective", state.round + 1)
+            local = {key: objective.sent(tensor, recalled(model, key, remembered)) for key, tensor in local.items()}
+        return self.recipe.send(state, local)
 
     def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
         recipe, seed = self.recipe, f"{self.config.seed}/{self.node.label}/{state.round}"

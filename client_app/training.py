@@ -146,6 +146,12 @@ def outputs(model: LoraModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]
     return logits, batch["labels"].to(logits.device)
 
 
+def recalled(model: LoraModel, key: Key, remembered: Tensors) -> torch.Tensor:
+    """What is remembered of one tensor of the model, its blocks one below the other; zero where nothing is."""
+    parts = [_at(remembered, name, parameter) for name, parameter in _named(model, key)]
+    return torch.cat(parts).detach().float().cpu()
+
+
 def steps_in_round(config: TrainConfig, examples: int) -> int:
     """Optimizer steps of one round: ``steps``, or as many as ``epochs`` passes take."""
     return config.steps or config.epochs * math.ceil(examples / (config.batch_size * config.accumulation))
@@ -167,14 +173,17 @@ def schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
 
 
 def _trained(model: LoraModel, keys: Sequence[Key]) -> dict[Key, nn.Parameter]:
-    """The parameters of ``keys`` that are not frozen; those of a part in blocks by its layer and block."""
-    found = {}
-    for key in keys:
-        parameters = model.parameters(key)
-        for number, parameter in enumerate(parameters):
-            if parameter.requires_grad:
-                found[key if len(parameters) == 1 else Key(f"{key.layer}/{number}", key.part)] = parameter
-    return found
+    """The parameters of ``keys`` that are not frozen, by their names."""
+    found = {name: parameter for key in keys for name, parameter in _named(model, key)}
+    return {name: parameter for name, parameter in found.items() if parameter.requires_grad}
+
+
+def _named(model: LoraModel, key: Key) -> list[tuple[Key, nn.Parameter]]:
+    """The parameters of one tensor with their names; those of a part in blocks by its layer and block."""
+    parameters = model.parameters(key)
+    if len(parameters) == 1:
+        return [(key, parameters[0])]
+    return [(Key(f"{key.layer}/{number}", key.part), parameter) for number, parameter in enumerate(parameters)]
 
 
 def _at(tensors: Tensors, name: Key, parameter: nn.Parameter) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`bouquet check`: what a run would read, node by node, and what the model would learn of it, before Flower starts."""
+"""`bouquet check`: what a run would read and what the model would learn of it."""
 
 import argparse
 import shlex

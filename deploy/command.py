@@ -3,6 +3,7 @@
 bouquet run                                           the main job: four simulated nodes on this machine
 bouquet run --nodes 2 num-server-rounds=1 rule.name=fedex-lora
 bouquet check data.source=tickets.csv task.name=classify    what it would read and learn, before it starts
+bouquet config --explain train.steps                  what a setting means, and what it may be
 bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2
 bouquet bundle                                        the digest of this release, which nodes allow
 bouquet doctor node /etc/bouquet/ward-1 model.name=/models/llama-3.2-1b
@@ -24,6 +25,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 from common.error import BouquetError
 from deploy.settings import Commands
@@ -32,6 +34,7 @@ from deploy.settings import Commands
 HOMES = {
     "run": "deploy.simulation",
     "check": "deploy.check",
+    "config": "deploy.config.command",
     "rules": "deploy.command",
     "site": "deploy.site.commands",
     "bundle": "deploy.bundles.command",
@@ -47,6 +50,8 @@ HOMES = {
     "chat": "deploy.chat.command",
     "serve": "deploy.serve.command",
 }
+
+VERSION = "--version"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,8 +92,10 @@ def parser(wanted: str = "") -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="bouquet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    whole.add_argument(VERSION, action="version", version=f"bouquet {version('bouquet')}")
     commands = whole.add_subparsers(dest="command", required=True)
-    for home in dict.fromkeys([HOMES[wanted]] if wanted in HOMES else HOMES.values()):
+    homes = [] if wanted == VERSION else [HOMES[wanted]] if wanted in HOMES else HOMES.values()
+    for home in dict.fromkeys(homes):
         import_module(home).add_to(commands)
     return whole
 

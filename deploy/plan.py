@@ -1,4 +1,4 @@
-"""``bouquet plan``: what a private run would cost each node, and whether it can learn at that price.
+"""`bouquet plan`: what a private run would cost each node, and what it can learn for it.
 
 The noise is what the run itself would use, by the same functions. It is for the worst case, a node that takes part in
 every round: noise for the mean participation is too little for whoever is drawn more often.

@@ -1,4 +1,4 @@
-"""``bouquet watch``: a run as it goes, from its directory alone, so that it outlives restarts of either."""
+"""`bouquet watch`: a run as it goes, from its directory alone."""
 
 import argparse
 import time

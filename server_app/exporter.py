@@ -6,14 +6,14 @@ They are computed from the record's events and from nothing else. It listens on 
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, start_http_server
 
-from common.config.run import MetricsConfig
+from common.config.coordinator import MetricsConfig
 from common.error import BouquetError
 from common.record.event import Event
 from common.record.events import AggregationError, Central, Failure, HeldOut, Late, Merge, Void
 
 
 class Exporter:
-    """An HTTP server of a run's figures. Raises :class:`BouquetError` where the port cannot be had."""
+    """An HTTP server of a run's figures. Raises :class:`BouquetError` where the port cannot be opened."""
 
     name = "prometheus"
 
@@ -35,7 +35,7 @@ class Exporter:
             self._server, self._thread = start_http_server(config.port, config.address, registry)
         except OSError as error:
             raise BouquetError(
-                "the port for Prometheus cannot be had",
+                "the port for Prometheus cannot be opened",
                 where=f"metrics.port = {config.port}, metrics.address = {config.address}",
                 got=str(error.strerror or error),
                 cure="Is another run using it? Choose another metrics.port.",

@@ -93,10 +93,10 @@ def _start(recipe: Recipe, spec: Spec, record: Record) -> State:
     init, seed = recipe.init, recipe.config.seed
     if not isinstance(init, GradientInit):
         return recipe.start(spec, seed)
-    from server_app.start import gradients
+    from server_app.start import seen
 
     record.say(f"the start is taken from {init.examples} examples of {init.source}")
-    return recipe.start(spec, seed, gradients(recipe, init))
+    return recipe.start(spec, seed, seen(recipe, init))
 
 
 def _private_mean(recipe: Recipe) -> PrivateMean | None:

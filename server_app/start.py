@@ -6,13 +6,14 @@ from torch import Tensor
 
 from common import tasks
 from common.models import adapted, base, lengths
+from common.models.gradients import gradients
 from common.sources import dealing
 from common.sources.records import fields
 from strategies import Recipe
 from strategies.inits import GradientInit
 
 
-def gradients(recipe: Recipe, init: GradientInit) -> Callable[[str], Tensor]:
+def seen(recipe: Recipe, init: GradientInit) -> Callable[[str], Tensor]:
     """By layer, the gradient that ``init`` wants to see, by the frozen weight.
 
     Here alone, and in central evaluation, the coordinator loads the base model; it needs as much memory again for the
@@ -30,4 +31,4 @@ def gradients(recipe: Recipe, init: GradientInit) -> Callable[[str], Tensor]:
     model = adapted.load(config.model, config.lora, config.task, "auto", recipe.structure)
     state = Recipe.around(recipe.rule, config).start(model.spec, config.seed)
     model.install(state.adapter, state.scale, state.offset)
-    return model.gradients(task, examples).__getitem__
+    return gradients(model, task, examples).__getitem__

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from flwr.app import MessageType
 
-from common.config.run import RoundConfig
+from common.config.coordinator import RoundConfig
 from common.record.events import SitOut
 
 

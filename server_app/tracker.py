@@ -1,4 +1,4 @@
-"""The figures of the record in TensorBoard, MLflow or Weights & Biases, by the trackers of Accelerate.
+"""The figures of the record in TensorBoard, MLflow or Weights & Biases: by the trackers of Accelerate.
 
 Accelerate is here with PEFT, and keeps one interface to them all. What it sends is what an event counts: numbers. The
 texts of failures stay in the record, and so do paths. Where a service is, and the key to it, are the service's own

@@ -18,9 +18,10 @@ __all__ = ["AXES", "RULES", "LoraStrategy", "Recipe", "Rule", "read_config"]
 
 def __getattr__(name: str) -> Any:
     if name == "LoraStrategy" or name.endswith("Strategy"):
-        from strategies import strategy
+        from strategies.rule_strategies import STRATEGIES
+        from strategies.strategy import LoraStrategy
 
-        found = {"LoraStrategy": strategy.LoraStrategy, **strategy.STRATEGIES}
+        found = {"LoraStrategy": LoraStrategy, **STRATEGIES}
         if name in found:
             return found[name]
     raise AttributeError(f"module 'strategies' has no attribute '{name}'")

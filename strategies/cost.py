@@ -11,7 +11,7 @@ from typing import NamedTuple
 from common.adapter.algebra import break_even_rank
 from common.adapter.spec import Spec
 from common.adapter.values import FACTORS, HEAD, Key, State
-from common.wire import message
+from common.wire import codecs
 from strategies.recipe import Recipe
 
 
@@ -88,7 +88,7 @@ def _bytes(sent: Load, share: float, density: float, codec: str) -> int:
         slots = 1.0 if key.part in HEAD else share
         kept = min(values.nonzero, density * values.whole) if key.part in FACTORS else values.nonzero
         count, nonzero = count + slots * values.whole, nonzero + slots * kept
-    return message.size(round(count), round(nonzero), codec)
+    return codecs.payload_size(round(count), round(nonzero), codec)
 
 
 def _full(count: int) -> Values:

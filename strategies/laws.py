@@ -1,31 +1,26 @@
 """The laws between the axes: which choices go together, and what would fit where they do not."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from common.error import BouquetError
 from common.method import AUTO
+from strategies.choices import Choices
 from strategies.gradients import GRADIENTS
 from strategies.means import Weighted
 from strategies.rules import RULES
 from strategies.rules.rule import MeanRule
 
-if TYPE_CHECKING:
-    from strategies.recipe import Recipe
+
+def check(choices: Choices) -> None:
+    """Raise :class:`BouquetError` where two choices clash."""
+    _check_rule(choices)
+    _check_init(choices)
+    _check_node(choices)
+    _check_memory(choices)
+    _check_privacy(choices)
 
 
-def check(recipe: Recipe) -> None:
-    """Raise :class:`BouquetError` where two choices of a recipe clash."""
-    _check_rule(recipe)
-    _check_init(recipe)
-    _check_node(recipe)
-    _check_privacy(recipe)
-
-
-def _check_rule(recipe: Recipe) -> None:
+def _check_rule(choices: Choices) -> None:
     """What stands on other axes and would be ignored, or is the rule's own to choose."""
-    flat, rule = recipe.config.methods, recipe.rule
+    flat, rule = choices.config.methods, choices.rule
     mean, optimizer = flat["mean.name"], flat["server-optimizer.name"]
     if not isinstance(rule, MeanRule) and (mean, optimizer) != ("weighted", "none"):
         raise BouquetError(
@@ -44,13 +39,13 @@ def _check_rule(recipe: Recipe) -> None:
             )
 
 
-def _check_init(recipe: Recipe) -> None:
+def _check_init(choices: Choices) -> None:
     """A start that is not drawn has to fit the structure, and be every node's."""
-    rule, init = recipe.rule, recipe.init
+    rule, init = choices.rule, choices.init
     if init.name == rule.init:
         return
-    if init.orthonormal != (recipe.structure.name == "core"):
-        fitting = "orthonormal or lora-sb" if recipe.structure.name == "core" else "drawn or lora-ga"
+    if init.orthonormal != (choices.structure.name == "core"):
+        fitting = "orthonormal or lora-sb" if choices.structure.name == "core" else "drawn or lora-ga"
         raise BouquetError(
             f"an init that does not fit what the rule '{rule.name}' trains",
             where="init.name",
@@ -66,22 +61,22 @@ def _check_init(recipe: Recipe) -> None:
         )
 
 
-def _check_node(recipe: Recipe) -> None:
+def _check_node(choices: Choices) -> None:
     """What a node does with what it trains."""
-    fitting = recipe.optimizer.structures
-    if fitting is not None and recipe.structure.name not in fitting:
+    fitting = choices.optimizer.structures
+    if fitting is not None and choices.structure.name not in fitting:
         raise BouquetError(
-            f"the optimizer '{recipe.optimizer.name}' does not know what the rule '{recipe.rule.name}' trains",
+            f"the optimizer '{choices.optimizer.name}' does not know what the rule '{choices.rule.name}' trains",
             where="optimizer.name",
             expected="adamw",
-            got=recipe.optimizer.name,
+            got=choices.optimizer.name,
         )
-    if recipe.objective.remembers and not _averages_what_it_trains(recipe):
+    if choices.objective.remembers and not _averages_what_it_trains(choices):
         raise BouquetError(
-            f"the objective '{recipe.objective.name}' sends a correction that '{recipe.rule.name}' would merge",
+            f"the objective '{choices.objective.name}' sends a correction that '{choices.rule.name}' would merge",
             where="objective.name",
             expected="none or fedprox, or a rule that averages what it trains",
-            got=recipe.objective.name,
+            got=choices.objective.name,
         )
 
 
@@ -89,28 +84,40 @@ def _of_gradients(private: bool) -> str:
     return " or ".join(name for name, gradient in GRADIENTS.items() if gradient.private == private)
 
 
-def _averages_what_it_trains(recipe: Recipe) -> bool:
+def _check_memory(choices: Choices) -> None:
+    """What a node remembers corrects a mean over all nodes, and makes one over some of them diverge."""
+    share = choices.config.fraction_train
+    if choices.objective.remembers and share < 1:
+        raise BouquetError(
+            f"the objective '{choices.objective.name}' corrects a mean over all nodes, and only some are asked",
+            where="objective.name, fraction-train",
+            expected="fraction-train = 1.0, or another objective",
+            got=f"{share:g}",
+        )
+
+
+def _averages_what_it_trains(choices: Choices) -> bool:
     """Whether the mean is of the very tensors that a node has trained, but for those that it keeps."""
-    rule, kept = recipe.rule, frozenset().union(*(keep.parts for keep in recipe.keeps))
+    rule, kept = choices.rule, frozenset().union(*(keep.parts for keep in choices.keeps))
     plan = rule.plan(rule.settled)
     return isinstance(rule, MeanRule) and not rule.relative and plan.trained <= plan.sent | kept
 
 
-def _check_privacy(recipe: Recipe) -> None:
-    privacy, rule, name = recipe.config.privacy, recipe.rule, recipe.rule.name
-    if privacy.per_example != recipe.gradient.private:
+def _check_privacy(choices: Choices) -> None:
+    privacy, rule, name = choices.config.privacy, choices.rule, choices.rule.name
+    if privacy.per_example != choices.gradient.private:
         raise BouquetError(
             "a gradient that does not fit the privacy mode",
             where=f"gradient.name, privacy.mode = '{privacy.mode}'",
             expected=_of_gradients(private=privacy.per_example),
-            got=recipe.gradient.name,
+            got=choices.gradient.name,
         )
-    if privacy.on and (recipe.objective.passes > 1 or recipe.objective.remembers):
+    if privacy.on and (choices.objective.passes > 1 or choices.objective.remembers):
         raise BouquetError(
-            f"the objective '{recipe.objective.name}' lets more of the data out than a private run counts",
+            f"the objective '{choices.objective.name}' lets more of the data out than a private run counts",
             where=f"objective.name, privacy.mode = '{privacy.mode}'",
             expected="none or fedprox",
-            got=recipe.objective.name,
+            got=choices.objective.name,
         )
     if privacy.central and not rule.linear:
         linear = ", ".join(other for other, kind in RULES.items() if kind.linear)

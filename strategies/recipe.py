@@ -1,7 +1,7 @@
-"""One choice on each axis, and the laws between them. Built once, on either side, from the same run config."""
+"""What a federation does, of choices that go together. Built once, on either side, from the same run config."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from common import tasks
 from common.adapter.draws import layer_seed, normal
 from common.adapter.spec import Spec
-from common.adapter.structure import Structure
 from common.adapter.values import FACTORS, HEAD, Key, State, Tensors, Update, check_values
 from common.config.run import RunConfig
 from strategies import laws
-from strategies.gradients import GRADIENTS, Backward, Gradient
-from strategies.inits import INITS, Drawn, GradientInit, Init
-from strategies.keeps import KEEPS, Keep, LocalHead
+from strategies.choices import Choices
+from strategies.gradients import GRADIENTS
+from strategies.inits import INITS, GradientInit
+from strategies.keeps import KEEPS, LocalHead
 from strategies.means import MEANS
-from strategies.objectives import OBJECTIVES, Objective, Plain
-from strategies.optimizers import OPTIMIZERS, AdamW, Optimizer
+from strategies.objectives import OBJECTIVES
+from strategies.optimizers import OPTIMIZERS
 from strategies.registries import chosen, read_config
 from strategies.rules import RULES
 from strategies.rules.rule import MeanRule, Rule
@@ -28,19 +28,8 @@ from strategies.server_optimizers import SERVER_OPTIMIZERS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a federation does: its rule, and whatever else a fine-tuning has to choose.
-
-    The means and server optimizers are their rule's own. ``keeps`` is what stays on a node, one thing after the other.
-    """
-
-    rule: Rule
-    init: Init = field(default_factory=Drawn)
-    optimizer: Optimizer = field(default_factory=AdamW)
-    objective: Objective = field(default_factory=Plain)
-    gradient: Gradient = field(default_factory=Backward)
-    keeps: tuple[Keep, ...] = ()
-    config: RunConfig = field(default_factory=RunConfig)
+class Recipe(Choices):
+    """What a federation does: choices that go together, and what follows from several of them at once."""
 
     @classmethod
     def read(cls, flat: Mapping[str, Any]) -> Self:
@@ -73,11 +62,6 @@ class Recipe:
     def around(cls, rule: Rule, config: RunConfig | None = None) -> Self:
         """A recipe of this rule, and of what it wants on the other axes."""
         return cls(rule=rule, init=INITS[rule.init](), keeps=(KEEPS[rule.keeps](),), config=config or RunConfig())
-
-    @property
-    def structure(self) -> Structure:
-        """What is trained beside a frozen layer."""
-        return self.rule.structure
 
     @property
     def personal(self) -> bool:

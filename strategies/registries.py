@@ -1,6 +1,6 @@
 """Every axis that a run config chooses on, and the config read with all of them known."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.adapter.structures import STRUCTURES
@@ -30,6 +30,13 @@ AXES: tuple[Registry[Any], ...] = (
     KEEPS,
 )
 
+NAMES: Mapping[str, Sequence[str]] = {
+    "task.name": list(TASKS),
+    "wire.up": list(CODECS),
+    "wire.down": [name for name, codec in CODECS.items() if not codec.coarse],
+}
+"""What can be chosen where the choice is not one of an axis's members alone, by key."""
+
 
 def defaults() -> dict[str, Option]:
     """The keys of all axes, and their defaults."""
@@ -48,11 +55,6 @@ def read_config(flat: Mapping[str, Any]) -> RunConfig:
     A learning rate that is left open is the rule's own from here on. Raises :class:`ConfigError` with every mistake.
     """
     flat = renamed(flat)
-    names = {
-        "task.name": list(TASKS),
-        "wire.up": list(CODECS),
-        "wire.down": [name for name, codec in CODECS.items() if not codec.coarse],
-    }
-    config = RunConfig.from_flower(flat, AXES, names)
+    config = RunConfig.from_flower(flat, AXES, NAMES)
     rate = config.train.learning_rate or RULES[str(config.methods["rule.name"])].learning_rate
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})

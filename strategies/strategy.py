@@ -11,9 +11,8 @@ Bouquet's own round loop uses the same messages and the same checks, with a dead
 import random
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from logging import INFO, WARNING
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -27,13 +26,7 @@ from common.adapter.values import State, Tensors, Update, check_values
 from common.error import BouquetError, brief
 from strategies.private_mean import PrivateMean
 from strategies.recipe import Recipe
-from strategies.registries import read_config
 from strategies.replies import Metrics, explained, mean_metrics, raise_failure, read_metrics
-from strategies.rules import RULES
-from strategies.rules.rule import Rule
-
-OPTIONS = {"fraction_train", "fraction_evaluate", "min_available_nodes", "private_mean", "weigh"}
-"""What every strategy takes beside its rule's own."""
 
 Weigh = Callable[[str], float]
 """A node's weight in the mean, by its name."""
@@ -241,36 +234,6 @@ class LoraStrategy(Strategy):
         return self.messages(message_type, state, chosen, config=config)
 
 
-def strategy_class(kind: type[Rule]) -> type[LoraStrategy]:
-    """Flower's strategy of one rule: :class:`LoraStrategy`, with the rule's hyperparameters as its own options.
-
-    Its further options are ``mean`` and ``optimizer`` where the rule only averages, and those of the run config that
-    both sides must have alike: ``seed``, ``head``, ``codec_down``, ``codec_up``.
-    """
-    own = {field.name: field.default for field in fields(kind)}
-
-    class OneRule(LoraStrategy):
-        def __init__(
-            self,
-            *,
-            seed: int = 0,
-            head: str = "shared",
-            codec_down: str = "fp32",
-            codec_up: str = "fp32",
-            **options: Any,
-        ) -> None:
-            if unknown := options.keys() - own.keys() - OPTIONS:
-                raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}")
-            flat = {"seed": seed, "task.head": head, "wire.down": codec_down, "wire.up": codec_up}
-            rule = kind(**{name: value for name, value in options.items() if name in own})
-            rest = {name: value for name, value in options.items() if name not in own}
-            super().__init__(Recipe.around(rule, read_config({**flat, "rule.name": kind.name})), **rest)
-
-    OneRule.__name__ = OneRule.__qualname__ = f"{kind.__name__}Strategy"
-    OneRule.__doc__ = f"{(kind.__doc__ or kind.name).strip()}\n\nThe rule '{kind.name}', {kind.paper}."
-    return OneRule
-
-
 def share_of(nodes: int, fraction: float) -> int:
     """How many of ``nodes`` a sample takes; at least one."""
     return max(1, int(fraction * nodes + 0.5))
@@ -294,9 +257,3 @@ def _check_sent(view: State, update: Update) -> None:
         raise BouquetError(
             "an update of a larger rank than was sent", expected=f"at most {view.rank}", got=str(update.rank)
         )
-
-
-STRATEGIES: Mapping[str, type[LoraStrategy]] = {
-    f"{kind.__name__}Strategy": strategy_class(kind) for kind in RULES.values()
-}
-"""A strategy for every rule, by its name: ``FFALoraStrategy``."""

@@ -25,6 +25,7 @@ from common.config.run import RunConfig
 from common.error import BouquetError
 from common.wire import message as wire
 from common.wire.codecs import CODECS
+from common.wire.header import FORM, payload_bytes
 from strategies import Recipe, Rule
 from strategies.rules import FLASC, FedIT, FedPLora, FLora, Ravan
 from strategies.strategy import LoraStrategy
@@ -151,7 +152,7 @@ def spoilt(record: ArrayRecord, draw: random.Random) -> ArrayRecord:
             attack(parts, draw)
         except (KeyError, ValueError, AttributeError, RecursionError, zlib.error):
             continue  # what one attack has spoilt, the next cannot read
-    dtype, stype = draw.choice([("uint8", wire.FORM)] * 9 + [("object", "numpy.ndarray"), ("float32", "torch.Tensor")])
+    dtype, stype = draw.choice([("uint8", FORM)] * 9 + [("object", "numpy.ndarray"), ("float32", "torch.Tensor")])
     shape = draw.choice([(3,), (2**62,), (-1,), ()])
     return ArrayRecord({name: Array(dtype, shape, stype, data) for name, data in parts.items()})
 
@@ -210,8 +211,8 @@ def fuzz(messages: int, seed: int) -> tuple[Counter[str], list[str]]:
             except BaseException as error:
                 end = "foreign"
                 faults.append(f"{where}, message {number} of {own.rule.name}: {type(error).__name__}: {error}"[:300])
-            if (taken := _peak() - before) > TIMES * wire.payload_bytes(sent) + SPARE:
-                faults.append(f"{where}, message {number}: {taken:,} bytes for {wire.payload_bytes(sent):,}")
+            if (taken := _peak() - before) > TIMES * payload_bytes(sent) + SPARE:
+                faults.append(f"{where}, message {number}: {taken:,} bytes for {payload_bytes(sent):,}")
             ends[f"{where}: {end}"] += 1
     return ends, faults
 

@@ -25,15 +25,12 @@ from common.method import given
 class Core(Structure):
     """A core of ``blocks`` square blocks; linear in it."""
 
-    blocks: int = given(1)
+    blocks: int = given(1, ge=1)
 
     name = "core"
     paper = "arXiv:2411.19557"
     parts = FACTORS | {"R", "s"}
     linear_in = frozenset({frozenset({"R"})})
-
-    def __post_init__(self) -> None:
-        self._demand("blocks", self.blocks >= 1, "1 or more")
 
     def layer(self, shape: LayerShape, rank: int) -> Iterator[tuple[str, Shape]]:
         if rank % self.blocks:

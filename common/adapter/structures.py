@@ -8,7 +8,13 @@ from common.adapter.structure import Structure
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.method import AUTO, Registry
 
-STRUCTURES = Registry[Structure]("adapter", Lora, Core, default=AUTO)
+STRUCTURES = Registry[Structure](
+    "adapter",
+    Lora,
+    Core,
+    default=AUTO,
+    chooses="Which tensors stand beside a frozen layer; auto is what the rule trains.",
+)
 
 
 def of(adapter: Tensors) -> Structure:

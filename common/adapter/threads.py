@@ -1,4 +1,4 @@
-"""Work on the layers of a model whose results do not depend on how many threads there are.
+"""Work on a model's layers whose results do not depend on the number of threads.
 
 BLAS and LAPACK share a product or a decomposition out to their threads, and its last bits follow from how many those
 are. So each layer's is computed by one thread, and the layers side by side.

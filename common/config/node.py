@@ -1,51 +1,57 @@
-"""The config of one machine, as its operator writes it on the command line of ``flower-supernode``."""
+"""The config of one machine: as its operator writes it on the command line of ``flower-supernode``."""
 
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
-
-from common.config.ranges import Count, CountOrOff, Delta, NodeName, NonNegative, Positive
+from common.config.ranges import Count, CountOrOff, Delta, NodeName, NonNegative, Only, Positive
 from common.config.section import Section, validate
 from common.error import BouquetError
 
 STATE_DIRECTORY = Path.home() / ".bouquet" / "state"
 
 
-def _absolute(path: str) -> str:
-    if path and not Path(path).expanduser().is_absolute():
-        raise PydanticCustomError("relative_path", "an absolute path, since an app does not run where it was started")
-    return path
+AbsolutePath = Annotated[
+    str,
+    Only(
+        lambda path: not path or Path(path).expanduser().is_absolute(),
+        "an absolute path, since an app does not run where it was started",
+    ),
+]
 
 
 class NodeConfig(Section):
-    """Facts of one machine, from ``flower-supernode --node-config``; a simulation sets the first two.
-
-    ``data`` replaces the run's ``data.source`` and is used whole; ``device`` is ``auto`` or a torch device. ``warm`` is
-    how many idle seconds a worker keeps the model in memory between messages (0: no worker). ``weight`` is the node's
-    public weight in the mean, for ``train.weighting = "declared"``; ``records`` is the public number of its records
-    (or of its persons, where they are what is protected), for private runs. ``privacy_epsilon`` at
-    ``privacy_delta`` is what the data may cost over all runs, 0 for no limit; ``privacy_witness`` is the file outside
-    the state directory that holds the newest row of what was spent. ``policy`` is a file of ``client_app/policy.py``.
-    """
+    """Facts of one machine, from ``flower-supernode --node-config``."""
 
     partition_id: CountOrOff = 0
+    """Which part of the data a simulated node has; a simulation sets it."""
     num_partitions: Count = 1
+    """How many parts there are; a simulation sets it."""
     name: NodeName = ""
+    """The node's stable name; empty for one by its part. On a site the roster decides."""
     data: str = ""
+    """The node's own data, which replaces `data.source` and is used whole; empty for the run's."""
     lora_rank: CountOrOff = 0
+    """The node's own, smaller rank, under rules of mixed ranks; 0 for the run's."""
     device: str = "auto"
-    state_directory: Annotated[str, AfterValidator(_absolute)] = ""
+    """auto, or a torch device such as cuda:1."""
+    state_directory: AbsolutePath = ""
+    """The folder of all that outlives a run on this machine; empty for `~/.bouquet/state`."""
     warm: NonNegative = 0.0
+    """Idle seconds for which a worker keeps the model in memory between messages; 0 for no worker."""
     weight: Positive = 1.0
+    """The node's public weight in the mean, for `train.weighting` = declared."""
     records: CountOrOff = 0
+    """The public number of its records, or persons where they are protected; 0 for the run's `privacy.records`."""
     privacy_epsilon: NonNegative = 0.0
+    """What the data may cost over all runs, at `privacy-delta`; 0 for no limit."""
     privacy_delta: Delta = 1e-5
-    privacy_witness: Annotated[str, AfterValidator(_absolute)] = ""
-    policy: Annotated[str, AfterValidator(_absolute)] = ""
+    """The delta at which that budget holds."""
+    privacy_witness: AbsolutePath = ""
+    """The file outside the state directory that holds the ledger's newest row; empty for one beside the directory."""
+    policy: AbsolutePath = ""
+    """The operator's policy, a TOML file; empty for none."""
 
     @classmethod
     def from_flower(cls, flat: Mapping[str, Any], file: Path | None = None) -> Self:

@@ -2,48 +2,58 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from common.config.ranges import LEAST_CLIP, LEAST_NOISE, MOST_CLIP, MOST_NOISE, Count, Delta
+from common.config.ranges import LEAST_CLIP, LEAST_NOISE, MOST_CLIP, MOST_NOISE, Count, Delta, Only
 from common.config.section import Section
 
 Mode = Literal["none", "example", "update-local", "update-central"]
 
 
-def _noise(multiplier: float) -> float:
-    if multiplier and not LEAST_NOISE <= multiplier <= MOST_NOISE:
-        raise PydanticCustomError("noise_multiplier", "0, or a number from 0.01 to 1,000,000")
-    return multiplier
+Noise = Annotated[
+    float,
+    Only(
+        lambda multiplier: not multiplier or LEAST_NOISE <= multiplier <= MOST_NOISE,
+        f"0, or a number from {LEAST_NOISE:g} to {MOST_NOISE:,.0f}",
+    ),
+]
 
 
 class PrivacyConfig(Section):
     """Differential privacy: of single examples (DP-SGD), or of a node's whole change, noised here or on the mean.
 
-    ``epsilon`` and ``delta`` are for the whole run of one node that takes part in every round. ``noise_multiplier`` is
-    sigma over what one neighbour can move: ``clip``, or for ``update-local`` 2 ``clip``; 0 lets ``epsilon`` decide.
-    ``clip`` bounds the norm of a unit's gradient, or of the change; where ``clip_quantile`` is not 0, it starts there
-    and follows that quantile of the norms. ``unit`` is what one of two neighbours has more: a ``record``, or all that
-    have one value of the field it names, of which ``unit_cap`` at most are read. ``records`` is the public number of
-    units of a node, for nodes whose operator names none; the true one is never used. ``score_noise`` is the noise
-    multiplier of a score on held-out units, 0 for no score.
-    ``expected_batch`` is the mean size of a Poisson batch, computed ``train.batch_size`` at a time (and
-    ``train.accumulation`` plays no part).
+    ``train.accumulation`` plays no part: a step is one Poisson batch.
     """
 
     mode: Mode = "none"
+    """What is protected: nothing, single examples (DP-SGD), or a node's whole change, noised there or on the mean."""
     epsilon: Annotated[float, Field(ge=1e-3, le=1e4)] = 8.0
+    """What the whole run costs a node that takes part in every round, at `privacy.delta`."""
     delta: Delta = 1e-5
-    noise_multiplier: Annotated[float, AfterValidator(_noise)] = 0.0
+    """The probability with which epsilon may not hold."""
+    noise_multiplier: Noise = 0.0
+    """The noise's standard deviation over what one neighbour can move: the clip, or twice the clip in `update-local`.
+
+    0 lets epsilon decide.
+    """
     clip: Annotated[float, Field(ge=LEAST_CLIP, le=MOST_CLIP)] = 1.0
+    """The bound on the norm of a unit's gradient, or of a node's change."""
     clip_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The quantile of the norms that the clip follows from there on; 0 leaves it where it is."""
     unit: str = "record"
+    """What one of two neighbours has more: a `record`, or all records that have one value of the field named."""
     unit_cap: Count = 8
+    """Records of a unit that are read at most."""
     records: Annotated[int, Field(ge=0, le=10**9)] = 0
-    score_noise: Annotated[float, AfterValidator(_noise)] = 0.0
+    """The public number of units of a node, for nodes whose operator names none; the true one is never used."""
+    score_noise: Noise = 0.0
+    """The noise multiplier of a score on held-out units; 0 for no score."""
     clipping: Literal["flat", "automatic"] = "flat"
+    """Whether longer gradients are scaled down to the clip, or all to almost that norm."""
     expected_batch: Annotated[int, Field(ge=1, le=10**9)] = 64
+    """The mean number of units of a Poisson batch, computed `train.batch-size` at a time."""
     accountant: Literal["prv", "rdp"] = "prv"
+    """How releases are added up: by the privacy loss's distribution, or by Rényi divergences."""
 
     @property
     def on(self) -> bool:

@@ -1,12 +1,31 @@
 """What the values of a config may be, where more than one section has such values."""
 
 import re
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from common.adapter.limits import HEAVIEST
+
+
+@dataclass(frozen=True)
+class Only:
+    """Of a field's type, the values that are ``valid``; ``expected`` is what a mistake says of them."""
+
+    valid: Callable[[Any], bool]
+    expected: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: Any) -> Any:
+        if not self.valid(value):
+            raise PydanticCustomError("only", "{expected}", {"expected": self.expected})
+        return value
+
 
 Count = Annotated[int, Field(ge=1)]
 CountOrOff = Annotated[int, Field(ge=0)]
@@ -28,14 +47,9 @@ MOST_NAME_BYTES = 200
 """A file system takes 255, of a name with what is put before and after it."""
 
 
-def _file_name(name: str) -> str:
+def _is_file_name(name: str) -> bool:
     # What names a folder on every machine must not lead out of one.
-    if name and not (re.fullmatch(r"\w[\w.-]{0,99}", name) and len(name.encode()) <= MOST_NAME_BYTES):
-        raise PydanticCustomError(
-            "file_name",
-            "at most 100 letters, digits, dots and hyphens, and 200 bytes of UTF-8, a dot or hyphen not first",
-        )
-    return name
+    return bool(re.fullmatch(r"\w[\w.-]{0,99}", name)) and len(name.encode()) <= MOST_NAME_BYTES
 
 
 def is_node_name(name: str) -> bool:
@@ -43,14 +57,17 @@ def is_node_name(name: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)) and name != "all"
 
 
-def _node_name(name: str) -> str:
-    if name and not is_node_name(name):
-        raise PydanticCustomError(
-            "node_name",
-            "at most 100 letters a to z, digits, dots and hyphens, a dot or hyphen not first, and not 'all'",
-        )
-    return name
-
-
-FileName = Annotated[str, AfterValidator(_file_name)]
-NodeName = Annotated[str, AfterValidator(_node_name)]
+FileName = Annotated[
+    str,
+    Only(
+        lambda name: not name or _is_file_name(name),
+        "at most 100 letters, digits, dots and hyphens, and 200 bytes of UTF-8, a dot or hyphen not first",
+    ),
+]
+NodeName = Annotated[
+    str,
+    Only(
+        lambda name: not name or is_node_name(name),
+        "at most 100 letters a to z, digits, dots and hyphens, a dot or hyphen not first, and not 'all'",
+    ),
+]

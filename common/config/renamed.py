@@ -27,7 +27,8 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in flat.items() if key not in RENAMED}
     if flat.get("rule.fed-sb.start") in ("drawn", "public"):
         found["rule.fed-sb.start"] = "init"
-        if flat["rule.fed-sb.start"] == "public":
+        # A comparison may have it beside other rules.
+        if flat["rule.fed-sb.start"] == "public" and flat.get("rule.name") == "fed-sb":
             found.setdefault("init.name", "lora-sb")
     for old, news in RENAMED.items():
         if old not in flat or not _says_something(old, flat):

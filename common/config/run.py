@@ -7,9 +7,15 @@ into frozen models and reports every mistake at once, in the keys that the user 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
+from common.config.coordinator import (
+    CheckpointConfig,
+    EvaluationConfig,
+    MetricsConfig,
+    RoundConfig,
+    TrackingConfig,
+)
 from common.config.privacy import PrivacyConfig
 from common.config.ranges import (
     Count,
@@ -25,21 +31,22 @@ from common.config.task import TaskConfig as TaskConfig  # for all who read a ru
 from common.error import unknown_choice
 from common.method import Option, Registry
 
-TRACKERS = ("tensorboard", "mlflow", "wandb")
-
 
 class ModelConfig(Section):
-    """The frozen base. ``name`` is ``embedded``, a local folder, or a hub id.
-
-    ``pooling`` is what a classifier reads: what the model's own head does, or the mean of the last hidden states.
-    """
+    """The frozen base."""
 
     name: str = "embedded"
+    """`embedded`, the absolute path of a Transformers folder, or a hub id."""
     revision: str = "main"
+    """The branch, tag or commit of a model that comes from the hub."""
     quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """How the frozen weights are held: NF4 with double quantisation, int8, or not quantised."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type that the model computes in; auto is bfloat16 on a GPU that has it, else float32."""
     gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass: less memory, more time."""
     pooling: Literal["default", "mean"] = "default"
+    """What a classifier reads: what the model's own head does, or the mean of the last hidden states."""
 
     @property
     def pooled(self) -> bool:
@@ -48,13 +55,18 @@ class ModelConfig(Section):
 
 
 class LoraConfig(Section):
-    """The trained adapter. ``targets`` is ``all-linear`` or a comma-separated list of module names."""
+    """The trained adapter."""
 
     rank: Count = 8
+    """The rank r of the adapter; a node may name a smaller one under the rules that allow it."""
     alpha: Positive = 16.0
+    """The numerator of the scale s of `W x + s B A x`, which is alpha / r."""
     rslora: bool = False
+    """Whether the scale is alpha / sqrt(r), as in rank-stabilised LoRA."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of the adapter's inputs that are dropped in training; 0 for none."""
     targets: str = "all-linear"
+    """The layers that are adapted: `all-linear`, or the names of modules, with commas."""
 
     @property
     def scale(self) -> float:
@@ -63,129 +75,63 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """Where examples come from. ``source`` is ``stdlib``, a file, a folder, or a hub data set.
-
-    ``pooled`` is for a baseline in a simulation: every node trains on all nodes' training examples, not on its own.
-    """
+    """Where examples come from, and how a simulation deals them out."""
 
     source: str = "stdlib"
+    """`stdlib`, a file (JSON, CSV, text, Parquet), a folder of files, or a hub data set."""
     partition: Literal["natural", "iid", "dirichlet", "none"] = "natural"
+    """How a simulation deals the examples out: by a field, evenly, unevenly by class, or all to every node."""
     partition_field: str = "family"
+    """The field whose values are dealt out whole under `data.partition` = natural."""
     dirichlet_alpha: Positive = 0.5
+    """How even the classes are under `data.partition` = dirichlet: the smaller, the less."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """The share of a node's examples that is held out for scoring."""
     limit: CountOrOff = 0
+    """How many records a node takes at most; 0 for all."""
     pooled: bool = False
+    """Whether every simulated node trains on all nodes' examples, as a baseline."""
 
 
 class MergeConfig(Section):
-    """What the server does with every rule: ``offset_energy`` is kept of an offset that passes the break-even rank."""
+    """What the server does with every rule."""
 
     offset_energy: Share = 1.0
+    """How much of an offset that has passed the break-even rank is kept; 1 keeps all of it."""
 
 
 class TrainConfig(Section):
-    """The local loop of one round.
-
-    ``steps`` = 0 means ``epochs`` passes over the node's examples; ``learning_rate`` = 0 is the rule's own, and
-    ``head_learning_rate`` = 0 the adapter's rate.
-    """
+    """The local loop of one round."""
 
     steps: CountOrOff = 32
+    """Optimizer steps of a node in a round; 0 for `train.epochs` passes over its examples."""
     epochs: Count = 1
+    """Passes over a node's examples in a round, where `train.steps` is 0."""
     batch_size: Count = 8
+    """Examples of a physical batch."""
     accumulation: Count = 1
+    """Physical batches of a step."""
     learning_rate: LearningRate = 0.0
+    """The adapter's peak learning rate; 0 is the rule's own."""
     head_learning_rate: LearningRate = 0.0
+    """The peak learning rate of a classification head; 0 is the adapter's."""
     clip_norm: NonNegative = 1.0
+    """The norm to which the gradient of a step is clipped; 0 for no clipping."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the learning rate goes from its peak, over the steps of the whole run."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """The share of the run's steps over which the learning rate rises to its peak."""
     weighting: Literal["examples", "uniform", "declared"] = "examples"
+    """A node's weight in the mean: its examples, the same for all, or what its operator declares."""
 
 
 class WireConfig(Section):
-    """How tensors travel to the nodes (``down``) and back (``up``)."""
+    """How tensors travel."""
 
     down: str = "fp32"
+    """How the state travels to the nodes."""
     up: str = "fp32"
-
-
-class EvaluationConfig(Section):
-    """When held-out examples are scored. ``every`` = 0: before the first round and after the last only.
-
-    ``source`` names the coordinator's own held-out data; where it is set, the coordinator loads the base model.
-    ``export`` is which round's model the run leaves: the one of the least held-out loss, where that is known and one
-    model is all nodes', or the last.
-    """
-
-    every: CountOrOff = 1
-    batch_size: Count = 16
-    limit: CountOrOff = 0
-    source: str = ""
-    prompt: str = "def "
-    export: Literal["best", "last"] = "best"
-
-
-class RoundConfig(Section):
-    """When a round is over, and when the run is. Seconds; ``patience`` = 0 never stops early.
-
-    ``patience`` goes by the median of the nodes' losses, of four nodes or more, else by the loss over all.
-
-    A round counts if ``min_replies`` of the nodes that belong to the run (or of the share that is asked) have replied,
-    and at least ``fewest_replies``. One that does not is tried again, ``retries`` times, after a second, two, four;
-    each try waits up to ``wait`` for ``min_nodes``. A node that fails ``max_failures`` times in a row (0: however
-    often) is left out of the next ``sit_out`` rounds. ``max_norm`` bounds the norm of what one node changes, and
-    ``max_ratio`` how many times the median of the others' it may be (0: any); ``max_weight`` is how many times the
-    median of the others' a weight may be that nobody but the node knows. The record shows what is usual.
-    """
-
-    deadline: Positive = 3600.0
-    wait: Positive = 300.0
-    min_replies: Share = 0.5
-    fewest_replies: Count = 1
-    retries: CountOrOff = 2
-    patience: CountOrOff = 0
-    max_failures: CountOrOff = 2
-    sit_out: CountOrOff = 3
-    max_norm: NonNegative = 1e4
-    max_ratio: NonNegative = 20.0
-    max_weight: NonNegative = 1000.0
-
-    @property
-    def ttl(self) -> float:
-        """How long a message is valid: past the deadline, so that a late reply is seen and counted."""
-        return 2 * self.deadline
-
-
-def _known_trackers(to: str) -> str:
-    for name in filter(None, (part.strip() for part in to.split(","))):
-        if name not in TRACKERS:
-            raise PydanticCustomError("unknown_tracker", f"a comma-separated list of {', '.join(TRACKERS)}")
-    return to
-
-
-class TrackingConfig(Section):
-    """Where the figures of the record go besides: ``to`` lists trackers, with commas. Off where it is empty."""
-
-    to: Annotated[str, AfterValidator(_known_trackers)] = ""
-
-    @property
-    def names(self) -> list[str]:
-        """The trackers, each once."""
-        return list(dict.fromkeys(filter(None, (part.strip() for part in self.to.split(",")))))
-
-
-class MetricsConfig(Section):
-    """Where the coordinator answers Prometheus while a run lasts. ``port`` = 0: nowhere."""
-
-    port: Annotated[int, Field(ge=0, le=65535)] = 0
-    address: str = "127.0.0.1"
-
-
-class CheckpointConfig(Section):
-    """Which checkpoints stay: the ``newest``, and one ``every`` so many rounds (0: no more)."""
-
-    newest: Count = 3
-    every: CountOrOff = 0
+    """How updates travel to the coordinator; what a coarse encoding loses of one is added to the next."""
 
 
 class RunConfig(Section):
@@ -196,13 +142,21 @@ class RunConfig(Section):
     """
 
     num_server_rounds: Count = 5
+    """Rounds of the run."""
     min_nodes: Count = 2
+    """How many nodes must be connected before a round begins."""
     fraction_train: Share = 1.0
+    """The share of the nodes that is asked to train in a round."""
     fraction_evaluate: Share = 1.0
+    """The share of the nodes that is asked to score."""
     seed: CountOrOff = 0
+    """What all that is drawn comes from, but for the noise of a private run."""
     run_name: FileName = ""
+    """The run's folder; empty for one of the date and time."""
     run_directory: str = ""
+    """The folder of all runs; empty for `runs` under `bouquet run`, else `~/.bouquet/runs`."""
     resume: bool = False
+    """Whether the run of this name is resumed from its newest checkpoint."""
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     task: TaskConfig = TaskConfig()

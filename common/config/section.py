@@ -39,6 +39,7 @@ class Section(BaseModel):
         extra="forbid",
         alias_generator=lambda name: name.replace("_", "-"),
         protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
 

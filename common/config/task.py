@@ -3,38 +3,39 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
+from common.config.ranges import Only
 from common.config.section import Section
 
 
-def _zero_or_four(length: int) -> int:
-    if length and length < 4:
-        raise PydanticCustomError("length", "0, or 4 or more")
-    return length
-
-
 class TaskConfig(Section):
-    """What is learned, and which fields of an example hold it.
-
-    ``max_length`` = 0 goes by the model and, outside private runs, by the node's data (``common/models/lengths.py``).
-    ``classes`` are the names of the classes, with commas; without them the classes are numbers. ``class_weights`` is
-    ``none``, ``balanced`` (each node by its own counts), or a number a class, with commas.
-    """
+    """What is learned, and which fields of an example hold it."""
 
     name: str = "text"
-    max_length: Annotated[int, AfterValidator(_zero_or_four)] = 0
+    """What is learned."""
+    max_length: Annotated[int, Only(lambda length: not length or length >= 4, "0, or 4 or more")] = 0
+    """Tokens of an example at most; 0 goes by the model and, outside private runs, by the node's data."""
     text: str = "text"
+    """The field of the text."""
     text_pair: str = ""
+    """The field of the second text of a pair; empty where there is one text."""
     label: str = "label"
+    """The field of the class."""
     labels: Annotated[int, Field(ge=2)] = 2
+    """The number of classes, where they are numbers."""
     classes: str = ""
+    """The names of the classes, with commas; empty where they are numbers."""
     class_weights: str = "none"
+    """How classes weigh in the loss: `none`, `balanced` by each node's counts, or a number a class, with commas."""
     head: Literal["shared", "local", "frozen"] = "shared"
+    """Whether a classification head is averaged, stays with each node, or is not trained."""
     prompt: str = "instruction"
+    """The field of the instruction."""
     context: str = "input"
+    """The field of what is added to the instruction, where a record has it."""
     answer: str = "output"
+    """The field of the answer, which alone is learned."""
 
     @property
     def names(self) -> list[str]:

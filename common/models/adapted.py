@@ -3,7 +3,7 @@
 The base is never written to. The adapter is PEFT's ``default``; the frozen offset is a second PEFT adapter on top.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -86,6 +86,11 @@ class LoraModel:
         self._rescale(lora.scale)
 
     @property
+    def layers(self) -> dict[str, Any]:
+        """PEFT's adapted layers, by their full names."""
+        return self._layers
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         device: torch.device = next(self.network.parameters()).device
@@ -94,7 +99,7 @@ class LoraModel:
     @property
     def pad(self) -> int:
         """The padding token."""
-        return int(self.network.config.get_text_config().pad_token_id or 0)
+        return int(getattr(self.network.config.get_text_config(), "pad_token_id", None) or 0)
 
     def parameters(self, key: Key) -> list[nn.Parameter]:
         """The parameters that hold one tensor of the adapter or the head, one below the other: a core's blocks."""
@@ -179,39 +184,6 @@ class LoraModel:
             batch = task.collate(by_length[first : first + batch_size], self.pad)
             total += task.score(self.logits(batch).cpu(), batch["labels"])
         return total
-
-    def gradients(self, task: Task, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """The gradient of the mean loss by the frozen weight of every adapted layer: ``d_out x d_in``, on the CPU.
-
-        The adapter must be trainable, so that a gradient reaches its layer; each layer's is the sum over positions of
-        what leaves it backwards times what went in.
-        """
-        self.network.eval()
-        self.train_only([key for key in self.keys if key.part in ("R", "B")])
-        sums = {layer: torch.zeros(shape.d_out, shape.d_in) for layer, shape in self.spec.layers.items()}
-
-        def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-            def watched(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-                entered = arguments[0].detach().flatten(0, -2).float()
-
-                def add(left: Tensor) -> None:
-                    sums[layer] += (left.flatten(0, -2).float().T @ entered).cpu() / len(examples)
-
-                output.register_hook(add)  # type: ignore[no-untyped-call]
-
-            return watched
-
-        hooks = [module.register_forward_hook(watch(layer)) for layer, module in self._layers.items()]
-        try:
-            for example in examples:
-                batch = task.collate([example], self.pad)
-                logits = self.logits(batch)
-                task.loss(logits, batch["labels"].to(logits.device)).backward()  # type: ignore[no-untyped-call]
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self.network.zero_grad(set_to_none=True)
-        return sums
 
     @torch.no_grad()
     def generate(self, prompt: str, tokenizer: PreTrainedTokenizerBase, new_tokens: int = 48) -> str:

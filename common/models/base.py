@@ -119,6 +119,7 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
     return loaded
 
 
+@lru_cache(maxsize=1)
 def positions(model: ModelConfig) -> int | None:
     """How many tokens the model takes; None where it knows no bound."""
     with torch.device("meta"):

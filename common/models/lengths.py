@@ -1,4 +1,4 @@
-"""How many tokens an example may have where the run leaves it open (``task.max-length`` = 0).
+"""How many tokens an example may have: where the run leaves it open (``task.max-length`` = 0).
 
 A text is read in windows of a quarter of the model's positions, 512 at most: more context at once costs memory and
 time, and nothing of the text is lost. Whatever has to fit as a whole gets what 99 of 100 of the node's own records

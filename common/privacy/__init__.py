@@ -1,1 +1,1 @@
-"""The budget: what a release costs, the mechanism that noises it, and the ledger that adds it up."""
+"""What a private release costs, the mechanism that noises it, and the ledger of it all."""

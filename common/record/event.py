@@ -1,4 +1,4 @@
-"""What every event of a run has, and what those of a kind have in common; ``events.py`` has a class a phase."""
+"""What every event of a run has; ``events.py`` has a class a phase."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

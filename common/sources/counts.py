@@ -1,4 +1,4 @@
-"""What becomes of the records of a node on their way to examples, counted, so that nothing is left out in silence."""
+"""What becomes of a node's records on their way to examples: counted, so that nothing is left out in silence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Conversations: the assistant's turns are predicted from all that comes before them, and only they are scored."""
+"""Conversations, of which only the assistant's turns are predicted and scored."""
 
 import json
 from collections.abc import Mapping, Sequence

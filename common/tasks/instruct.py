@@ -1,4 +1,4 @@
-"""Instruction tuning: the answer is predicted from the prompt, and only the answer is scored."""
+"""Instructions, of which only the answer is predicted and scored."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -8,6 +8,8 @@ int8    n + 4 ceil(n / 256)      1/254 of the largest magnitude in its block of 
 nf4     ceil(n/2) + 4 ceil(n/64) 0.152 of the largest magnitude in its block of 64
 """
 
+import math
+
 import numpy as np
 from torch import Tensor
 
@@ -17,12 +19,27 @@ from common.wire.blockwise import Int8, NormalFloat4
 from common.wire.codec import Array, Codec
 from common.wire.floats import BFloat16, Float16, Float32
 
-CODECS = Registry[Codec]("wire", Float32, Float16, BFloat16, Int8, NormalFloat4, default="fp32")
+CODECS = Registry[Codec](
+    "wire",
+    Float32,
+    Float16,
+    BFloat16,
+    Int8,
+    NormalFloat4,
+    default="fp32",
+    chooses="How the values of a message are encoded.",
+)
 
 
 def size_in_bytes(codec: str, count: int) -> int:
     """The bytes that ``count`` values become."""
     return CODECS[codec]().size(count) * np.dtype(CODECS[codec].dtype).itemsize
+
+
+def payload_size(count: int, nonzero: int, codec: str) -> int:
+    """The bytes of a message's ``count`` values, of which so many are not zero; its header comes on top."""
+    sparse = size_in_bytes(codec, nonzero) + math.ceil(count / 8)
+    return min(sparse, size_in_bytes(codec, count))
 
 
 def able(values: Tensor, codec: str) -> str:

@@ -10,88 +10,25 @@ follows from the header; the header's own size is bounded by the message's, and 
 refuse them, before any value is read. So nothing is allocated on a claim.
 """
 
+from __future__ import annotations
+
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 from torch import Tensor
 
 from common.adapter.algebra import chosen_blocks, digest, leading
-from common.adapter.structures import STRUCTURES
-from common.adapter.values import HEAD, OFFSET, Key, State, Tensors, Update, check_shapes
-from common.error import BouquetError, brief
+from common.adapter.values import OFFSET, Key, State, Tensors, Update, check_shapes
+from common.error import BouquetError
 from common.wire import codecs
+from common.wire.header import FORM, MOST_TENSORS, SMALL_HEADER_BYTES, Header, check_header, raw, read_header
 
-FORMAT = 2
-FORM = "bytes"
-"""What a message's arrays are to Flower."""
-
-MAX_HEADER_BYTES = 16 * 2**20
-SMALL_HEADER_BYTES = 2**18
-HEADER_SHARE = 4
-"""A header may inflate to a small one, and beyond that to so many bytes for each byte of its message."""
-MOST_TENSORS = 2**16
-COMMAS_A_TENSOR, SPARE_COMMAS = 5, 2**13
-"""What a header's text may become in memory is bounded by its values, and those by its commas, before it is read."""
-
-Size = Annotated[int, Field(ge=1, le=2**30)]
-Count = Annotated[int, Field(ge=0, le=2**31)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(max_length=1000)]
-
-
-PARTS = OFFSET | HEAD | frozenset().union(*(structure.parts for structure in STRUCTURES.values()))
-
-
-def _known_part(name: str) -> str:
-    if name not in PARTS:
-        raise ValueError(f"expected a part, one of {', '.join(sorted(PARTS))}")
-    return name
-
-
-def _known_codec(name: str) -> str:
-    if name not in codecs.CODECS:
-        raise ValueError(f"expected a codec, one of {', '.join(codecs.CODECS)}")
-    return name
-
-
-Part = Annotated[str, AfterValidator(_known_part)]
-
-
-class Header(BaseModel):
-    """What a message says of itself. ``held`` is the digest of the tensors that the receiver has without it."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    format: int = FORMAT
-    kind: Literal["state", "update"]
-    rule: Name
-    round: Count
-    codec: Annotated[str, AfterValidator(_known_codec)]
-    scale: Positive
-    weight: Positive = 1.0
-    node: Name = ""
-    held: Name = ""
-    rank: Count = 0
-    relative: bool = False
-    slots: Annotated[list[Count], FailFast()] = []
-    tensors: Annotated[
-        list[tuple[Name, Part, Annotated[list[Size], Field(max_length=2)]]],
-        FailFast(),
-    ]
-
-    def numel(self) -> int:
-        """How many values the message must hold."""
-        return sum(math.prod(shape) for _, _, shape in self.tensors)
-
-    def blank(self) -> Tensors:
-        """Its tensors as shapes alone, on torch's meta device."""
-        return {Key(layer, part): torch.empty(shape, device="meta") for layer, part, shape in self.tensors}
+if TYPE_CHECKING:  # Flower takes seconds to import, and sizes are asked for without it
+    from flwr.app import Array, ArrayRecord
 
 
 def pack_state(
@@ -158,7 +95,7 @@ def unpack_state(
 
     ``most`` is how many tensors it can have; ``fits`` may refuse it by its shapes, before its values are read.
     """
-    header = _checked_header(read_header(record, most), "state", rule)
+    header = check_header(read_header(record, most), "state", rule)
     if fits is not None:
         fits(_state(header, header.blank()))
     return header, _state(header, _tensors(record, header))
@@ -177,7 +114,7 @@ def unpack_update(
 
     ``most`` is how many tensors it can have; ``fits`` may refuse it by its shapes, before its values are read.
     """
-    header = _checked_header(read_header(record, most), "update", rule)
+    header = check_header(read_header(record, most), "update", rule)
     if header.round != round:
         raise BouquetError(
             "an update of another round",
@@ -196,49 +133,9 @@ def unpack_update(
     return header, _update(header, tensors)
 
 
-def size(count: int, nonzero: int, codec: str) -> int:
-    """The bytes of a message's ``count`` values, of which so many are not zero; its header comes on top."""
-    sparse = codecs.size_in_bytes(codec, nonzero) + math.ceil(count / 8)
-    return min(sparse, codecs.size_in_bytes(codec, count))
-
-
 def most_bytes(state: State) -> int:
     """What an honest answer to ``state`` can hold at most: its values in float32, and a fifth of that for a header."""
     return 5 * sum(tensor.numel() for tensor in state.adapter.values()) + SMALL_HEADER_BYTES
-
-
-def read_header(record: ArrayRecord, most: int = MOST_TENSORS) -> Header:
-    """What a record of at most so many tensors says of itself, and nothing of its values.
-
-    Raises :class:`BouquetError`.
-    """
-    if set(record) - {"mask"} != {"header", "values"}:
-        raise BouquetError(
-            "a message of unknown form",
-            expected="the arrays header and values, and perhaps mask",
-            got=", ".join(sorted(record)) or "none",
-        )
-    inflate = zlib.decompressobj()
-    longest = min(MAX_HEADER_BYTES, SMALL_HEADER_BYTES + HEADER_SHARE * payload_bytes(record))
-    try:
-        text = inflate.decompress(_bytes(record, "header"), longest)
-        if not inflate.eof or inflate.unused_data:
-            raise BouquetError("a message header is too long or cut short", expected=f"at most {longest:,} bytes")
-        if text.count(b",") > COMMAS_A_TENSOR * most + SPARE_COMMAS:
-            raise BouquetError("a message header names too much", expected=f"at most {most:,} tensors")
-        return Header.model_validate_json(text)
-    except zlib.error as error:
-        raise BouquetError("a message header cannot be read", got=str(error)) from error
-    except ValidationError as error:
-        # Its text holds all mistakes, and each of them what was sent.
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = brief(".".join(map(str, first["loc"])))
-        raise BouquetError("a message header cannot be read", where=where, got=first["msg"][:200]) from error
-
-
-def payload_bytes(record: ArrayRecord) -> int:
-    """The bytes of a record's arrays, as they travel."""
-    return sum(len(array.data) for array in record.values())
 
 
 def _start(received: Tensors, key: Key, tensor: Tensor, slots: Sequence[int]) -> Tensor:
@@ -264,35 +161,20 @@ def _update(header: Header, tensors: Tensors) -> Update:
 
 
 def _pack(header: Header, tensors: Tensors) -> ArrayRecord:
+    from flwr.app import ArrayRecord
+
     flat = [tensor.detach().reshape(-1).float().cpu() for tensor in tensors.values()]
     values = torch.cat(flat) if flat else torch.empty(0)
     header = header.model_copy(update={"codec": codecs.able(values, header.codec)})
     arrays = {"header": _array(zlib.compress(header.model_dump_json(exclude_defaults=True).encode()))}
     mask = values != 0
-    if size(len(values), int(mask.sum()), header.codec) < codecs.size_in_bytes(header.codec, len(values)):
+    if codecs.payload_size(len(values), int(mask.sum()), header.codec) < codecs.size_in_bytes(
+        header.codec, len(values)
+    ):
         arrays["mask"] = _array(np.packbits(mask.numpy()).tobytes())
         values = values[mask]
     arrays["values"] = _array(codecs.encode(values, header.codec).tobytes())
     return ArrayRecord(arrays)
-
-
-def _checked_header(header: Header, kind: str, rule: str) -> Header:
-    for what, expected, got in (
-        ("wire format", str(FORMAT), str(header.format)),
-        ("kind", kind, header.kind),
-        ("rule", rule, header.rule),
-    ):
-        if expected != got:
-            raise BouquetError(
-                f"a message of another {what}",
-                where=f"node {header.node}" if header.node else "",
-                expected=expected,
-                got=got,
-                cure="Every machine must run the same app with the same run config.",
-            )
-    if len({(layer, part) for layer, part, _ in header.tensors}) != len(header.tensors):
-        raise BouquetError("a message names one tensor twice", where=f"node {header.node}")
-    return header
 
 
 def _tensors(record: ArrayRecord, header: Header) -> Tensors:
@@ -309,23 +191,18 @@ def _read_values(record: ArrayRecord, header: Header) -> Tensor:
     """All values of a message, flat; the zeros that a mask stands for included."""
     count = header.numel()
     if "mask" not in record:
-        return codecs.decode(_bytes(record, "values"), header.codec, count)
-    bits = _bytes(record, "mask")
+        return codecs.decode(raw(record, "values"), header.codec, count)
+    bits = raw(record, "mask")
     if len(bits) != math.ceil(count / 8):
         raise BouquetError(
             "a mask of the wrong size", expected=f"{math.ceil(count / 8):,} bytes", got=f"{len(bits):,} bytes"
         )
     mask = torch.from_numpy(np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=count)).bool()
-    sent = codecs.decode(_bytes(record, "values"), header.codec, int(mask.sum()))
+    sent = codecs.decode(raw(record, "values"), header.codec, int(mask.sum()))
     return torch.zeros(count).masked_scatter_(mask, sent)
 
 
 def _array(data: bytes) -> Array:
+    from flwr.app import Array
+
     return Array(dtype="uint8", shape=(len(data),), stype=FORM, data=data)
-
-
-def _bytes(record: ArrayRecord, name: str) -> bytes:
-    """The bytes of one array; what Flower's own fields say of it is not looked at."""
-    if record[name].stype != FORM:
-        raise BouquetError("an array of unknown form", where=name, expected=FORM, got=record[name].stype[:80])
-    return record[name].data

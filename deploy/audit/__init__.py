@@ -1,1 +1,1 @@
-"""``bouquet audit``: an attempt to break the promise of a private run, on the operator's own data."""
+"""`bouquet audit`, an attempt to break the promise of a private run on one's own data."""

@@ -1,4 +1,4 @@
-"""``bouquet audit``: whether the whole node keeps the promise of docs/privacy.md, tried on the operator's own data.
+"""The command line of `bouquet audit`: whether the whole node keeps the promise of docs/privacy.md, on one's own data.
 
 First what needs no statistics (:mod:`deploy.audit.invariants`), which finds most faults; then guessing, from what the
 node sent, which canaries were in its data (:mod:`deploy.audit.trials`), which would find any, were it tried for long.

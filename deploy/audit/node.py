@@ -1,4 +1,4 @@
-"""The audited node: the node itself, in this process, with data, a ledger and a policy that are thrown away.
+"""The audited node: in this process, with data, a ledger and a policy that are thrown away.
 
 Nothing of it is rebuilt here. It gets the messages that the coordinator would send, through Flower's own serialisation,
 and answers them by the ClientApp; what it answers is read as the coordinator reads it.

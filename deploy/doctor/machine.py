@@ -1,4 +1,4 @@
-"""What a machine is: installed versions, a working quantisation, room on its disk, a right clock."""
+"""What a machine is: its versions, a working quantisation, its disk, its clock."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""X.509 certificates of the coordinator and SSH-style key pairs of the nodes, on NIST P-384, as Flower wants them."""
+"""X.509 certificates of the coordinator and key pairs of the nodes: on NIST P-384, as Flower wants them."""
 
 import ipaddress
 from collections.abc import Sequence

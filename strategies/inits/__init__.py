@@ -7,6 +7,14 @@ from strategies.inits.lora_ga import LoraGA
 from strategies.inits.lora_sb import LoraSB
 from strategies.inits.orthonormal import Orthonormal
 
-INITS = Registry[Init]("init", Drawn, Orthonormal, LoraSB, LoraGA, default=AUTO)
+INITS = Registry[Init](
+    "init",
+    Drawn,
+    Orthonormal,
+    LoraSB,
+    LoraGA,
+    default=AUTO,
+    chooses="Where the adapter starts; auto is the rule's own start.",
+)
 
 __all__ = ["INITS", "Drawn", "GradientInit", "Init", "LoraGA", "LoraSB", "Orthonormal", "Start"]

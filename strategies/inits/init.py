@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.adapter.values import LayerShape
-from common.method import Method
+from common.method import Method, option
 
 
 class Start(NamedTuple):
@@ -45,9 +45,7 @@ class Init(Method):
 class GradientInit(Init):
     """A start that sees the gradient of the mean loss on the first ``examples`` of a public file, ``source``."""
 
-    source: str = ""
-    examples: int = 64
-
-    def __post_init__(self) -> None:
-        self._demand("source", bool(self.source), "a file of public examples")
-        self._demand("examples", self.examples >= 1, "1 or more")
+    source: str = option("", needed="a file of public examples")
+    """The coordinator's file of public examples whose gradient the start is made of."""
+    examples: int = option(64, ge=1)
+    """How many examples from its beginning are looked at."""

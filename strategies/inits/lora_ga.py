@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common.adapter.values import LayerShape
+from common.method import option
 from strategies.inits.init import GradientInit, Start
 
 
@@ -22,14 +23,11 @@ from strategies.inits.init import GradientInit, Start
 class LoraGA(GradientInit):
     """The leading directions of a public gradient: the first r for A, the next r for B."""
 
-    stable: float = 16.0
+    stable: float = option(16.0, gt=0)
+    """The paper's gamma: the factors are divided by its root."""
 
     name = "lora-ga"
     paper = "arXiv:2407.05000"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._demand("stable", self.stable > 0, "more than 0")
 
     def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
         b, a = torch.zeros(shape.d_out, rank), torch.zeros(rank, shape.d_in)

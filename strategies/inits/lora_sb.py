@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common.adapter.values import LayerShape
+from common.method import option
 from strategies.inits.init import GradientInit, Start
 
 
@@ -22,17 +23,15 @@ from strategies.inits.init import GradientInit, Start
 class LoraSB(GradientInit):
     """The first ``examples`` of ``source``, and a ``step`` against the sign of their gradient."""
 
-    examples: int = 50
-    step: float = 1e-4
+    examples: int = option(50, ge=1)
+    """How many examples from its beginning are looked at."""
+    step: float = option(1e-4, gt=0)
+    """The length of the step against the gradient's sign that the start is."""
 
     name = "lora-sb"
     paper = "arXiv:2411.19557"
     orthonormal = True
     moves = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._demand("step", self.step > 0, "more than 0")
 
     def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
         b, a, core = torch.zeros(shape.d_out, rank), torch.zeros(rank, shape.d_in), torch.zeros(rank, rank)

@@ -6,6 +6,14 @@ from strategies.means.mean import Mean
 from strategies.means.trimmed import Median, Trimmed
 from strategies.means.weighted import Weighted
 
-MEANS = Registry[Mean]("mean", Weighted, Trimmed, Median, MultiKrum, default="weighted")
+MEANS = Registry[Mean](
+    "mean",
+    Weighted,
+    Trimmed,
+    Median,
+    MultiKrum,
+    default="weighted",
+    chooses="How the mean over the nodes is taken, for rules that average.",
+)
 
 __all__ = ["MEANS", "Mean", "Median", "MultiKrum", "Trimmed", "Weighted"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.adapter.algebra import weighted_mean
 from common.adapter.values import State, Tensors
+from common.method import option
 from strategies.means.mean import Mean, Memory, Updates
 
 
@@ -19,13 +20,11 @@ from strategies.means.mean import Mean, Memory, Updates
 class MultiKrum(Mean):
     """The mean of all updates but the ``hostile`` ones that lie farthest off."""
 
-    hostile: int = 1
+    hostile: int = option(1, ge=1)
+    """How many nodes may be hostile; as many updates are left out."""
 
     name = "krum"
     paper = "arXiv:1703.02757"
-
-    def __post_init__(self) -> None:
-        self._demand("hostile", self.hostile >= 1, "1 or more")
 
     def __call__(self, state: State, updates: Updates) -> tuple[Tensors, Memory]:
         replies = [tensors for _, tensors in updates]

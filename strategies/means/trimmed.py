@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.adapter.algebra import mean_of
 from common.adapter.values import State, Tensors
+from common.method import option
 from strategies.means.mean import Mean, Memory, Updates
 
 
@@ -19,13 +20,11 @@ from strategies.means.mean import Mean, Memory, Updates
 class Trimmed(Mean):
     """The mean without the ``share`` largest and the ``share`` smallest values."""
 
-    share: float = 0.1
+    share: float = option(0.1, ge=0, lt=0.5)
+    """The share of the nodes whose values are cut at each end."""
 
     name = "trimmed"
     paper = "arXiv:1803.01498"
-
-    def __post_init__(self) -> None:
-        self._demand("share", 0 <= self.share < 0.5, "0 or more, less than 0.5")
 
     def __call__(self, state: State, updates: Updates) -> tuple[Tensors, Memory]:
         return trimmed([tensors for _, tensors in updates], self.share), {}

@@ -5,6 +5,13 @@ from strategies.objectives.fedprox import FedProx
 from strategies.objectives.fedspeed import FedSpeed
 from strategies.objectives.objective import Figures, Objective, Plain
 
-OBJECTIVES = Registry[Objective]("objective", Plain, FedProx, FedSpeed, default="none")
+OBJECTIVES = Registry[Objective](
+    "objective",
+    Plain,
+    FedProx,
+    FedSpeed,
+    default="none",
+    chooses="What a node's loss has beside the loss of its examples.",
+)
 
 __all__ = ["OBJECTIVES", "FedProx", "FedSpeed", "Figures", "Objective", "Plain"]

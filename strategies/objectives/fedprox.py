@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from common.method import option
 from strategies.objectives.objective import Objective
 
 
@@ -15,13 +16,11 @@ from strategies.objectives.objective import Objective
 class FedProx(Objective):
     """Pulls the node back to where the round started."""
 
-    mu: float = 0.01
+    mu: float = option(0.01, gt=0, le=1000)
+    """The weight of the pull towards where the round started."""
 
     name = "fedprox"
     paper = "arXiv:1812.06127"
-
-    def __post_init__(self) -> None:
-        self._demand("mu", 0 < self.mu <= 1000, "more than 0, at most 1000")
 
     def add(self, parameters: Sequence[nn.Parameter], received: Sequence[Tensor], remembered: Sequence[Tensor]) -> None:
         for parameter, start in zip(parameters, received, strict=True):

@@ -9,7 +9,8 @@ arXiv:2302.10429 (ICLR 2023), algorithm 1. With h the node's own correction, zer
 
 In the paper's letters h is -lambda g-hat, and ``pull`` is 1 / lambda. Because the correction h leaves with w, the mean
 of the nodes is where their corrected objectives meet: on quadratics it is the common optimum, which FedProx misses.
-A node that skips rounds keeps its h. Two gradients a step are two releases, so a private run cannot have it.
+Where only some of the nodes are asked it diverges, and such a run is refused. Two gradients a step are two releases, so
+a private run is refused, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.method import option
 from strategies.objectives.objective import Figures, Objective
 
 
@@ -25,19 +27,17 @@ from strategies.objectives.objective import Figures, Objective
 class FedSpeed(Objective):
     """A proximal term with a memory, and an extra step uphill."""
 
-    pull: float = 0.1
-    radius: float = 0.05
-    ascent: float = 1.0
+    pull: float = option(0.1, gt=0, le=1000)
+    """The weight of the pull towards where the round started, 1 / lambda in the paper."""
+    radius: float = option(0.05, ge=0, le=1000)
+    """How far uphill the second gradient is taken, in the norm of all parameters; 0 for none."""
+    ascent: float = option(1.0, ge=0, le=1)
+    """The share of the uphill gradient in a step; 0 for none."""
 
     name = "fedspeed"
     paper = "arXiv:2302.10429"
     remembers = True
     passes = 2
-
-    def __post_init__(self) -> None:
-        self._demand("pull", 0 < self.pull <= 1000, "more than 0, at most 1000")
-        self._demand("radius", 0 <= self.radius <= 1000, "0 to 1000")
-        self._demand("ascent", 0 <= self.ascent <= 1, "0 to 1")
 
     def gradients(self, compute: Callable[[], Figures], parameters: Sequence[nn.Parameter]) -> Figures:
         figures = compute()

@@ -5,6 +5,8 @@ from strategies.optimizers.adamw import AdamW
 from strategies.optimizers.lora_pro import LoraPro
 from strategies.optimizers.optimizer import Group, Optimizer
 
-OPTIMIZERS = Registry[Optimizer]("optimizer", AdamW, LoraPro, default="adamw")
+OPTIMIZERS = Registry[Optimizer](
+    "optimizer", AdamW, LoraPro, default="adamw", chooses="How a node steps along its gradients."
+)
 
 __all__ = ["OPTIMIZERS", "AdamW", "Group", "LoraPro", "Optimizer"]

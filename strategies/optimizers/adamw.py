@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from common.adapter.structure import Pair
+from common.method import option
 from strategies.optimizers.optimizer import Group, Optimizer
 
 
@@ -14,13 +15,11 @@ from strategies.optimizers.optimizer import Group, Optimizer
 class AdamW(Optimizer):
     """Torch's AdamW over all that is trained."""
 
-    weight_decay: float = 0.0
+    weight_decay: float = option(0.0, ge=0, le=100)
+    """The decoupled weight decay of all that is trained; 0 for none."""
 
     name = "adamw"
     paper = "arXiv:1711.05101"
-
-    def __post_init__(self) -> None:
-        self._demand("weight_decay", 0 <= self.weight_decay <= 100, "0 to 100")
 
     def build(self, pairs: Sequence[Pair], adapter: Group, head: Group) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from common.adapter.structure import Pair
+from common.method import option
 from strategies.optimizers.adamw import AdamW
 from strategies.optimizers.optimizer import Group
 
@@ -31,16 +32,12 @@ from strategies.optimizers.optimizer import Group
 class LoraPro(AdamW):
     """AdamW along the adjusted gradients."""
 
-    weight_decay: float = 0.0
-    damping: float = 1e-3
+    damping: float = option(1e-3, gt=0)
+    """What is added to the Gram matrices' diagonals, in units of their mean."""
 
     name = "lora-pro"
     paper = "arXiv:2407.18242"
     structures = frozenset({"lora"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._demand("damping", self.damping > 0, "more than 0")
 
     def build(self, pairs: Sequence[Pair], adapter: Group, head: Group) -> torch.optim.Optimizer:
         optimizer = super().build(pairs, adapter, head)

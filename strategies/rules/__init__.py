@@ -44,6 +44,7 @@ RULES = Registry[Rule](
     LoraLego,
     Local,
     default="fedit",
+    chooses="What a node trains and sends, how the server merges it, and what comes next.",
 )
 
 __all__ = [

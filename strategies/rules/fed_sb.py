@@ -26,6 +26,7 @@ import torch
 from torch.nn.functional import pad
 
 from common.adapter.values import Key, State, Update
+from common.method import option
 from strategies.rules.core import CoreRule
 from strategies.rules.rule import Plan
 
@@ -36,13 +37,11 @@ CORE_ONLY = frozenset({"R"})
 class FedSB(CoreRule):
     """Trains, sends and averages R; A and B are the same on every side from the start."""
 
-    start: str = "init"
+    start: str = option("init", among=("init", "nodes"))
+    """Where the frames come from: the run's init, or a sketch of the nodes' own gradients in the first two rounds."""
 
     name = "fed-sb"
     paper = "arXiv:2502.15436"
-
-    def __post_init__(self) -> None:
-        self._demand("start", self.start in ("init", "nodes"), "init or nodes")
 
     @property
     def settled(self) -> int:

@@ -22,6 +22,7 @@ import torch
 
 from common.adapter.algebra import extend_offset, low_rank_svd, weighted_mean
 from common.adapter.values import Key, State, Tensors, Update
+from common.method import option
 from strategies.rules.rule import Rule
 
 
@@ -29,13 +30,11 @@ from strategies.rules.rule import Rule
 class FedExLora(Rule):
     """Trains and sends A and B; the server averages both and extends the offset by what the average missed."""
 
-    residual_rank: int = 0
+    residual_rank: int = option(0, ge=0)
+    """The rank to which a round's residual is cut; 0 keeps all of it, which is exact."""
 
     name = "fedex-lora"
     paper = "arXiv:2410.09432"
-
-    def __post_init__(self) -> None:
-        self._demand("residual_rank", self.residual_rank >= 0, "0 for all of it, or more")
 
     @property
     def exact(self) -> bool:

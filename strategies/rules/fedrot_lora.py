@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from common.adapter.values import Key, State, Tensors
+from common.method import option
 from strategies.rules.rule import MeanRule
 
 
@@ -24,13 +25,11 @@ from strategies.rules.rule import MeanRule
 class FedRotLora(MeanRule):
     """FedIT after a rotation at the node; ``softness`` from 0 (FedIT) to 1 (the whole rotation)."""
 
-    softness: float = 0.5
+    softness: float = option(0.5, ge=0, le=1)
+    """How much of the rotation is made: 0 is FedIT, 1 the whole of it."""
 
     name = "fedrot-lora"
     paper = "arXiv:2602.23638"
-
-    def __post_init__(self) -> None:
-        self._demand("softness", 0 <= self.softness <= 1, "0 to 1")
 
     def send(self, received: State, local: Tensors) -> Tensors:
         """The factors, turned towards the received ones."""

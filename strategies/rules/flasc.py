@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from common.adapter.values import FACTORS, HEAD, State, Tensors, Update
+from common.method import option
 from strategies.rules.rule import MeanRule
 
 
@@ -30,16 +31,14 @@ from strategies.rules.rule import MeanRule
 class FLASC(MeanRule):
     """Trains A and B; sends the largest differences; the server steps along their mean."""
 
-    down: float = 0.25
-    up: float = 0.25
+    down: float = option(0.25, gt=0, le=1)
+    """The share of each factor's values that travels to the nodes; 1 for all."""
+    up: float = option(0.25, gt=0, le=1)
+    """The share of the differences that travels back; 1 for all."""
 
     name = "flasc"
     paper = "arXiv:2406.05233"
     relative = True
-
-    def __post_init__(self) -> None:
-        self._demand("down", 0 < self.down <= 1, "more than 0, at most 1")
-        self._demand("up", 0 < self.up <= 1, "more than 0, at most 1")
 
     @property
     def density(self) -> tuple[float, float]:

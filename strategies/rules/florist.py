@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common.adapter.algebra import directions_holding, low_rank_svd
+from common.method import option
 from strategies.rules.stack import RestartRule, Stack
 
 
@@ -21,13 +22,11 @@ from strategies.rules.stack import RestartRule, Stack
 class FLoRIST(RestartRule):
     """The leading directions join the offset; the nodes start again from A fresh and B = 0."""
 
-    energy: float = 0.95
+    energy: float = option(0.95, gt=0, le=1)
+    """The share of the squared singular values that is kept; 1 keeps all of them, which is exact."""
 
     name = "florist"
     paper = "arXiv:2506.09199"
-
-    def __post_init__(self) -> None:
-        self._demand("energy", 0 < self.energy <= 1, "more than 0, at most 1")
 
     @property
     def exact(self) -> bool:

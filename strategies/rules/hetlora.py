@@ -24,6 +24,7 @@ from torch.nn.functional import pad
 from common.adapter.algebra import leading, squared_norm, towards, weighted_mean
 from common.adapter.draws import layer_seed
 from common.adapter.values import HEAD, Key, State, Tensors, Update
+from common.method import option
 from strategies.rules.rule import Rule
 from strategies.rules.stack import revived
 
@@ -32,18 +33,16 @@ from strategies.rules.stack import revived
 class HetLora(Rule):
     """Trains and sends the leading slots of A and B that a node has; the server pads and averages."""
 
-    decay: float = 1e-3
-    keep: float = 0.99
-    smallest: int = 1
+    decay: float = option(1e-3, ge=0)
+    """The weight of the penalty on the last slots in the nodes' loss; 0 for none."""
+    keep: float = option(0.99, gt=0, le=1)
+    """The share of its slots that a node keeps where it prunes; 1 never prunes."""
+    smallest: int = option(1, ge=1)
+    """The rank below which no node prunes."""
 
     name = "hetlora"
     paper = "arXiv:2401.06432"
     mixed_ranks = True
-
-    def __post_init__(self) -> None:
-        self._demand("decay", self.decay >= 0, "0 or more")
-        self._demand("keep", 0 < self.keep <= 1, "more than 0, at most 1")
-        self._demand("smallest", self.smallest >= 1, "1 or more")
 
     @property
     def shrinks(self) -> str:

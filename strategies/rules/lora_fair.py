@@ -24,6 +24,7 @@ from torch import Tensor
 from common.adapter.algebra import squared_norm, weighted_mean
 from common.adapter.threads import each
 from common.adapter.values import Key, State, Update
+from common.method import option
 from strategies.rules.rule import Rule
 
 
@@ -31,15 +32,13 @@ from strategies.rules.rule import Rule
 class LoraFair(Rule):
     """Trains and sends A and B; the server averages A and corrects the mean of B."""
 
-    ridge: float = 0.01
-    solver: str = "ridge"
+    ridge: float = option(0.01, gt=0)
+    """The weight of the correction's squared norm, which keeps B near the mean."""
+    solver: str = option("ridge", among=("ridge", "cosine"))
+    """What the correction minimises: the Frobenius distance in closed form, or the paper's cosine by L-BFGS."""
 
     name = "lora-fair"
     paper = "arXiv:2411.14961"
-
-    def __post_init__(self) -> None:
-        self._demand("ridge", self.ridge > 0, "more than 0")
-        self._demand("solver", self.solver in ("ridge", "cosine"), "ridge or cosine")
 
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """(Abar, Bbar + dB)."""

@@ -24,6 +24,7 @@ from common.adapter.core import Core
 from common.adapter.structure import Structure
 from common.adapter.values import Key, State, Tensors, Update
 from common.error import BouquetError
+from common.method import option
 from strategies.means import Weighted
 from strategies.rules.core import CoreRule
 from strategies.rules.rule import CHANGE_RANK, Plan
@@ -33,18 +34,16 @@ from strategies.rules.rule import CHANGE_RANK, Plan
 class Ravan(CoreRule):
     """Trains the cores and their scales, sends and averages their product; the frames never change."""
 
-    heads: int = 4
-    scales: int = 1
+    heads: int = option(4, ge=1)
+    """The heads of a layer; `lora.rank` must be a multiple."""
+    scales: int = option(1, among=(0, 1))
+    """1 trains a scale for each head; 0 keeps them at one, for trainers that want linear layers only."""
 
     name = "ravan"
     paper = "arXiv:2506.05568"
     mixed_ranks = True
     scattered = True
     learning_rate = 5e-2
-
-    def __post_init__(self) -> None:
-        self._demand("heads", self.heads >= 1, "1 or more")
-        self._demand("scales", self.scales in (0, 1), "0 or 1")
 
     @property
     def structure(self) -> Structure:

@@ -12,6 +12,7 @@ import torch
 
 from common.adapter.algebra import towards
 from common.adapter.values import VARIANCE, State, Tensors
+from common.method import option
 from strategies.server_optimizers.momentum import MOMENTUM
 from strategies.server_optimizers.server_optimizer import ServerOptimizer
 
@@ -20,19 +21,17 @@ from strategies.server_optimizers.server_optimizer import ServerOptimizer
 class FedAdam(ServerOptimizer):
     """Adam, with the server's memory of each tensor."""
 
-    rate: float = 1e-3
-    momentum: float = 0.9
-    beta: float = 0.99
-    tau: float = 1e-3
+    rate: float = option(1e-3, gt=0)
+    """The server's learning rate."""
+    momentum: float = option(0.9, ge=0, lt=1)
+    """The decay of the first moment; 0 for no momentum."""
+    beta: float = option(0.99, ge=0, lt=1)
+    """The decay of the second moment."""
+    tau: float = option(1e-3, gt=0)
+    """What is added to the root of the second moment: the larger, the less the steps adapt."""
 
     name = "adam"
     paper = "arXiv:2003.00295"
-
-    def __post_init__(self) -> None:
-        self._demand("rate", self.rate > 0, "more than 0")
-        self._demand("momentum", 0 <= self.momentum < 1, "0 or more, less than 1")
-        self._demand("beta", 0 <= self.beta < 1, "0 or more, less than 1")
-        self._demand("tau", self.tau > 0, "more than 0")
 
     def step(self, state: State, mean: Tensors) -> State:
         first, second = dict(state.memory.get(MOMENTUM, {})), dict(state.memory.get(VARIANCE, {}))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from common.adapter.values import State, Tensors
+from common.method import option
 from strategies.server_optimizers.server_optimizer import ServerOptimizer
 
 MOMENTUM = "momentum"
@@ -18,15 +19,13 @@ MOMENTUM = "momentum"
 class FedAvgM(ServerOptimizer):
     """A ``rate`` of 1 without momentum is plain averaging."""
 
-    rate: float = 1.0
-    momentum: float = 0.9
+    rate: float = option(1.0, gt=0)
+    """The server's learning rate; 1 without momentum is plain averaging."""
+    momentum: float = option(0.9, ge=0, lt=1)
+    """How much of the velocity a round leaves; 0 for no momentum."""
 
     name = "momentum"
     paper = "arXiv:1909.06335"
-
-    def __post_init__(self) -> None:
-        self._demand("rate", self.rate > 0, "more than 0")
-        self._demand("momentum", 0 <= self.momentum < 1, "0 or more, less than 1")
 
     def step(self, state: State, mean: Tensors) -> State:
         old = state.memory.get(MOMENTUM, {})

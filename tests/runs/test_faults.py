@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from common import wire
 from common.adapter.spec import Spec
 from common.adapter.values import Key, LayerShape, State, Update
-from common.config.run import RoundConfig
+from common.config.coordinator import RoundConfig
 from common.error import BouquetError
 from server_app.scrutiny import Scrutiny
 from server_app.streaks import Streaks

@@ -111,7 +111,9 @@ def test_nobody_listens_unless_asked(settings, tmp_path):
 def test_a_port_for_prometheus_that_is_taken_is_named(settings):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = read_config(settings(**{"metrics.port": taken.getsockname()[1]}))
-        with pytest.raises(BouquetError, match=r"the port for Prometheus cannot be had .*Choose another metrics.port"):
+        with pytest.raises(
+            BouquetError, match=r"the port for Prometheus cannot be opened .*Choose another metrics.port"
+        ):
             Record(config, 1)
 
 

@@ -12,13 +12,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from client_app.privacy import train_privately
 from client_app.training import Turn, outputs
 from common import tasks
+from common.adapter.core import Core
 from common.adapter.lora import Lora
 from common.config.privacy import PrivacyConfig
 from common.config.run import LoraConfig, ModelConfig, TaskConfig, TrainConfig
 from common.models import adapted, base
 from common.tasks import Example
 from strategies.gradients import GRADIENTS, Fast
-from strategies.rules import FedIT
+from strategies.rules import FedIT, Ravan
 from tests.support.factors import initial
 from tests.support.training import recipe_of
 
@@ -52,7 +53,9 @@ def fresh(quantization="nf4", rank=8, checkpointing=None, structure=LORA):
 
 def scattered(model):
     generator = torch.Generator().manual_seed(1)
-    state = initial(FedIT(), model.spec)
+    structure = model.spec.structure
+    rule = Ravan(heads=structure.blocks) if isinstance(structure, Core) else FedIT()
+    state = initial(rule, model.spec)
     tensors = {key: t + 0.02 * torch.randn(t.shape, generator=generator) for key, t in state.adapter.items()}
     model.install(tensors, state.scale, {})
     model.network.train()

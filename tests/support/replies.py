@@ -9,16 +9,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from common.adapter.values import Tensors, Update
 from common.wire import message as wire
+from common.wire.header import FORM, Header
 
 GONE = RecordDict({"failure": ConfigRecord({"reason": "gone"})})
 
 
 def bare(data: bytes) -> Array:
     """An array as a message has them."""
-    return Array(dtype="uint8", shape=(len(data),), stype=wire.FORM, data=data)
+    return Array(dtype="uint8", shape=(len(data),), stype=FORM, data=data)
 
 
-def packed(header: wire.Header, tensors: Tensors, **changes: Any) -> ArrayRecord:
+def packed(header: Header, tensors: Tensors, **changes: Any) -> ArrayRecord:
     """A message of these tensors in float32, whose header may say anything."""
     named = [(key.layer, key.part, list(tensor.shape)) for key, tensor in tensors.items()]
     said = header.model_dump() | {"codec": "fp32", "tensors": named} | changes

@@ -47,7 +47,7 @@ def test_every_module_and_the_embedded_model_ship_and_nothing_else(bundle):
 
 def test_the_embedded_model_is_found_in_the_installed_bundle(bundle, tmp_path):
     bundle.extractall(tmp_path / "app")
-    script = "from common import embedded; print(embedded.unpack())"
+    script = "from common.models import embedded; print(embedded.unpack())"
     found = subprocess.run(
         [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, '.'); {script}"],
         cwd=tmp_path / "app",

@@ -1,43 +1,37 @@
 """The configs: defaults, types, and every mistake at once in the user's own words."""
 
+import math
 import re
 import tomllib
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from flwr.common.config import parse_config_args
 
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
-from common.config.section import ConfigError
+from common.config.section import ConfigError, flatten
 from common.error import BouquetError
-from strategies import RULES, Recipe, read_config
-from strategies.registries import AXES, defaults
+from deploy.command import main
+from strategies import AXES, RULES, Recipe, read_config
+from strategies.registries import NAMES
+from strategies.rules import FLoRIST
 from tests.support import ROOT
 
 PYPROJECT = ROOT / "pyproject.toml"
 
 
-def flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def test_pyprojects_defaults_are_the_models_defaults():
+def test_pyprojects_defaults_are_the_ones_of_the_code():
+    """A run that says nothing, and one that Flower starts with pyproject's table, are the same to the last type."""
     written = dict(flatten(tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]))
-    models = RunConfig.from_flower({}, AXES).to_flower()
-    assert written == models
-    assert {key: type(value) for key, value in written.items()} == {key: type(value) for key, value in models.items()}
+    defaults = RunConfig.from_flower({}, AXES, NAMES).to_flower()
+    assert written == defaults
+    assert {key: type(value) for key, value in written.items()} == {key: type(value) for key, value in defaults.items()}
 
 
 def test_the_flat_form_makes_the_round_trip():
-    config = RunConfig.from_flower({"lora.rank": 4, "train.learning-rate": 1, "wire.up": "bf16"}, AXES)
+    config = read_config({"lora.rank": 4, "train.learning-rate": 1, "wire.up": "bf16"})
     assert (config.lora.rank, config.train.learning_rate, config.wire.up) == (4, 1.0, "bf16")
-    assert RunConfig.from_flower(config.to_flower(), AXES) == config
+    assert read_config(config.to_flower()) == config
 
 
 def test_every_mistake_is_told_at_once_in_the_users_keys():
@@ -65,17 +59,39 @@ def test_every_mistake_is_told_at_once_in_the_users_keys():
 
 
 def test_hyperparameters_reach_their_rule_and_mistakes_are_told():
-    config = read_config({"rule.name": "florist", "rule.florist.energy": 0.8})
-    assert Recipe.build(config).rule == RULES["florist"](energy=0.8)
-    assert set(config.methods) == set(defaults())
+    recipe = Recipe.read({"rule.name": "florist", "rule.florist.energy": 0.8})
+    assert isinstance(recipe.rule, FLoRIST)
+    assert recipe.rule.energy == 0.8
     with pytest.raises(ConfigError, match=r"rule.florist.enrgy: unknown key. Did you mean 'rule.florist.energy'\?"):
         read_config({"rule.florist.enrgy": 0.8})
     with pytest.raises(ConfigError, match=r"rule.florist.energy: expected a number, got 'all'"):
         read_config({"rule.florist.energy": "all"})
-    with pytest.raises(
-        BouquetError, match=r"out of range \(rule.florist.energy\): expected more than 0, at most 1, got 2.0"
-    ):
-        Recipe.build(read_config({"rule.name": "florist", "rule.florist.energy": 2}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("rule.florist.energy", 2, "more than 0, at most 1, got 2.0"),
+        ("rule.florist.energy", math.nan, "more than 0, at most 1, got nan"),
+        ("rule.fedrot-lora.softness", -1, "0 to 1, got -1.0"),
+        ("rule.lora-fair.solver", "sgd", "ridge or cosine, got sgd"),
+        ("rule.ravan.scales", 2, "0 or 1, got 2"),
+        ("mean.trimmed.share", 0.5, "0 or more, less than 0.5, got 0.5"),
+        ("optimizer.lora-pro.weight-decay", 101, "0 to 100, got 101.0"),
+        ("init.lora-ga.source", "", "a file of public examples"),
+    ],
+)
+def test_a_value_out_of_range_is_told_with_its_range(key, value, expected):
+    axis, member, _ = key.split(".")
+    with pytest.raises(BouquetError, match=re.escape(f"a value out of range ({key}): expected {expected}")):
+        Recipe.read({f"{axis}.name": member, key: value})
+
+
+def test_every_default_is_in_its_own_range():
+    for kind in (kind for axis in AXES for kind in axis.values()):
+        ranges = kind.ranges()
+        outside = {key for key, value in kind.options().items() if value not in ranges[key]}
+        assert outside <= {"source"}, kind.name  # the one that has to be given
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -158,3 +174,42 @@ def test_a_private_run_is_refused_where_a_setting_would_let_a_count_out():
         "A private run lets no un-noised number leave a node.",
     ]
     read_config({"privacy.mode": "update-local", "train.weighting": "declared", "train.steps": 0})
+
+
+def test_a_run_with_settings_is_printed_as_toml_that_is_read_again(capsys, tmp_path):
+    assert main(["config", "rule.name=ffa-lora", "lora.rank=4"]) == 0
+    said = capsys.readouterr().out
+    assert 'rule.name = "ffa-lora"  # default "fedit"\n' in said
+    assert "train.learning-rate = 0.02  # default 0.0\n" in said  # the rule's own
+    assert "\ntrain.steps = 32\n" in said
+    file = tmp_path / "run.toml"
+    file.write_text(said)
+    assert main(["config", str(file)]) == 0
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("train.steps", r"train.steps = 32\n    Optimizer steps .*\n    Expected: 0 or more, whole.\n"),
+        ("rule.florist", r"rule.florist.energy = 0.95\n(    .*\n)+"),
+        ("mean", r"mean.name = \"weighted\"\n(.*\n)+    krum +The mean of all .* arXiv:1703.02757\n"),
+        ("warm", r"warm = 0.0    \(of a node, in --node-config\)\n(    .*\n)+"),
+        ("merge.trim", r"merge.trim is called mean.trimmed.share now.\nmean.trimmed.share = 0.1\n(    .*\n)+"),
+    ],
+)
+def test_a_key_a_method_or_a_section_is_explained(name, expected, capsys):
+    assert main(["config", "--explain", name]) == 0
+    assert re.fullmatch(expected, capsys.readouterr().out)
+
+
+def test_without_a_name_every_key_is_explained(capsys):
+    assert main(["config", "--explain"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{key} = " in said for key in read_config({}).to_flower())
+
+
+def test_an_unknown_key_is_not_explained(capsys):
+    assert main(["config", "--explain", "train.stesp"]) == 2
+    expected = "bouquet: no config has such a key: got train.stesp. Did you mean 'train.steps'?\n"
+    assert capsys.readouterr().err == expected

@@ -18,9 +18,7 @@ SAMPLES = {
     float | None: 2.5,
     str: "ward-1",
     tuple[str, ...]: ("ward-1", "ward-2"),
-    RuleFacts: RuleFacts(
-        paper="arXiv", exact=True, personal=False, formulas={"up": "b", "down": "r"}, learning_rate=0.1
-    ),
+    RuleFacts: RuleFacts(paper="arXiv", exact=True, personal=False, learning_rate=0.1),
     Counts: Counts(records=5, left_out={"text": 2}, cut=1, examples=3, length=32),
     Mapping[str, float]: {"layer": 0.25},
     Mapping[str, float] | None: {"macro-f1": 0.5},

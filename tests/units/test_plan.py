@@ -57,11 +57,11 @@ def test_every_node_gets_its_own_noise():
 )
 def test_what_a_rule_trains_and_sends(rule, trained, up, down):
     config = read_config({**PRIVATE, "rule.name": rule, "wire.up": "bf16", "wire.down": "bf16"})
-    found = plan.rule_plan(Recipe.build(config), SPEC, config)
+    found = plan.rule_plan(Recipe.build(config), SPEC)
     assert (found.trained, found.noised, found.up) == (trained, trained, 2 * up)
     assert found.down <= 2 * down
     whole = config.model_copy(update={"privacy": config.privacy.model_copy(update={"mode": "update-local"})})
-    assert plan.rule_plan(Recipe.build(whole), SPEC, whole).noised == up
+    assert plan.rule_plan(Recipe.build(whole), SPEC).noised == up
 
 
 def test_noise_over_signal_is_the_measured_one():
@@ -93,14 +93,14 @@ def test_noise_over_signal_is_the_measured_one():
 )
 def test_it_warns(changes, sizes, expected):
     config = read_config({**PRIVATE, **changes})
-    own = plan.rule_plan(Recipe.build(config), SPEC, config)
+    own = plan.rule_plan(Recipe.build(config), SPEC)
     found = plan.warnings(config, sizes, plan.releases(config, sizes), own)
     assert any(re.search(expected, warning) for warning in found), found
 
 
 def test_a_sound_plan_has_no_warning():
     config = read_config({**PRIVATE, "privacy.expected-batch": 512})
-    own = plan.rule_plan(Recipe.build(config), SPEC, config)
+    own = plan.rule_plan(Recipe.build(config), SPEC)
     assert plan.warnings(config, [5000], plan.releases(config, [5000]), own) == []
 
 

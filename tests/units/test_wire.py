@@ -15,6 +15,7 @@ from common.adapter.values import Key, State, Update
 from common.error import BouquetError
 from common.wire import codecs
 from common.wire import message as wire
+from common.wire.header import SMALL_HEADER_BYTES, payload_bytes
 from tests.support.grid import travelled
 from tests.support.replies import bare
 
@@ -75,7 +76,7 @@ def test_zeros_do_not_travel_where_a_bitmap_is_shorter():
         update = Update({Key("l", "B"): tensor}, 1.0, 1.0)
         record = wire.pack_update(update, "flasc", 0, "node-000", codec=name)
         assert set(record) == {"header", "values", "mask"}
-        assert wire.payload_bytes(record) <= 500 * bytes_per_value + 10000 / 8 + 600
+        assert payload_bytes(record) <= 500 * bytes_per_value + 10000 / 8 + 600
         _, back = wire.unpack_update(record, rule="flasc", round=0)
         torch.testing.assert_close(back.tensors[Key("l", "B")], tensor, rtol=2**-8, atol=0)
     dense = wire.pack_update(Update({Key("l", "B"): torch.ones(9, 9)}, 1.0, 1.0), "fedit", 0, "node-000")
@@ -128,7 +129,7 @@ def test_a_message_is_two_arrays_however_many_tensors():
     tensors = {Key(f"model.layers.{layer}.q_proj", "A"): torch.ones(8, 64) for layer in range(200)}
     record = wire.pack_update(Update(tensors, 1.0, 1.0), "fedit", 0, "node-000")
     assert set(record) == {"header", "values"}
-    assert wire.payload_bytes(record) <= 4 * 200 * 8 * 64 * 1.02
+    assert payload_bytes(record) <= 4 * 200 * 8 * 64 * 1.02
 
 
 def test_the_receiver_owns_what_it_reads():
@@ -164,7 +165,7 @@ def trailing() -> ArrayRecord:
 
 def bomb() -> ArrayRecord:
     record = good()
-    record["header"] = bare(zlib.compress(b" " * (wire.SMALL_HEADER_BYTES + 10_000)))
+    record["header"] = bare(zlib.compress(b" " * (SMALL_HEADER_BYTES + 10_000)))
     return record
 
 

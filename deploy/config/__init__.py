@@ -1,0 +1,1 @@
+"""`bouquet config`: what a run is told, and what every key of it means."""

@@ -1,0 +1,157 @@
+"""The laws between the axes: what clashes is refused in a sentence that names what would fit."""
+
+import re
+from typing import Any
+
+import pytest
+
+from common.error import BouquetError
+from strategies import Recipe
+
+PRIVATE = {"privacy.mode": "example", "train.weighting": "uniform"}
+LOCAL = {"privacy.mode": "update-local", "train.weighting": "uniform"}
+CENTRAL = {"privacy.mode": "update-central", "train.weighting": "uniform"}
+GA = {"init.name": "lora-ga", "init.lora-ga.source": "/public.jsonl"}
+SB = {"init.name": "lora-sb", "init.lora-sb.source": "/public.jsonl"}
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a robust mean beside a rule that takes more": (
+        {"rule.name": "flora", "mean.name": "median"},
+        "the rule 'flora' takes more than a mean (mean.name = 'median', server-optimizer.name = 'none'): expected "
+        "mean.name = 'weighted' and server-optimizer.name = 'none'. Rules that take these are fedit, ffa-lora,",
+    ),
+    "a server optimizer beside a rule that takes more": (
+        {"rule.name": "fedex-lora", "server-optimizer.name": "adam"},
+        "the rule 'fedex-lora' takes more than a mean (mean.name = 'weighted', server-optimizer.name = 'adam')",
+    ),
+    "a memory of nodes that are not asked": (
+        {"objective.name": "fedspeed", "fraction-train": 0.5},
+        "the objective 'fedspeed' corrects a mean over all nodes, and only some are asked "
+        "(objective.name, fraction-train): expected fraction-train = 1.0, or another objective, got 0.5",
+    ),
+    "another structure than the rule's": (
+        {"rule.name": "fedit", "adapter.name": "core"},
+        "the rule 'fedit' goes with another choice (adapter.name): expected 'lora' or 'auto', got core",
+    ),
+    "another keep than the rule's": (
+        {"rule.name": "fedsa-lora", "keep.name": "nothing"},
+        "the rule 'fedsa-lora' goes with another choice (keep.name): expected 'b' or 'auto', got nothing",
+    ),
+    "frames where factors are trained": (
+        {"rule.name": "fedit", "init.name": "orthonormal"},
+        "an init that does not fit what the rule 'fedit' trains (init.name): expected 'auto', or drawn or lora-ga, "
+        "got orthonormal",
+    ),
+    "a core's start where factors are trained": (
+        {"rule.name": "ffa-lora", **SB},
+        "an init that does not fit what the rule 'ffa-lora' trains (init.name): expected 'auto', or drawn or lora-ga, "
+        "got lora-sb",
+    ),
+    "factors' start where a core is trained": (
+        {"rule.name": "fed-sb", **GA},
+        "an init that does not fit what the rule 'fed-sb' trains (init.name): expected 'auto', or orthonormal or "
+        "lora-sb, got lora-ga",
+    ),
+    "a start where slots are cut": (
+        {"rule.name": "hetlora", **GA},
+        "the rule 'hetlora' makes starts of its own, which its init has to agree with (init.name): expected 'auto' or "
+        "'drawn', got lora-ga",
+    ),
+    "a start where every round has one": (
+        {"rule.name": "flora", **GA},
+        "the rule 'flora' makes starts of its own, which its init has to agree with (init.name)",
+    ),
+    "a start where the nodes find the frames": (
+        {"rule.name": "fed-sb", "rule.fed-sb.start": "nodes", **SB},
+        "the rule 'fed-sb' makes starts of its own, which its init has to agree with (init.name): expected 'auto' or "
+        "'orthonormal', got lora-sb",
+    ),
+    "an optimizer of factors where a core is trained": (
+        {"rule.name": "ravan", "optimizer.name": "lora-pro"},
+        "the optimizer 'lora-pro' does not know what the rule 'ravan' trains (optimizer.name): expected adamw, "
+        "got lora-pro",
+    ),
+    "a correction where more than a mean is taken": (
+        {"rule.name": "flexlora", "objective.name": "fedspeed"},
+        "the objective 'fedspeed' sends a correction that 'flexlora' would merge (objective.name): expected none or "
+        "fedprox, or a rule that averages what it trains, got fedspeed",
+    ),
+    "a correction where scales are multiplied into what is sent": (
+        {"rule.name": "ravan", "objective.name": "fedspeed"},
+        "the objective 'fedspeed' sends a correction that 'ravan' would merge (objective.name)",
+    ),
+    "a correction where differences are sent": (
+        {"rule.name": "flasc", "objective.name": "fedspeed"},
+        "the objective 'fedspeed' sends a correction that 'flasc' would merge (objective.name)",
+    ),
+    "a plain gradient in a private run": (
+        {**PRIVATE, "gradient.name": "backward"},
+        "a gradient that does not fit the privacy mode (gradient.name, privacy.mode = 'example'): expected fast or "
+        "hooks, got backward",
+    ),
+    "a clipped gradient in a plain run": (
+        {"gradient.name": "hooks"},
+        "a gradient that does not fit the privacy mode (gradient.name, privacy.mode = 'none'): expected backward, "
+        "got hooks",
+    ),
+    "a clipped gradient where the whole change is noised": (
+        {**LOCAL, "gradient.name": "fast"},
+        "a gradient that does not fit the privacy mode (gradient.name, privacy.mode = 'update-local'): expected "
+        "backward, got fast",
+    ),
+    **{
+        f"two gradients a step, {private['privacy.mode']}": (
+            {**private, "objective.name": "fedspeed"},
+            "the objective 'fedspeed' lets more of the data out than a private run counts (objective.name, "
+            f"privacy.mode = '{private['privacy.mode']}'): expected none or fedprox, got fedspeed",
+        )
+        for private in (PRIVATE, LOCAL, CENTRAL)
+    },
+    "noise on a mean that is not enough": (
+        {**CENTRAL, "rule.name": "flora"},
+        "the rule 'flora' needs more of the updates than their mean, so no noise on the mean makes it private "
+        "(privacy.mode = 'update-central'): expected one of fedit, ffa-lora,",
+    ),
+    "noise on a robust mean": (
+        {**CENTRAL, "mean.name": "krum"},
+        "a robust mean looks at every update, so no noise on the mean makes it private (privacy.mode = "
+        "'update-central', mean.name): expected weighted, got krum",
+    ),
+    "a size that tells": (
+        {**LOCAL, "rule.name": "hetlora"},
+        "with the rule 'hetlora' the size of a message tells what a node learned, and no noise covers a size "
+        "(privacy.mode = 'update-local'): expected rule.hetlora.keep = 1.0. Choose another rule, or privacy.mode = "
+        "'example', whose training is private as a whole.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_clash_is_refused_by_name(case):
+    flat, said = REFUSED[case]
+    with pytest.raises(BouquetError, match=re.escape(said)):
+        Recipe.read(flat)
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        {"rule.name": "fedsa-lora", "keep.name": "b", "adapter.name": "lora"},
+        {"rule.name": "ravan", "mean.name": "median", "server-optimizer.name": "momentum"},
+        {"rule.name": "fed-sb", **SB},
+        {"rule.name": "ravan", "init.name": "orthonormal"},
+        {"rule.name": "fedit", **GA},
+        {"rule.name": "flora", "init.name": "drawn"},
+        {"rule.name": "fedsa-lora", "optimizer.name": "lora-pro", "objective.name": "fedspeed"},
+        {"rule.name": "ravan", "rule.ravan.scales": 0, "objective.name": "fedspeed"},
+        {**PRIVATE, "gradient.name": "hooks", "objective.name": "fedprox"},
+        {**CENTRAL, "server-optimizer.name": "momentum"},
+        {**LOCAL, "rule.name": "hetlora", "rule.hetlora.keep": 1.0},
+        {**PRIVATE, "rule.name": "hetlora"},
+    ],
+    ids=str,
+)
+def test_what_fits_is_built(flat):
+    recipe = Recipe.read(flat)
+    named = {axis: getattr(recipe, axis).name for axis in ("rule", "init", "optimizer", "objective", "gradient")}
+    assert {axis: flat[f"{axis}.name"] for axis in named if f"{axis}.name" in flat}.items() <= named.items()
