@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch.profiler import ProfilerActivity, profile
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from client_app.training import outputs
 from common import tasks
@@ -148,6 +150,13 @@ def peak(step: Callable[[], None]) -> float:
     return float(most)
 
 
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The least that a model is loaded with: the batches are drawn as token ids."""
+    names = {"pad_token": "<pad>", "eos_token": "<end>", "unk_token": "<other>"}
+    words = WordLevel({word: number for number, word in enumerate(names.values())}, unk_token=names["unk_token"])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), **names)
+
+
 def row(case: Case, folder: Path, repeats: int) -> None:
     """Measure one case and print its line."""
     bench = Bench.of(case, folder)
@@ -178,6 +187,8 @@ def main() -> int:
         folder = Path(temporary)
         BertModel(MINILM).save_pretrained(folder / "MiniLM")
         LlamaForCausalLM(LLAMA).save_pretrained(folder / "Llama")
+        for name in SETTINGS:
+            tokenizer().save_pretrained(folder / name)
         for case in SMALL if arguments.small else CASES:
             if case.rank in (arguments.ranks or [case.rank]):
                 row(case, folder, 3 if arguments.small else arguments.repeats)

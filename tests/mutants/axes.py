@@ -3,9 +3,9 @@
 from tests.mutants import Mutant
 
 INITS = ("tests/oracles/test_gradient_inits.py",)
-OPTIMIZERS = ("tests/oracles/test_lora_pro.py",)
+OPTIMIZERS = ("tests/oracles/test_lora_pro.py", "tests/oracles/test_lora_pro_layers.py")
 OBJECTIVES = ("tests/oracles/test_fedspeed.py", "tests/runs/test_loop_rules.py")
-KEEPS = ("tests/laws/test_rules.py", "tests/runs/test_loop.py")
+KEEPS = ("tests/laws/test_rules.py", "tests/laws/test_axes.py", "tests/runs/test_loop.py")
 LAWS = ("tests/units/test_laws.py", "tests/units/test_privacy.py")
 
 AXES = (
