@@ -153,9 +153,17 @@ class Registry(Mapping[str, type[M]], Generic[M]):
             keys |= {f"{self.section}.{name}.{key}": default for key, default in member.options().items()}
         return keys
 
+    def ranges(self) -> dict[str, Range]:
+        """What the hyperparameters of all members may be, by their keys."""
+        return {
+            f"{self.section}.{name}.{key}": limits
+            for name, member in self.items()
+            for key, limits in member.ranges().items()
+        }
+
     def mistakes(self, flat: Mapping[str, Any]) -> list[str]:
         """What is wrong with the axis's section of a flat config; what other sections hold is passed over."""
-        found, known = [], self.defaults()
+        found, known, ranges = [], self.defaults(), self.ranges()
         for key, value in flat.items():
             if not key.startswith(f"{self.section}."):
                 continue
@@ -163,6 +171,8 @@ class Registry(Mapping[str, type[M]], Generic[M]):
                 found.append(unknown_key(key, known))
             elif not _is_like(value, known[key]):
                 found.append(f"{key}: expected {_KINDS[type(known[key])]}, got {value!r}")
+            elif value != known[key] and value not in ranges.get(key, Range()):
+                found.append(f"{key}: expected {ranges[key]}, got {value!r}")
         name = flat.get(f"{self.section}.name", self.default)
         if name not in self.names:
             found.append(unknown_choice(f"{self.section}.name", name, self.names))

@@ -22,7 +22,7 @@ from deploy import settings
 from deploy.flower import APP, app_alone, environment, program
 from deploy.settings import Commands
 from deploy.settle import settled
-from strategies import read_config
+from strategies import Recipe
 
 SIMULATION = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
     flat, said = settled(settings.located(settings.read(options.settings)), options.nodes)
     for line in said:
         print(line)
-    read_config(flat)
+    Recipe.read(flat)
     return simulate(options.nodes, options.cpus, options.gpus, options.directory.resolve(), flat)
 
 

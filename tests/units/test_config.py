@@ -71,20 +71,24 @@ def test_hyperparameters_reach_their_rule_and_mistakes_are_told():
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("rule.florist.energy", 2, "more than 0, at most 1, got 2.0"),
+        ("rule.florist.energy", 2, "more than 0, at most 1, got 2"),
         ("rule.florist.energy", math.nan, "more than 0, at most 1, got nan"),
-        ("rule.fedrot-lora.softness", -1, "0 to 1, got -1.0"),
-        ("rule.lora-fair.solver", "sgd", "ridge or cosine, got sgd"),
+        ("rule.fedrot-lora.softness", -1, "0 to 1, got -1"),
+        ("rule.lora-fair.solver", "sgd", "ridge or cosine, got 'sgd'"),
         ("rule.ravan.scales", 2, "0 or 1, got 2"),
         ("mean.trimmed.share", 0.5, "0 or more, less than 0.5, got 0.5"),
-        ("optimizer.lora-pro.weight-decay", 101, "0 to 100, got 101.0"),
-        ("init.lora-ga.source", "", "a file of public examples"),
+        ("optimizer.lora-pro.weight-decay", 101, "0 to 100, got 101"),
     ],
 )
 def test_a_value_out_of_range_is_told_with_its_range(key, value, expected):
-    axis, member, _ = key.split(".")
-    with pytest.raises(BouquetError, match=re.escape(f"a value out of range ({key}): expected {expected}")):
-        Recipe.read({f"{axis}.name": member, key: value})
+    """Whether or not the member that it belongs to is the one that is chosen."""
+    with pytest.raises(ConfigError, match=re.escape(f"{key}: expected {expected}")):
+        read_config({key: value})
+
+
+def test_what_has_to_be_given_is_asked_for_where_it_is_used():
+    with pytest.raises(BouquetError, match=r"a value out of range \(init.lora-ga.source\): expected a file of public"):
+        Recipe.read({"init.name": "lora-ga"})
 
 
 def test_every_default_is_in_its_own_range():
