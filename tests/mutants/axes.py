@@ -117,14 +117,14 @@ AXES = (
     Mutant(
         "a private run whose gradient clips no example",
         "strategies/laws.py",
-        "if privacy.per_example != recipe.gradient.private:",
+        "if privacy.per_example != choices.gradient.private:",
         "if False:",
         LAWS,
     ),
     Mutant(
         "a private run in which a step computes two gradients, and counts one",
         "strategies/laws.py",
-        "if privacy.on and (recipe.objective.passes > 1 or recipe.objective.remembers):",
+        "if privacy.on and (choices.objective.passes > 1 or choices.objective.remembers):",
         "if False:",
         LAWS,
     ),
@@ -145,7 +145,14 @@ AXES = (
     Mutant(
         "an optimizer that does not know what is trained",
         "strategies/laws.py",
-        "if fitting is not None and recipe.structure.name not in fitting:",
+        "if fitting is not None and choices.structure.name not in fitting:",
+        "if False:",
+        LAWS,
+    ),
+    Mutant(
+        "FedSpeed over a sample of the nodes, where its corrections make it diverge",
+        "strategies/laws.py",
+        "if choices.objective.remembers and share < 1:",
         "if False:",
         LAWS,
     ),

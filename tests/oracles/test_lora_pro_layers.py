@@ -17,10 +17,8 @@ def test_every_layer_is_adjusted_by_its_own_factors_and_scale():
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(d_out, d_in, generator=generator, dtype=torch.float64) for d_out, d_in in ((9, 7), (6, 11))]
     pairs = [
-        Pair(
-            *(nn.Parameter(torch.randn(size, generator=generator).double()) for size in ((d_out, 3), (3, d_in))), scale
-        )
-        for (d_out, d_in), scale in (((9, 7), 0.5), ((6, 11), 4.0))
+        Pair(*(nn.Parameter(torch.randn(*size, generator=generator).double()) for size in sizes), scale)
+        for sizes, scale in ((((9, 3), (3, 7)), 0.5), (((6, 3), (3, 11)), 4.0))
     ]
     factors = [factor for pair in pairs for factor in (pair.b, pair.a)]
     optimizer = LoraPro(damping=1e-12).build(pairs, Group(factors, 0.0), Group([], 0.0))
