@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from common.error import BouquetError
-from common.method import AUTO, Method, Registry, given
+from common.method import AUTO, Method, Registry, given, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Dye(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Indigo(Dye):
-    dips: int = 3
+    dips: int = option(3, ge=1)
     dark_blue: bool = False
     strength: float = 0.5
     vat: str = "oak"
@@ -26,9 +26,6 @@ class Indigo(Dye):
     name = "indigo"
     paper = "none"
 
-    def __post_init__(self) -> None:
-        self._demand("dark_blue", not self.dark_blue or self.dips > 1, "false where there is one dip")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Madder(Dye):
@@ -36,8 +33,8 @@ class Madder(Dye):
     paper = "none"
 
 
-DYES = Registry[Dye]("dye", Indigo, Madder, default="madder")
-OPEN = Registry[Dye]("dye", Indigo, Madder, default=AUTO)
+DYES = Registry[Dye]("dye", Indigo, Madder, default="madder", chooses="A dye.")
+OPEN = Registry[Dye]("dye", Indigo, Madder, default=AUTO, chooses="A dye.")
 
 
 def test_hyperparameters_are_what_a_config_can_carry_and_nothing_else_sets():
@@ -68,11 +65,8 @@ def test_a_member_is_built_from_its_own_keys_and_what_it_is_given():
 
 
 def test_a_value_out_of_range_is_told_by_its_key():
-    with pytest.raises(
-        BouquetError,
-        match=r"a value out of range \(dye.indigo.dark-blue\): expected false where there is one dip, got True",
-    ):
-        DYES.build({"dye.name": "indigo", "dye.indigo.dark-blue": True, "dye.indigo.dips": 1})
+    with pytest.raises(BouquetError, match=r"a value out of range \(dye.indigo.dips\): expected 1 or more, got 0"):
+        DYES.build({"dye.name": "indigo", "dye.indigo.dips": 0})
 
 
 @pytest.mark.parametrize(
@@ -81,6 +75,7 @@ def test_a_value_out_of_range_is_told_by_its_key():
         ("dye.indigo.dpis", 3, "dye.indigo.dpis: unknown key. Did you mean 'dye.indigo.dips'?"),
         ("dye.madder.dips", 3, "dye.madder.dips: unknown key. Did you mean 'dye.indigo.dips'?"),
         ("dye.indigo.dips", "3", "dye.indigo.dips: expected a whole number, got '3'"),
+        ("dye.indigo.dips", 0, "dye.indigo.dips: expected 1 or more, got 0"),
         ("dye.indigo.dips", 3.0, "dye.indigo.dips: expected a whole number, got 3.0"),
         ("dye.indigo.dips", True, "dye.indigo.dips: expected a whole number, got True"),
         ("dye.indigo.dark-blue", 1, "dye.indigo.dark-blue: expected true or false, got 1"),
