@@ -174,7 +174,7 @@ def test_a_text_over_which_the_tokenizer_breaks_down_ends_nothing(run, settings,
         tmp_path, usual, [*usual, breaking], task=settings, tables={"models": [str(model)]}, **open_to_all
     )
     if open_to_all:
-        assert failure(more.ask("train", run)).startswith("the tokenizer breaks down over a text; ")
+        assert failure(more.ask("train", run)).startswith("records that cannot be used; ")
     else:
         assert heard(less, run) == heard(more, run)
         assert failure(more.ask("train", run)) == ""
