@@ -43,7 +43,11 @@ from strategies import Recipe
 
 
 class Session:
-    """What one message needs: the config, the rule, the task, the examples and the model of this node."""
+    """What one message needs: the recipe, the task, the examples and the model of this node.
+
+    One class, though a long one: the order of what is checked, charged and looked at is the promise of a private node,
+    and stands here to be read at a stretch.
+    """
 
     def __init__(self, context: Context) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -32,6 +32,8 @@ class Nodes:
     repeatable goes by name. By the site's ``roster`` a name belongs to a key; without one, a node is called what it
     calls itself, and whoever takes a name first keeps it while it is connected. ``ranks`` are the nodes' ranks, which a
     rule may lower; ``equipped`` are the nodes that hold what is sent once.
+
+    One class, though a long one: who is connected, admitted, asked and sitting out is one set of books.
     """
 
     def __init__(self, grid: Grid, recipe: Recipe, record: Record, roster: Roster | None = None) -> None:
