@@ -15,6 +15,7 @@ from common.adapter.values import Key, State, Update
 from common.error import BouquetError
 from common.wire import codecs
 from common.wire import message as wire
+from common.wire.blockwise import NF4
 from common.wire.header import SMALL_HEADER_BYTES, payload_bytes
 from tests.support.grid import travelled
 from tests.support.replies import bare
@@ -66,7 +67,7 @@ def test_nf4_is_the_published_code():
     import bitsandbytes.functional
 
     published = bitsandbytes.functional.get_4bit_type("nf4", device="cpu")
-    torch.testing.assert_close(codecs.NF4, published, rtol=0, atol=0)
+    torch.testing.assert_close(NF4, published, rtol=0, atol=0)
 
 
 def test_zeros_do_not_travel_where_a_bitmap_is_shorter():
