@@ -1,7 +1,5 @@
 """What the documentation tells a reader to type, works."""
 
-import importlib
-import json
 import os
 import re
 import shlex
@@ -11,14 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from deploy.command import parser
 from deploy.settings import read as settings_of
-from strategies import RULES, read_config
+from strategies import read_config
 from tests.support import ROOT
-from tests.support.factors import dense, started, trained
-from tests.support.grid import run_in_process
 
 DOCS = ROOT / "docs"
 DOCUMENTS = (*DOCS.glob("*.md"), *ROOT.glob("*.md"))
@@ -47,24 +42,6 @@ def test_the_commands_of_your_data_work_one_after_the_other(tmp_path):
     assert f"\nnext: bouquet chat {tmp_path}/runs/tickets\n" in said
     assert (tmp_path / "runs/tickets/adapter/adapter_model.safetensors").is_file()
     assert "epsilon" in said
-
-
-def test_the_rule_that_adding_a_rule_writes_is_lawful_and_runs(settings, tmp_path, monkeypatch):
-    (file,) = re.findall(
-        r"<!-- rule -->\n```python\n(.*?)```", (DOCS / "adding-a-rule.md").read_text(), flags=re.DOTALL
-    )
-    (tmp_path / "ffb_lora.py").write_text(file)
-    monkeypatch.syspath_prepend(tmp_path)
-    rule = importlib.import_module("ffb_lora").FFBLora()
-    monkeypatch.setitem(RULES, rule.name, type(rule))
-    state = started(rule)
-    updates = [trained(rule, state, seed, weight) for seed, weight in enumerate((1.0, 3.0))]
-    one, two = (dense(rule.model(state, update)) for update in updates)
-    for layer, merged in dense(rule.aggregate(state, updates)).items():
-        torch.testing.assert_close(merged, (one[layer] + 3 * two[layer]) / 4)
-    run_in_process(settings(**{"rule.name": rule.name}), nodes=2)
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["after"]["all"] < summary["before"]["all"]
 
 
 def commands() -> Iterator[tuple[str, str]]:
