@@ -190,7 +190,7 @@ class Federation:
         runs = self._flwr("ls", "wards", "--run-id", run).get("runs")
         return str(runs[0]["status"]) if runs else "unknown"
 
-    def wait(self, run: str, limit: float = 300.0) -> str:
+    def wait(self, run: str, limit: float = 900.0) -> str:
         """The status in which a run has ended. Until then no `flwr` is started to ask for it."""
         wait_for(lambda: self._ended(run), f"run {run}", limit)
         return self.status(run)
@@ -253,7 +253,7 @@ def simulate(home: Path, nodes: int, settings: str, directory: Path, name: str) 
                 env=quiet(FLWR_HOME=str(home)),
                 capture_output=True,
                 text=True,
-                timeout=280,
+                timeout=900,
             )
     finally:
         stop_local_superlink(home)
