@@ -79,7 +79,7 @@ def test_the_wheel_runs_beside_foreign_packages_of_our_names(installed, tmp_path
     assert "round 1/1" in bouquet("run", "--nodes", "2", "--cpus", str(CORES), *settings)
     assert (tmp_path / "runs/one/adapter/adapter_model.safetensors").exists()
     assert "fedit" in bouquet("rules")
-    code = "from bouquet import RULES, LoraStrategy; print(LoraStrategy(RULES['ffa-lora']()).rule.name)"
+    code = "from bouquet import FFALoraStrategy; print(FFALoraStrategy().rule.name)"
     python = subprocess.run(
         [installed / "bin/python", "-c", code], cwd=tmp_path, env=own, capture_output=True, text=True
     )
