@@ -21,7 +21,7 @@ from common.record.run import Run
 from server_app.record import Record
 from server_app.run import conduct
 from server_app.scrutiny import FEWEST, Scrutiny
-from strategies import read_config
+from strategies import Recipe, read_config
 from strategies.rules import FedIT
 from tests.support.grid import RUN_ID, OneProcessGrid, StubGrid, run_in_process
 from tests.support.hostile import HOSTILE, SEED, SPOILS, Nodes
@@ -187,7 +187,7 @@ def test_who_has_another_base_than_the_coordinator_takes_no_part(settings, tmp_p
 def test_a_coordinator_without_the_model_goes_by_most_nodes(others, left, settings, tmp_path):
     config = read_config(settings(**{"model.name": "nobody/has-this", "min-nodes": 3}))
     with Record(config, RUN_ID) as record:
-        nodes = server_app.nodes.Nodes(Unlike(3, others), FedIT(), config, record)
+        nodes = server_app.nodes.Nodes(Unlike(3, others), Recipe.around(FedIT(), config), record)
         nodes.summon()
         nodes.admit()
     assert sorted(nodes.names.values()) == left

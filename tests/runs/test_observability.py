@@ -98,7 +98,7 @@ def test_nobody_listens_unless_asked(settings, tmp_path):
 
     before = listening()
     with Record(read_config(settings()), 1) as record:
-        record.event("merge", 1, loss=2.0)
+        record.event(MERGE)
         assert listening() == before
     assert {file.name for file in (tmp_path / "run").iterdir()} == {
         "config.json",
@@ -139,7 +139,7 @@ def test_a_tracker_that_breaks_down_does_not_end_the_run(settings, tmp_path, cap
 
     with Record(read_config(settings(**{"tracking.to": "tensorboard", "run-name": "last"})), 1) as record:
         monkeypatch.setattr(SummaryWriter, "close", gone)
-        record.event("roll-call", 0)
+        record.event(events.Stalled(round=0, said="nothing came of it"))
     assert "tensorboard did not take its last figures" in capsys.readouterr().out
 
 
