@@ -72,7 +72,7 @@ CASES = [
     Case("Llama", 64, 8, 64),
     Case("Llama", 64, 8, 128),
 ]
-ENGINES = [name for name, gradient in GRADIENTS.items() if gradient.private]
+ENGINES = [name for name, gradient in GRADIENTS.items() if gradient.engine]
 SMALL = [Case("MiniLM", 8, 4, 32), Case("Llama", 8, 4, 32)]
 
 

@@ -177,7 +177,7 @@ class Session:
             "seconds": training.seconds,
             "peak-memory": training.peak_memory,
         }
-        return self._keep_and_send(model, state), len(examples), metrics
+        return self._keep_and_send(model, state, training.remembered), len(examples), metrics
 
     def _guarded_change(self, model: LoraModel, state: State, release: Release) -> Tensors:
         """What a round of private training sends, under this node's own noise, whatever becomes of the records.
@@ -205,16 +205,15 @@ class Session:
         start = None if self.rule.relative else {k: chosen(k, state.adapter[k], state.slots) for k in sent}
         return privatise(start, sent, self.config.privacy.clip, release.noise_multiplier)
 
-    def _keep_and_send(self, model: LoraModel, state: State) -> Tensors:
-        """What leaves of the trained model; what is the node's own is kept."""
+    def _keep_and_send(self, model: LoraModel, state: State, remembered: Tensors | None = None) -> Tensors:
+        """What leaves of the trained model, with what the objective remembers; what is the node's own is kept."""
         local = model.tensors()
         if kept := self.recipe.kept(state, local):
             self.memory.save("personal", kept, state.round + 1)
         if (rank := self.rule.next_rank(state, local)) < state.rank:
             self.memory.rank = rank
-        objective = self.recipe.objective
-        if objective.remembers:
-            remembered = self.memory.load("objective", state.round + 1)
+        if remembered:
+            objective = self.recipe.objective
             local = {key: objective.sent(tensor, recalled(model, key, remembered)) for key, tensor in local.items()}
         return self.recipe.send(state, local)
 
@@ -223,9 +222,11 @@ class Session:
         remembered = self.memory.load("objective", state.round) if recipe.objective.remembers and state.round else {}
         turn = turn_of(recipe, state, model.keys, seed, remembered)
         training = train(model, recipe, self.task.weighed(examples), examples, turn)
-        if training.remembered:
-            self.memory.save("objective", remembered | training.remembered, state.round + 1)
-        return training
+        if not training.remembered:
+            return training
+        remembered = remembered | training.remembered
+        self.memory.save("objective", remembered, state.round + 1)
+        return replace(training, remembered=remembered)
 
     def _train_privately(
         self, model: LoraModel, state: State, units: Sequence[Sequence[Example]], release: Release

@@ -59,8 +59,7 @@ def turn_of(
 ) -> Turn:
     """The turn of the round after ``state``, in a model that has these ``keys``."""
     trained = [key for key in keys if recipe.trains(state.round, key)]
-    blocks = state.slots if recipe.structure.name == "core" else ()
-    return Turn(state.round, trained, blocks, seed, remembered or {})
+    return Turn(state.round, trained, state.slots, seed, remembered or {})
 
 
 def train(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Example], turn: Turn) -> Training:

@@ -1,10 +1,13 @@
 """The laws between the axes: which choices go together, and what would fit where they do not."""
 
 from common.error import BouquetError
-from common.method import AUTO
+from common.method import AUTO, listed
 from strategies.choices import Choices
 from strategies.gradients import GRADIENTS
+from strategies.inits import INITS
 from strategies.means import Weighted
+from strategies.objectives import OBJECTIVES
+from strategies.optimizers import OPTIMIZERS
 from strategies.rules import RULES
 from strategies.rules.rule import MeanRule
 
@@ -44,8 +47,9 @@ def _check_init(choices: Choices) -> None:
     rule, init = choices.rule, choices.init
     if init.name == rule.init:
         return
-    if init.orthonormal != (choices.structure.name == "core"):
-        fitting = "orthonormal or lora-sb" if choices.structure.name == "core" else "drawn or lora-ga"
+    framed = INITS[rule.init].orthonormal
+    if init.orthonormal != framed:
+        fitting = listed([name for name, kind in INITS.items() if kind.orthonormal == framed])
         raise BouquetError(
             f"an init that does not fit what the rule '{rule.name}' trains",
             where="init.name",
@@ -63,25 +67,26 @@ def _check_init(choices: Choices) -> None:
 
 def _check_node(choices: Choices) -> None:
     """What a node does with what it trains."""
-    fitting = choices.optimizer.structures
-    if fitting is not None and choices.structure.name not in fitting:
+    fitting = [name for name, kind in OPTIMIZERS.items() if kind.knows(choices.structure)]
+    if choices.optimizer.name not in fitting:
         raise BouquetError(
             f"the optimizer '{choices.optimizer.name}' does not know what the rule '{choices.rule.name}' trains",
             where="optimizer.name",
-            expected="adamw",
+            expected=listed(fitting),
             got=choices.optimizer.name,
         )
     if choices.objective.remembers and not _averages_what_it_trains(choices):
         raise BouquetError(
             f"the objective '{choices.objective.name}' sends a correction that '{choices.rule.name}' would merge",
             where="objective.name",
-            expected="none or fedprox, or a rule that averages what it trains",
+            expected=f"{_forgetful()}, or a rule that averages what it trains",
             got=choices.objective.name,
         )
 
 
-def _of_gradients(private: bool) -> str:
-    return " or ".join(name for name, gradient in GRADIENTS.items() if gradient.private == private)
+def _forgetful() -> str:
+    """The objectives that let a node's round out as it is, once."""
+    return listed([name for name, kind in OBJECTIVES.items() if not kind.remembers and kind.passes == 1])
 
 
 def _check_memory(choices: Choices) -> None:
@@ -105,18 +110,18 @@ def _averages_what_it_trains(choices: Choices) -> bool:
 
 def _check_privacy(choices: Choices) -> None:
     privacy, rule, name = choices.config.privacy, choices.rule, choices.rule.name
-    if privacy.per_example != choices.gradient.private:
+    if privacy.per_example != (choices.gradient.engine is not None):
         raise BouquetError(
             "a gradient that does not fit the privacy mode",
             where=f"gradient.name, privacy.mode = '{privacy.mode}'",
-            expected=_of_gradients(private=privacy.per_example),
+            expected=listed([n for n, kind in GRADIENTS.items() if (kind.engine is not None) == privacy.per_example]),
             got=choices.gradient.name,
         )
     if privacy.on and (choices.objective.passes > 1 or choices.objective.remembers):
         raise BouquetError(
             f"the objective '{choices.objective.name}' lets more of the data out than a private run counts",
             where=f"objective.name, privacy.mode = '{privacy.mode}'",
-            expected="none or fedprox",
+            expected=_forgetful(),
             got=choices.objective.name,
         )
     if privacy.central and not rule.linear:

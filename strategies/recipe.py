@@ -11,7 +11,7 @@ from torch import Tensor
 from common import tasks
 from common.adapter.draws import layer_seed, normal
 from common.adapter.spec import Spec
-from common.adapter.values import FACTORS, HEAD, Key, State, Tensors, Update, check_values
+from common.adapter.values import FACTORS, HEAD, Key, State, Tensors, Update
 from common.config.run import RunConfig
 from strategies import laws
 from strategies.choices import Choices
@@ -40,7 +40,7 @@ class Recipe(Choices):
     def build(cls, config: RunConfig) -> Self:
         """The recipe of a config. Raises :class:`BouquetError` on a value out of range, and on choices that clash."""
         flat = config.methods
-        kind, given = RULES[str(flat["rule.name"])], dict[str, Any]()
+        kind, given = RULES[config.rule], dict[str, Any]()
         if issubclass(kind, MeanRule):
             given = {"mean": MEANS.build(flat), "optimizer": SERVER_OPTIMIZERS.build(flat)}
         rule = RULES.build(flat, offset_energy=config.merge.offset_energy, **given)
@@ -105,8 +105,7 @@ class Recipe(Choices):
             parts = self.structure.start(b, a, core)
             for part, _ in self.structure.layer(shape, spec.rank):
                 adapter[Key(layer, part)] = parts[part]
-            right = self.structure.right(adapter, layer)
-            if not self.init.moves and b.any() and right.any():
+            if not self.init.moves and b.any() and (right := self.structure.right(adapter, layer)).any():
                 offset[Key(layer, "Q")], offset[Key(layer, "P")] = -scale * b, right
         for key, size in spec.head.items():
             if len(size) > 1:
@@ -156,15 +155,10 @@ class Recipe(Choices):
 
     def shared(self, state: State) -> State:
         """A state without a head that the nodes do not share."""
-        return state if self.config.task.head == "shared" else replace(state, adapter=self._shared(state.adapter))
-
-    def check(self, state: State, update: Update) -> None:
-        """Raise :class:`BouquetError` unless a node could have made ``update`` from ``state``."""
-        self.check_form(state, update)
-        check_values(update.tensors, "an update")
+        return replace(state, adapter=self._shared(state.adapter))
 
     def check_form(self, state: State, update: Update) -> None:
-        """:meth:`check` of all but the values, which need not have been read."""
+        """Raise :class:`BouquetError` unless ``update`` is, by all but its values, one that ``state`` can lead to."""
         self.rule.check_form(self.shared(state), update)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:

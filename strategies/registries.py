@@ -56,5 +56,5 @@ def read_config(flat: Mapping[str, Any]) -> RunConfig:
     """
     flat = renamed(flat)
     config = RunConfig.from_flower(flat, AXES, NAMES)
-    rate = config.train.learning_rate or RULES[str(config.methods["rule.name"])].learning_rate
+    rate = config.train.learning_rate or RULES[config.rule].learning_rate
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})

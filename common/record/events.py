@@ -115,8 +115,8 @@ class Void(Crossing):
 class Merge(Crossing):
     """A round that counts: the updates of ``nodes`` of those ``asked`` were merged.
 
-    ``formula_up`` and ``formula_down`` are the bytes by the rule's formula, ``phases`` the seconds of each part of the
-    round, ``peak_memory`` the coordinator's in bytes.
+    ``formula_up`` and ``formula_down`` are the bytes of the values that the rule sends, ``phases`` the seconds of each
+    part of the round, ``peak_memory`` the coordinator's in bytes.
     """
 
     phase: ClassVar[str] = "merge"
@@ -131,7 +131,7 @@ class Merge(Crossing):
 
     @property
     def formula(self) -> Mapping[str, float]:
-        """Bytes ``up`` and ``down`` by the rule's formula."""
+        """Bytes ``up`` and ``down`` of the values that the rule sends."""
         return {"up": self.formula_up, "down": self.formula_down}
 
 

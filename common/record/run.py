@@ -228,7 +228,7 @@ class Run:
         return tally
 
     def trained(self, way: str, *, by_formula: bool = False) -> float:
-        """Bytes of training in the rounds that count, as measured or by the rule's formula."""
+        """Bytes of training in the rounds that count, as measured or of the values that the rule sends."""
         merges = self.by_round(Merge).values()
         return sum((merge.formula if by_formula else merge.crossed)[way] for merge in merges)
 

@@ -20,20 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from common.error import BouquetError
-from strategies.gradients.engine import Clipping, Engine, folded
+from strategies.gradients.engine import Engine, folded
 from strategies.gradients.gradient import Gradient
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fast(Gradient):
-    """The fast engine, for linear layers."""
-
-    name = "fast"
-    paper = "arXiv:2210.00038"
-    private = True
-
-    def engine(self, network: nn.Module, bound: float, clipping: Clipping, sequences: bool) -> Engine:
-        return BookKeeping(network, bound, clipping, sequences)
 
 
 class BookKeeping(Engine):
@@ -88,6 +76,15 @@ class BookKeeping(Engine):
         gradients, self._gradients = self._gradients, {}
         self._check(gradients)
         return self._clipped(gradients, units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fast(Gradient):
+    """The fast engine, for linear layers."""
+
+    name = "fast"
+    paper = "arXiv:2210.00038"
+    engine = BookKeeping
 
 
 Record = Callable[[nn.Linear, Tensor, Tensor], None]

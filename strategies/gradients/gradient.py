@@ -16,22 +16,19 @@ class Gradient(Method):
     """A way to the gradients of a step: of a batch as a whole, or of every example by itself, clipped."""
 
     section = "gradient"
-    private: ClassVar[bool] = False
-    """Whether it bounds what a single example adds, by an :class:`Engine`; one that does not has :meth:`fill`."""
+    engine: ClassVar[type[Engine] | None] = None
+    """What bounds the part of a single example in a private run; None where only whole batches have a gradient."""
 
     def fill(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
         """Add the gradient of ``loss`` by ``parameters`` to what they have; its value."""
         raise NotImplementedError(f"{self.name} finds gradients of single examples alone")
 
-    def engine(self, network: nn.Module, bound: float, clipping: Clipping, sequences: bool) -> Engine:
-        """The engine on ``network``, whose trainable parameters are set."""
-        raise NotImplementedError(f"{self.name} does not bound what a single example adds")
-
     def attach(self, network: nn.Module, bound: float, clipping: Clipping = "flat", sequences: bool = False) -> Engine:
-        """:meth:`engine`; none is needed where there is no bound."""
-        if math.isinf(bound):
-            return Unclipped(network, bound, clipping, sequences)
-        return self.engine(network, bound, clipping, sequences)
+        """The engine on ``network``, whose trainable parameters are set; none of its own is needed for no bound."""
+        engine = Unclipped if math.isinf(bound) else self.engine
+        if engine is None:
+            raise NotImplementedError(f"{self.name} does not bound what a single example adds")
+        return engine(network, bound, clipping, sequences)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,20 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from common.error import BouquetError
-from strategies.gradients.engine import Clipping, Engine, folded
+from strategies.gradients.engine import Engine, folded
 from strategies.gradients.gradient import Gradient
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hooks(Gradient):
-    """Opacus's engine, for every kind of layer that it knows."""
-
-    name = "hooks"
-    paper = "arXiv:2109.12298"
-    private = True
-
-    def engine(self, network: nn.Module, bound: float, clipping: Clipping, sequences: bool) -> Engine:
-        return OpacusHooks(network, bound, clipping, sequences)
 
 
 class OpacusHooks(Engine):
@@ -64,6 +52,15 @@ class OpacusHooks(Engine):
             if len(gradient) != len(losses):
                 raise folded(f"gradients of {len(losses)} examples", gradient)
         return self._clipped(gradients, units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks(Gradient):
+    """Opacus's engine, for every kind of layer that it knows."""
+
+    name = "hooks"
+    paper = "arXiv:2109.12298"
+    engine = OpacusHooks
 
 
 def _attached(network: nn.Module) -> Any:

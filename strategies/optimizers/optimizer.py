@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from common.adapter.structure import Pair
+from common.adapter.structure import Pair, Structure
 from common.method import Method
 
 
@@ -26,6 +26,11 @@ class Optimizer(Method):
     section = "optimizer"
     structures: ClassVar[frozenset[str] | None] = None
     """The structures whose gradients it knows, by name; None for any."""
+
+    @classmethod
+    def knows(cls, structure: Structure) -> bool:
+        """Whether it can step along the gradients of a structure."""
+        return cls.structures is None or structure.name in cls.structures
 
     @abstractmethod
     def build(self, pairs: Sequence[Pair], adapter: Group, head: Group) -> torch.optim.Optimizer:

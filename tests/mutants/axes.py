@@ -12,7 +12,7 @@ AXES = (
     Mutant(
         "LoRA-GA: what the start adds is not taken off the frozen weight",
         "strategies/recipe.py",
-        "if not self.init.moves and b.any() and right.any():",
+        "if not self.init.moves and b.any() and (right := self.structure.right(adapter, layer)).any():",
         "if False:",
         INITS,
     ),
@@ -82,8 +82,8 @@ AXES = (
     Mutant(
         "FedSpeed: the node forgets its correction between two rounds",
         "client_app/session.py",
-        "        if training.remembered:\n",
-        "        if False:\n",
+        '        self.memory.save("objective", remembered, state.round + 1)\n',
+        "",
         OBJECTIVES,
     ),
     Mutant(
@@ -117,7 +117,7 @@ AXES = (
     Mutant(
         "a private run whose gradient clips no example",
         "strategies/laws.py",
-        "if privacy.per_example != choices.gradient.private:",
+        "if privacy.per_example != (choices.gradient.engine is not None):",
         "if False:",
         LAWS,
     ),
@@ -145,7 +145,7 @@ AXES = (
     Mutant(
         "an optimizer that does not know what is trained",
         "strategies/laws.py",
-        "if fitting is not None and choices.structure.name not in fitting:",
+        "if choices.optimizer.name not in fitting:",
         "if False:",
         LAWS,
     ),

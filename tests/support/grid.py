@@ -148,19 +148,17 @@ def run_in_process(run_config: dict[str, Any], nodes: int, **options: Any) -> In
     return grid
 
 
-class StubGrid(OneProcessGrid):
-    """Nodes that answer at once without training: what is left of a run is the coordinator.
+class AnsweringGrid(OneProcessGrid):
+    """Nodes that answer at once, by :meth:`_reply`, when what they say is pulled: the grid itself holds none of it."""
 
-    A reply is made when it is pulled, so that the grid itself holds none. ``failing`` gives the reason of a node that
-    replies with one instead.
-    """
-
-    def __init__(self, nodes: int, failing: Callable[[int], str] = lambda node: "") -> None:
+    def __init__(self, nodes: Iterable[int]) -> None:
         pose_as_an_app()
-        self.nodes, self.failing = range(1, nodes + 1), failing
+        self.nodes = list(nodes)
         self._waiting: dict[str, Message] = {}
         self._pushed = 0
-        self._round, self._update = -1, Update({}, 1.0, 1.0)
+
+    def _reply(self, message: Message) -> Message:
+        raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.nodes)
@@ -176,6 +174,18 @@ class StubGrid(OneProcessGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._reply(self._waiting.pop(name)) for name in message_ids if name in self._waiting]
+
+
+class StubGrid(AnsweringGrid):
+    """Nodes that answer without training: what is left of a run is the coordinator.
+
+    ``failing`` gives the reason of a node that replies with one instead.
+    """
+
+    def __init__(self, nodes: int, failing: Callable[[int], str] = lambda node: "") -> None:
+        super().__init__(range(1, nodes + 1))
+        self.failing = failing
+        self._round, self._update = -1, Update({}, 1.0, 1.0)
 
     def _reply(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

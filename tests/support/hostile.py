@@ -12,7 +12,7 @@ from common.adapter.spec import Spec
 from common.adapter.values import Key, State, Update
 from common.models import adapted
 from strategies import Recipe
-from tests.support.grid import OneProcessGrid, introduction, pose_as_an_app, travelled
+from tests.support.grid import AnsweringGrid, introduction, travelled
 from tests.support.replies import bare, packed
 
 HONEST, HOSTILE = (1, 2, 3, 4), 5
@@ -27,32 +27,15 @@ def received(message: Message, recipe: Recipe, spec: Spec) -> State:
     return State(held | state.adapter, state.scale, state.round, state.offset, slots=state.slots)
 
 
-class Nodes(OneProcessGrid):
+class Nodes(AnsweringGrid):
     """Nodes that answer at once, each with a change of its own; what node :data:`HOSTILE` says is spoilt."""
 
     def __init__(self, flat: dict[str, Any], nodes: Iterable[int], spoil: "Spoil | None" = None) -> None:
-        pose_as_an_app()
-        self.nodes, self.spoil = list(nodes), spoil
+        super().__init__(nodes)
+        self.spoil = spoil
         self.recipe = Recipe.read(flat)
         config, self.rule = self.recipe.config, self.recipe.rule
         self.spec = adapted.describe(config.model, config.lora, config.task, self.rule.structure)
-        self._waiting: dict[str, Message] = {}
-        self._pushed = 0
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
-        for message in messages:
-            self._pushed += 1
-            message.metadata.__dict__["_message_id"] = f"message-{self._pushed}"
-            self._waiting[f"message-{self._pushed}"] = message
-            ids.append(f"message-{self._pushed}")
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._reply(self._waiting.pop(name)) for name in message_ids if name in self._waiting]
 
     def _reply(self, message: Message) -> Message:
         node, kind = message.metadata.dst_node_id, message.metadata.message_type

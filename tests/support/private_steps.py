@@ -29,7 +29,7 @@ EXAMPLES = [Example([1, *range(10 + i, 9 + i + n)], [1, *range(10 + i, 9 + i + n
 
 
 LORA = Lora()
-ENGINES = [name for name, gradient in GRADIENTS.items() if gradient.private]
+ENGINES = [name for name, gradient in GRADIENTS.items() if gradient.engine]
 
 
 def attach(name, network, bound, clipping="flat", sequences=False):
