@@ -69,8 +69,7 @@ class Session:
     def examples(self) -> Examples:
         """The node's examples. Raises :class:`BouquetError` where they cannot be read, with pieces of them."""
         config = self.config
-        stamp = files.stamp(self.node.data or config.data.source)
-        examples = node_examples(config.data, self.node, config.task, config.model, config.seed, stamp)
+        examples = node_examples(config.data, self.node, config.task, config.model, config.seed, self._stamp())
         self.policy.check_data(len(examples.train))
         return examples
 
@@ -82,10 +81,14 @@ class Session:
             traceback.print_exc()
             return Units((), ())
 
+    def _stamp(self) -> files.Stamp:
+        """The state of the data's files. Raises :class:`BouquetError` where there are none."""
+        own = self.node.data
+        return files.stamp(own, "data, of the node's config") if own else files.stamp(self.config.data.source)
+
     def _units(self) -> Units:
         config = self.config
-        stamp = files.stamp(self.node.data or config.data.source)
-        wanted = Wanted(config.data, config.task, config.model, config.privacy, config.seed, stamp)
+        wanted = Wanted(config.data, config.task, config.model, config.privacy, config.seed, self._stamp())
         return node_units(wanted, self.node, self.spending.records if config.privacy.per_example else 0)
 
     def check(self, kind: str, content: RecordDict) -> None:
@@ -134,7 +137,7 @@ class Session:
 
     def _check_public(self) -> None:
         """Raise :class:`BouquetError` where a private run cannot be, whatever stands in the records."""
-        files.files(self.node.data or self.config.data.source)
+        self._stamp()
         if self.config.privacy.per_example or self.policy.min_examples:
             self.policy.check_data(self.spending.records)
 

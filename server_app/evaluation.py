@@ -25,7 +25,7 @@ def central(recipe: Recipe) -> Callable[[State], Score]:
             cure="Leave evaluation.source empty: every node scores its own model.",
         )
     tokenizer = base.load_tokenizer(config.model)
-    found = dealing.read(config.evaluation.source)
+    found = dealing.read(config.evaluation.source, "evaluation.source")
     tasks.build(config.task).check(fields(found), where=config.evaluation.source)
     task = lengths.fitted(config.task, config.model, found, tokenizer)
     encoded, _ = tasks.encoded(task, found, tokenizer)

@@ -22,7 +22,7 @@ def seen(recipe: Recipe, init: GradientInit) -> Callable[[str], Tensor]:
     config, source, count = recipe.config, init.source, init.examples
     tokenizer = base.load_tokenizer(config.model)
     # Each record is an example or more, unless it is left out.
-    found = dealing.read(source)[: 4 * count]
+    found = dealing.read(source, f"init.{init.name}.source")[: 4 * count]
     task = lengths.fitted(config.task, config.model, found, tokenizer)
     task.check(fields(found), where=source)
     encoded, _ = tasks.encoded(task, found, tokenizer)

@@ -44,25 +44,27 @@ def split(found: Sequence[T], holdout: float, seed: int) -> tuple[list[T], list[
     return _chosen(found, parts["train"]), _chosen(found, parts["test"])
 
 
-def read(source: str) -> Sequence[Placed]:
+def read(source: str, setting: str = "data.source") -> Sequence[Placed]:
     """All records of a source, read once as it is. Raises :class:`BouquetError` with the first that are broken."""
-    return _read(source, stamp(source))
+    return _read(source, stamp(source, setting), setting)
 
 
 @lru_cache(maxsize=2)
-def _read(source: str, stamp: Stamp) -> Sequence[Placed]:
-    found = list(each(source))
+def _read(source: str, stamp: Stamp, setting: str) -> Sequence[Placed]:
+    found = list(each(source, setting))
     if faults := [placed for placed in found if isinstance(placed.found, BouquetError)]:
         raise broken(faults, len(found), where=source)
     return found
 
 
-def each(source: str) -> Iterator[Placed]:
+def each(source: str, setting: str = "data.source") -> Iterator[Placed]:
     """Every record of a source, or what is wrong with it. Raises :class:`BouquetError` where there is no source."""
     if source == "stdlib":
         return _counted(stdlib.records())
-    found = files(source)
-    return _counted(_hub(source)) if found is None else (placed for file in found for placed in records.read(file))
+    found = files(source, setting)
+    if found is None:
+        return _counted(_hub(source, setting))
+    return (placed for file in found for placed in records.read(file))
 
 
 def _counted(found: Iterable[Any]) -> Iterator[Placed]:
@@ -124,13 +126,13 @@ def _partitioner(found: Sequence[Placed], data: DataConfig, node: NodeConfig, se
     )
 
 
-def _hub(source: str) -> Iterator[Any]:
+def _hub(source: str, setting: str) -> Iterator[Any]:
     try:
         loaded = load_dataset(source)
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise BouquetError(
             "there is no such file, folder or reachable hub data set",
-            where="data.source",
+            where=setting,
             got=f"'{source}' ({str(error).splitlines()[0]})",
             cure="Use 'stdlib', an absolute path, or a hub id; offline, the data set must be in the hub cache.",
         ) from error

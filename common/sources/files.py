@@ -8,14 +8,17 @@ from common.sources.records import FORMS, form
 Stamp = tuple[tuple[str, int, int, int], ...]
 
 
-def stamp(source: str) -> Stamp:
+def stamp(source: str, setting: str = "data.source") -> Stamp:
     """What tells the files of a source from what they were before; nothing for what is no path."""
-    facts = [(str(file), file.stat()) for file in files(source) or ()]
+    facts = [(str(file), file.stat()) for file in files(source, setting) or ()]
     return tuple((name, fact.st_mtime_ns, fact.st_size, fact.st_ino) for name, fact in facts)
 
 
-def files(source: str) -> list[Path] | None:
-    """The files of a source, all of one form; None for what is no path. Raises :class:`BouquetError`."""
+def files(source: str, setting: str = "data.source") -> list[Path] | None:
+    """The files of a source, all of one form; None for what is no path.
+
+    Raises :class:`BouquetError`, by the name of the ``setting`` that the source is from.
+    """
     path = Path(source).expanduser()
     if source == "stdlib":
         return None
@@ -39,7 +42,7 @@ def files(source: str) -> list[Path] | None:
     if path.is_absolute() or source.startswith((".", "~")) or form(path):
         raise BouquetError(
             "there is no such file or folder",
-            where="data.source",
+            where=setting,
             got=source,
             cure="Use an absolute path: an app does not run in the folder it was started from.",
         )

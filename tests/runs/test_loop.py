@@ -318,11 +318,15 @@ def test_central_evaluation_scores_the_coordinators_own_data(settings, tmp_path)
     assert central[1] < central[0]
 
 
-@pytest.mark.parametrize("head", ["shared", "local", "frozen"])
-def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
-    source = tmp_path / "labels.jsonl"
+def labelled(source):
     records = [{"text": f"{'good' if i % 2 else 'bad'} thing number {i}", "label": i % 2} for i in range(60)]
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(source)
+
+
+@pytest.mark.parametrize("head", ["shared", "local", "frozen"])
+def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
+    source = labelled(tmp_path / "labels.jsonl")
     grid = run_in_process(
         settings(
             **{
@@ -330,7 +334,7 @@ def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
                 "lora.targets": "query,value",
                 "task.name": "classify",
                 "task.head": head,
-                "data.source": str(source),
+                "data.source": source,
                 "data.partition": "iid",
             }
         ),
@@ -350,8 +354,10 @@ def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
     assert ("base_model.model.classifier.weight" in exported) == (head != "local")
 
 
-def test_where_every_node_has_its_own_model_there_is_no_central_score(settings):
-    for number, personal in enumerate(({"task.head": "local"}, {"rule.name": "fedsa-lora"})):
+def test_where_every_node_has_its_own_model_there_is_no_central_score(settings, tmp_path):
+    data = {"data.source": labelled(tmp_path / "labels.jsonl"), "data.partition": "iid"}
+    heads = {"task.name": "classify", "task.labels": 2, "task.head": "local", **data}
+    for number, personal in enumerate((heads, {"rule.name": "fedsa-lora"})):
         changes = {"evaluation.source": "x.jsonl", "run-name": f"run-{number}"}
         with pytest.raises(BouquetError, match=r"no global model to score centrally .*Leave evaluation.source empty"):
             run_in_process(settings(**personal, **changes), nodes=2)

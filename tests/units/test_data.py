@@ -92,6 +92,8 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
 def test_a_missing_source_is_named(source, message):
     with pytest.raises(BouquetError, match=message):
         dealing.read(source)
+    with pytest.raises(BouquetError, match=message.replace("data.source", "evaluation.source")):
+        dealing.read(source, "evaluation.source")
 
 
 def test_a_file_of_unknown_form_is_refused(tmp_path):
