@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client_app.training import outputs
 from client_app.units import Wanted, node_units
 from common import tasks
 from common.config.node import NodeConfig
@@ -155,7 +154,7 @@ def spectrum(config: RunConfig, model: adapted.LoraModel, task: tasks.Task, exam
     model.train_only(model.keys)
     with Fast().attach(model.network, 1.0, config.privacy.clipping) as engine:
         for first in range(0, config.privacy.expected_batch, 64):
-            engine.add(task.losses(*outputs(model, task.collate(examples[first : first + 64], pad))))
+            engine.add(task.losses(model.outputs(task.collate(examples[first : first + 64], pad))))
         sums = engine.take()
     factors = [sums[model.parameters(key)[0]] for key in state.adapter if key.part == "B"]
     largest = max(float(torch.linalg.matrix_norm(total, 2)) / total.numel() ** 0.25 for total in factors)

@@ -25,7 +25,6 @@ from tokenizers.models import WordLevel
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from client_app.training import outputs
 from common import tasks
 from common.config.run import RunConfig
 from common.models import adapted
@@ -101,7 +100,7 @@ class Bench:
     def plain(self) -> None:
         """An ordinary step."""
         for _ in range(BATCHES):
-            self.task.loss(*outputs(self.model, self.batch)).backward()  # type: ignore[no-untyped-call]
+            self.task.loss(self.model.outputs(self.batch)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -114,7 +113,7 @@ class Bench:
 
             def private() -> None:
                 for _ in range(BATCHES):
-                    engine.add(self.task.losses(*outputs(self.model, self.batch)))
+                    engine.add(self.task.losses(self.model.outputs(self.batch)))
                 for parameter, noised in mechanism.release(engine.take()):
                     parameter.grad = noised.to(parameter.dtype)
                 self.optimizer.step()

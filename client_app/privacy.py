@@ -31,7 +31,7 @@ import torch
 
 from client_app.clipping import Clip
 from client_app.probe import probe, vocabulary
-from client_app.training import Training, Turn, descend, outputs
+from client_app.training import Training, Turn, descend
 from client_app.units import Unit
 from common.adapter.values import Key, Tensors
 from common.error import BouquetError
@@ -155,15 +155,15 @@ class _Batches:
 
     def _compute(self, batch: Sequence[Unit]) -> tuple[float, int, int]:
         examples = [example for unit in batch for example in unit]
-        whose = torch.tensor([number for number, unit in enumerate(batch) for _ in unit])
+        whose = torch.tensor([number for number, unit in enumerate(batch) for _ in unit]).repeat(self._task.rows)
         collated = self._task.collate(examples, self._model.pad)
         # On a GPU an index beyond the embedding would leave no way to go on.
         if int(collated["input_ids"].max()) >= vocabulary(self._model):
             raise IndexError
-        losses = self._task.losses(*outputs(self._model, collated))
+        losses = self._task.losses(self._model.outputs(collated))
         figures = float(losses.detach().sum()), len(examples), int(collated["attention_mask"].sum())
         # The last thing that can fail: nothing is added twice.
-        self._engine.add(losses, whose if len(examples) > len(batch) else None)
+        self._engine.add(losses, whose if len(whose) > len(batch) else None)
         return figures
 
 

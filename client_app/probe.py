@@ -23,11 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client_app.training import outputs
 from common.error import BouquetError
 from common.models.adapted import LoraModel
 from common.tasks import Example, Task
-from common.tasks.task import IGNORED
 from strategies.gradients import Engine
 
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -54,11 +52,12 @@ def probe(engine: Engine, model: LoraModel, task: Task, step: int = 0) -> None:
     """
     if math.isinf(engine.bound) or not (step == 0 or step in OFTEN):
         return
-    examples = made_up(task, vocabulary(model), model.pad)
+    examples = made_up(model, task, min(SHORT, task.length - 1), task.length, task.length)
     tolerance = TOLERANCES[_computing_type(model.network)]
 
     def contribution(chosen: Sequence[Example]) -> Tensor:
-        engine.add(task.losses(*outputs(model, task.collate(chosen, model.pad))))
+        losses = task.losses(model.outputs(task.collate(chosen, model.pad)))
+        engine.add(losses, torch.arange(len(chosen)).repeat(task.rows) if task.rows > 1 else None)
         return torch.cat([tensor.flatten() for tensor in engine.take().values()])
 
     with _left_as_it_was(model, engine.parameters.values(), engine.forget), _no_dropout():
@@ -75,8 +74,7 @@ def probe(engine: Engine, model: LoraModel, task: Task, step: int = 0) -> None:
 
 def probe_scores(model: LoraModel, task: Task) -> None:
     """Raise :class:`BouquetError` unless a text has the same score whatever was scored before it."""
-    short, near, longest = made_up(task, vocabulary(model), model.pad)
-    near = Example(near.tokens[:-1], near.labels if task.sequence_classification else near.labels[:-1])
+    short, near, longest = made_up(model, task, min(SHORT, task.length - 1), task.length - 1, task.length)
     with _left_as_it_was(model, ()):
         going = [model.score(task, [example], 1).loss for example in (short, near, longest)]
         coming = [model.score(task, [example], 1).loss for example in (longest, near, short)]
@@ -90,18 +88,12 @@ def probe_scores(model: LoraModel, task: Task) -> None:
         )
 
 
-def made_up(task: Task, vocabulary: int, pad: int) -> list[Example]:
-    """A short text and two of ``task.max-length`` tokens, the same ones every time; their labels are valid."""
-    generator = torch.Generator().manual_seed(0)
-    longest = task.length
-    examples = []
-    for number, length in enumerate((min(SHORT, longest - 1), longest, longest)):
-        drawn = torch.randint(vocabulary, (length,), generator=generator).tolist()
-        tokens = [(token + 1) % vocabulary if token == pad else token for token in drawn]
-        # A prompt of two tokens, which is no shorter than any that an answer follows.
-        labels = [number % task.config.labels] if task.sequence_classification else [IGNORED] * 2 + tokens[2:]
-        examples.append(Example(tokens, labels))
-    return examples
+def made_up(model: LoraModel, task: Task, *lengths: int) -> list[Example]:
+    """A text of each length in tokens, the same ones every time, with valid labels."""
+    generator, words = torch.Generator().manual_seed(0), vocabulary(model)
+    drawn = [torch.randint(words, (length,), generator=generator).tolist() for length in lengths]
+    texts = [[(token + 1) % words if token == model.pad else token for token in tokens] for tokens in drawn]
+    return [task.made_up(tokens, number) for number, tokens in enumerate(texts)]
 
 
 def vocabulary(model: LoraModel) -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import nn
@@ -71,15 +72,15 @@ def train(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Examp
     batches = _batches(task, examples, config.batch_size, model.pad, order)
     trained = list(_trained(model, turn.keys).values())
 
-    def mean_loss(batch: Batch) -> torch.Tensor:
-        return task.loss(*outputs(model, batch)) / config.accumulation
+    def share(batch: Batch, weight: float) -> torch.Tensor:
+        return task.sums(model.outputs(batch)).sum() / weight
 
     def gradients(step: int) -> Figures:
-        total, tokens = 0.0, 0
-        for _ in range(config.accumulation):
-            batch = next(batches)
-            tokens += int(batch["attention_mask"].sum())
-            total += recipe.gradient.fill(partial(mean_loss, batch), trained).item()
+        # The mean over all that the step learns, not the mean of its batches' means.
+        drawn = list(islice(batches, config.accumulation))
+        weight = float(sum(task.weights(batch["labels"]).sum() for batch in drawn))
+        parts = [recipe.gradient.fill(partial(share, batch, weight), trained) for batch in drawn]
+        total, tokens = torch.stack(parts).sum().item(), sum(int(batch["attention_mask"].sum()) for batch in drawn)
         if not math.isfinite(total):
             raise BouquetError(
                 "the training loss is not finite",
@@ -137,12 +138,6 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
         peak_memory=_peak_memory(model.device),
         remembered={name: tensor.cpu() for name, tensor in zip(named, kept, strict=True)} if kept else {},
     )
-
-
-def outputs(model: LoraModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The model's logits of a batch, and the batch's labels beside them."""
-    logits = model.logits(batch)
-    return logits, batch["labels"].to(logits.device)
 
 
 def recalled(model: LoraModel, key: Key, remembered: Tensors) -> torch.Tensor:

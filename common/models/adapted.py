@@ -5,7 +5,7 @@ The base is never written to. The adapter is PEFT's ``default``; the frozen offs
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import peft
@@ -25,7 +25,8 @@ from common.adapter.values import HEAD, Key, LayerShape, Tensors, check_shapes
 from common.config.run import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
 from common.models import base, head
-from common.tasks import Batch, Example, Score, Task
+from common.models.token_losses import TokenLosses
+from common.tasks import Batch, Example, Output, Score, Task
 
 PREFIX = "base_model.model."
 PLAIN = Lora()
@@ -82,6 +83,7 @@ class LoraModel:
             scale=lora.scale,
             structure=structure,
         )
+        self._token_losses = TokenLosses(network) if _output_layer(network) is not None else None
         self._inject()
         self._rescale(lora.scale)
 
@@ -174,6 +176,31 @@ class LoraModel:
         output: Tensor = self.network(**inputs).logits
         return output
 
+    def outputs(self, batch: Batch) -> Output:
+        """What a task's losses and scores are taken from, with the labels on this model's device."""
+        output = self._outputs(batch)
+        return output._replace(reference=partial(self._reference, batch))
+
+    def _outputs(self, batch: Batch) -> Output:
+        if self._token_losses is not None:
+            return self._token_losses(batch)
+        return Output(self.logits(batch), batch["labels"].to(self.device))
+
+    @torch.no_grad()
+    def _reference(self, batch: Batch) -> Tensor:
+        """What the base alone makes of a batch, without any dropout."""
+        training = self.network.training
+        self.network.eval()
+        for module in self._layers.values():
+            # PEFT's own way freezes and unfreezes parameters as it goes.
+            module._disable_adapters = True
+        try:
+            return self._outputs(batch).values
+        finally:
+            for module in self._layers.values():
+                module._disable_adapters = False
+            self.network.train(training)
+
     @torch.no_grad()
     def score(self, task: Task, examples: Sequence[Example], batch_size: int) -> Score:
         """The task's held-out sums over ``examples``, batched by length."""
@@ -182,7 +209,7 @@ class LoraModel:
         by_length = sorted(examples, key=lambda example: len(example.tokens))
         for first in range(0, len(by_length), batch_size):
             batch = task.collate(by_length[first : first + batch_size], self.pad)
-            total += task.score(self.logits(batch).cpu(), batch["labels"])
+            total += task.score(self.outputs(batch))
         return total
 
     @torch.no_grad()
@@ -253,8 +280,7 @@ class LoraModel:
 
 def _targets(network: nn.Module, wanted: str, heads: Sequence[str]) -> list[str]:
     """Full names of the linear layers to adapt. Raises :class:`BouquetError` where none matches."""
-    get_output = getattr(network, "get_output_embeddings", lambda: None)
-    output = get_output()
+    output = _output_layer(network)
     linear = [
         name
         for name, module in network.named_modules()
@@ -274,6 +300,12 @@ def _targets(network: nn.Module, wanted: str, heads: Sequence[str]) -> list[str]
             got=", ".join(missing) + (", weights of all experts in one tensor" if held else ""),
         )
     return [name for name in linear if any(f".{name}".endswith(f".{suffix}") for suffix in suffixes)]
+
+
+def _output_layer(network: nn.Module) -> nn.Module | None:
+    """What makes words of the last hidden state; None for what is no language model."""
+    found: nn.Module | None = getattr(network, "get_output_embeddings", lambda: None)()
+    return found
 
 
 def _taken_as_they_are(network: nn.Module, names: list[str]) -> list[str]:

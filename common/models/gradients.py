@@ -34,8 +34,7 @@ def gradients(model: LoraModel, task: Task, examples: Sequence[Example]) -> dict
     try:
         for example in examples:
             batch = task.collate([example], model.pad)
-            logits = model.logits(batch)
-            task.loss(logits, batch["labels"].to(logits.device)).backward()  # type: ignore[no-untyped-call]
+            task.loss(model.outputs(batch)).backward()  # type: ignore[no-untyped-call]
     finally:
         for hook in hooks:
             hook.remove()

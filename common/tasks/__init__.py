@@ -7,7 +7,7 @@ from common.tasks.chat import Chat
 from common.tasks.classify import Classify
 from common.tasks.encoding import encoded
 from common.tasks.instruct import Instruct
-from common.tasks.task import Batch, Example, Score, Task
+from common.tasks.task import Batch, Example, Output, Score, Task
 from common.tasks.text import Text
 
 TASKS: Mapping[str, type[Task]] = {task.name: task for task in (Text, Instruct, Chat, Classify)}
@@ -23,4 +23,4 @@ def classes(config: TaskConfig) -> int:
     return config.labels if TASKS[config.name].sequence_classification else 0
 
 
-__all__ = ["TASKS", "Batch", "Example", "Score", "Task", "build", "classes", "encoded"]
+__all__ = ["TASKS", "Batch", "Example", "Output", "Score", "Task", "build", "classes", "encoded"]

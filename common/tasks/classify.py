@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from common.config.run import TaskConfig
 from common.error import BouquetError
 from common.sources.fields import LeftOut, text, words
-from common.tasks.task import Example, Score, Task, tokenized
+from common.tasks.task import Example, Output, Score, Task, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ class Classify(Task):
         super().__init__(config)
         numbers = {str(number): number for number in range(config.labels)} | {"false": 0, "true": 1}
         self._classes = {label(name): number for number, name in enumerate(config.names)} or numbers
-        self.weights = torch.tensor(config.weights) if config.weights else None
+        self._weights = torch.tensor(config.weights or [1.0] * (1 + max(self._classes.values())))
 
     def fields(self) -> list[str]:
         return [field for field in (self.config.text, self.config.text_pair, self.config.label) if field]
@@ -68,8 +68,11 @@ class Classify(Task):
             minlength=self.config.labels
         )
         balanced = type(self)(self.config)
-        balanced.weights = len(examples) / (counts.clamp(min=1) * (counts > 0).sum())
+        balanced._weights = len(examples) / (counts.clamp(min=1) * (counts > 0).sum())
         return balanced
+
+    def made_up(self, tokens: list[int], number: int) -> Example:
+        return Example(tokens, [number % self.config.labels])
 
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """The text; where the task is about pairs, two texts with a tab between them."""
@@ -86,15 +89,20 @@ class Classify(Task):
             encoded = tokenized(tokenizer, text, pair, truncation=True, max_length=self.length)
         return Example(encoded["input_ids"], [], encoded.get("token_type_ids", ()), cut)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        weights = None if self.weights is None else self.weights.to(logits.device)
-        return cross_entropy(logits.float(), labels, weights)
+    def sums(self, output: Output) -> Tensor:
+        weights = self.weights(output.labels)
+        return weights * cross_entropy(output.values.float(), output.labels, reduction="none")
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits.float(), labels, reduction="none")
+    def losses(self, output: Output) -> Tensor:
+        return self.sums(output)
 
-    def score(self, logits: Tensor, labels: Tensor) -> Score:
-        loss = cross_entropy(logits.float(), labels, reduction="sum").item()
+    def weights(self, labels: Tensor) -> Tensor:
+        return self._weights.to(labels.device)[labels]
+
+    def score(self, output: Output) -> Score:
+        """The unweighted loss, whatever the classes weigh in training."""
+        logits, labels = output.values.float().cpu(), output.labels.cpu()
+        loss = cross_entropy(logits, labels, reduction="sum").item()
         predicted = logits.argmax(-1)
         tallies = {}
         if self.tally_sizes():

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from common.sources.fields import text, words
-from common.tasks.task import IGNORED, Example, Score
+from common.tasks.task import IGNORED, Example, Output, Score
 from common.tasks.text import Text
 from common.tasks.turns import asked, conversation
 
@@ -30,19 +28,12 @@ class Instruct(Text):
         """How many answers are right to the last token, and how many answers there are."""
         return {"exact": 2}
 
-    def score(self, logits: Tensor, labels: Tensor) -> Score:
-        # It takes seconds to import, and only scoring needs it.
-        from torchmetrics.functional.classification import multiclass_exact_match
-
-        right = multiclass_exact_match(
-            logits[:, :-1].argmax(-1),
-            labels[:, 1:],
-            logits.shape[-1],
-            multidim_average="samplewise",
-            ignore_index=IGNORED,
-            validate_args=False,
-        )
-        return super().score(logits, labels) + Score(tallies={"exact": (int(right.sum()), len(right))})
+    def score(self, output: Output) -> Score:
+        score = super().score(output)
+        if output.right is None:
+            return score
+        right = (output.right | (output.labels == IGNORED))[:, 1:].all(1)
+        return score + Score(tallies={"exact": (int(right.sum()), len(right))})
 
     def adds_up(self, score: Score) -> bool:
         """No more right answers than answers, each of a token or more."""

@@ -1,13 +1,12 @@
 """The contract of a task: from a record to token ids, from a model's output to a loss and a score."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from common.config.run import TaskConfig
 from common.error import BouquetError, did_you_mean
@@ -23,6 +22,20 @@ CONVERSATIONS = frozenset({"messages", "conversations"})
 """The fields of records that are conversations."""
 
 Batch = dict[str, Tensor]
+
+
+class Output(NamedTuple):
+    """What a model makes of a batch of N rows, and the labels beside it.
+
+    ``values`` are what its head says of each row (N x C); of a language model, the loss of each labelled token, N x T,
+    zero where there is no label, and ``right`` (N x T, of what is scored) says which of them were the likeliest.
+    ``reference`` computes the values of the model without its adapter, for tasks that compare the two.
+    """
+
+    values: Tensor
+    labels: Tensor
+    right: Tensor | None = None
+    reference: Callable[[], Tensor] | None = None
 
 
 class Example(NamedTuple):
@@ -82,6 +95,10 @@ class Task(ABC):
 
     name: ClassVar[str]
     sequence_classification: ClassVar[bool] = False
+    rows: ClassVar[int] = 1
+    """How many rows of a batch are one example: the first rows of all of N, then the second ones, and so on."""
+    apart: ClassVar[bool] = True
+    """Whether what an example adds to the loss depends on its own rows alone."""
     windows: ClassVar[bool] = False
     """Whether a long text is several examples, so that none is cut."""
     metric: ClassVar[str]
@@ -111,23 +128,36 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def made_up(self, tokens: list[int], number: int) -> Example:
+        """An example of these tokens, five or more, with any valid label: another one by another ``number``."""
+
+    @abstractmethod
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """What the model is given to answer ``text``, as in training; without labels."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The training loss of a batch: a scalar."""
+    def sums(self, output: Output) -> Tensor:
+        """The training loss of every example by itself, N values; of several tokens the sum."""
+
+    @abstractmethod
+    def weights(self, labels: Tensor) -> Tensor:
+        """What every example weighs in a mean, N values: its labelled tokens, or the weight of its class."""
+
+    def loss(self, output: Output) -> Tensor:
+        """The mean loss of a batch: a scalar."""
+        return self.sums(output).sum() / self.weights(output.labels).sum()
+
+    def losses(self, output: Output) -> Tensor:
+        """What every example adds in a private step, N values, each from its own row only: its mean over its tokens."""
+        weights = self.weights(output.labels)
+        return self.sums(output) / torch.where(weights > 0, weights, 1)
 
     def weighed(self, examples: Sequence[Example]) -> "Task":
         """The task with a loss that goes by what ``examples`` there are, where the run wants that."""
         return self
 
     @abstractmethod
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The training loss of every example by itself: N values, each from its own row only."""
-
-    @abstractmethod
-    def score(self, logits: Tensor, labels: Tensor) -> Score:
+    def score(self, output: Output) -> Score:
         """The held-out sums of a batch."""
 
     @abstractmethod
@@ -188,19 +218,3 @@ class Task(ABC):
                     got=f"the fields {', '.join(columns)}" if columns else "no record",
                     cure=f"{close} The task.* keys of the run config name the fields.".strip(),
                 )
-
-
-def next_token_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of token t+1 given tokens up to t, over the labels that are not ``IGNORED``.
-
-    ``logits`` is ``N x T x V``, ``labels`` ``N x T``.
-    """
-    return cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction=reduction
-    )
-
-
-def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same for every example by itself: the mean over its own labels, zero where it has none."""
-    losses = next_token_loss(logits, labels, reduction="none").view(len(labels), -1)
-    return losses.sum(1) / (labels[:, 1:] != IGNORED).sum(1).clamp(min=1)

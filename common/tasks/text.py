@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from common.sources.fields import LeftOut, text
-from common.tasks.task import IGNORED, Example, Score, Task, next_token_loss, next_token_losses, token_ids
+from common.tasks.task import IGNORED, Example, Output, Score, Task, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,20 +39,24 @@ class Text(Task):
             raise LeftOut("short")
         return examples
 
+    def made_up(self, tokens: list[int], number: int) -> Example:
+        # A prompt of two tokens, which is no shorter than any that an answer follows.
+        return Example(tokens, [IGNORED] * 2 + tokens[2:])
+
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """The beginning of a text, to be continued."""
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return Example(start + token_ids(tokenizer, text, add_special_tokens=False), [])
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return next_token_loss(logits, labels)
+    def sums(self, output: Output) -> Tensor:
+        return output.values.sum(1)
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return next_token_losses(logits, labels)
+    def weights(self, labels: Tensor) -> Tensor:
+        """The labelled tokens; the first of a text, which nothing comes before, is not predicted."""
+        return (labels[:, 1:] != IGNORED).sum(1)
 
-    def score(self, logits: Tensor, labels: Tensor) -> Score:
-        loss = next_token_loss(logits, labels, reduction="sum").item()
-        return Score(loss=loss, count=int((labels[:, 1:] != IGNORED).sum()))
+    def score(self, output: Output) -> Score:
+        return Score(loss=self.sums(output).sum().item(), count=int(self.weights(output.labels).sum()))
 
     def figure(self, score: Score) -> float:
         """Perplexity: the exponential of the mean loss a token."""

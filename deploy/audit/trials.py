@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from client_app.training import outputs, turn_of
+from client_app.training import turn_of
 from common.adapter.algebra import chosen_blocks
 from common.adapter.values import Key
 from common.error import BouquetError
@@ -122,7 +122,7 @@ def _gradients(node: Node, turn: Turn, canaries: Sequence[Canary]) -> Tensor:
     sent, rows = _change(node, turn), []
     for canary in canaries:
         model.network.zero_grad(set_to_none=True)
-        losses = session.task.losses(*outputs(model, session.task.collate(canary.unit, model.pad)))
+        losses = session.task.losses(model.outputs(session.task.collate(canary.unit, model.pad)))
         losses.sum().backward()  # type: ignore[no-untyped-call]
         gradients = {
             key: torch.cat([torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters(key)])

@@ -65,10 +65,11 @@ class Engine(AbstractContextManager["Engine"], ABC):
             handle.remove()
 
     def add(self, losses: Tensor, units: Tensor | None = None) -> None:
-        """Add the clipped gradients of N ``losses``, one an example; ``units`` (N, int64) says whose each example is.
+        """Add the clipped gradients of ``losses``; ``units`` (N, int64) says whose each of the batch's N rows is.
 
-        Units are counted from 0, within this call; None makes each example its own. One whose gradient is not finite,
-        or too long to be scaled to the bound, counts as zero. All of it is added or, where this raises, nothing.
+        Units are counted from 0, within this call; None makes each row, with the loss of its own, one. A unit whose
+        gradient is not finite, or too long to be scaled to the bound, counts as zero. All of it is added or, where
+        this raises, nothing.
 
         Raises :class:`BouquetError` if a trainable parameter is not one of those that this engine covers, or a layer
         folds examples together; and whatever the backward pass raises.

@@ -71,7 +71,7 @@ class BookKeeping(Engine):
             self._gradients[parameter] = gradient
 
     def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
-        self._examples = len(losses)
+        self._examples = len(losses if units is None else units)
         torch.autograd.backward(losses.sum())
         gradients, self._gradients = self._gradients, {}
         self._check(gradients)

@@ -48,9 +48,10 @@ class OpacusHooks(Engine):
         gradients = {parameter: sample.float() for parameter, sample in samples.items() if sample is not None}
         self._hooks.set_grad_sample_to_none()
         self._check(gradients)
+        rows = len(losses if units is None else units)
         for gradient in gradients.values():
-            if len(gradient) != len(losses):
-                raise folded(f"gradients of {len(losses)} examples", gradient)
+            if len(gradient) != rows:
+                raise folded(f"gradients of {rows} examples", gradient)
         return self._clipped(gradients, units)
 
 

@@ -23,7 +23,6 @@ from transformers import (
 )
 
 from client_app.examples import node_examples
-from client_app.training import outputs
 from common import tasks
 from common.adapter.values import State
 from common.config.node import NodeConfig
@@ -35,6 +34,7 @@ from common.record.export import export
 from common.tasks import Example
 from strategies import Recipe, read_config
 from tests.support.architectures import DECODERS, ENCODERS, FAMILIES, SIZES, TEMPLATE, VOCABULARY, save
+from tests.support.outputs import of_tokens
 from tests.support.training import train_plainly
 
 TASKS: Mapping[str, Mapping[str, str]] = {
@@ -79,7 +79,7 @@ def loaded(config: RunConfig) -> adapted.LoraModel:
 
 def logits(model: adapted.LoraModel, task: tasks.Task, example: Example) -> torch.Tensor:
     with torch.no_grad():
-        return outputs(model, task.collate([example], 0))[0]
+        return model.logits(task.collate([example], 0))
 
 
 def reloaded(config: RunConfig, folder: Path, example: Example) -> torch.Tensor:
@@ -111,6 +111,12 @@ def check_cell(family: str, task_name: str, quantisation: str, folder: Path) -> 
     assert math.isfinite(model.score(task, chosen, 4).loss)
     after = logits(model, task, chosen[0])
     assert not torch.equal(before, after)
+    if not tasks.classes(config.task):
+        batch = task.collate(chosen, 0)
+        with torch.no_grad():
+            ours, dense = model.outputs(batch), of_tokens(model.logits(batch), batch["labels"])
+        torch.testing.assert_close(ours.values, dense.values, rtol=1e-5, atol=1e-5)
+        assert torch.equal(ours.right, dense.right)
     export(State(model.tensors(), config.lora.scale, 1), config, folder, with_head=True)
     torch.testing.assert_close(reloaded(config, folder, chosen[0]), after, rtol=1e-3, atol=1e-4)
 
@@ -168,8 +174,8 @@ def test_an_examples_loss_is_the_same_alone_and_in_a_batch(family: str, pad: str
         task, model, chosen = tasks.build(config.task), loaded(config), examples(config)
         padding = int(base.load_tokenizer(config.model).pad_token_id)
         with torch.no_grad():
-            together = task.losses(*outputs(model, task.collate(chosen, padding)))
-            alone = torch.cat([task.losses(*outputs(model, task.collate([each], padding))) for each in chosen])
+            together = task.losses(model.outputs(task.collate(chosen, padding)))
+            alone = torch.cat([task.losses(model.outputs(task.collate([each], padding))) for each in chosen])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 

@@ -8,7 +8,6 @@ from scipy.stats import beta
 from torch import nn
 
 from client_app.privacy import poisson_sample
-from client_app.training import outputs
 from common import tasks
 from common.config.privacy import PrivacyConfig
 from common.config.run import RunConfig, TrainConfig
@@ -94,7 +93,7 @@ def test_membership_shows_without_privacy_and_within_the_bound_with_it(tmp_path)
         train_here(model, examples[:64], release, privacy, training, task)
         model.network.eval()
         with torch.no_grad():
-            losses = task.losses(*outputs(model, task.collate(examples, 0)))
+            losses = task.losses(model.outputs(task.collate(examples, 0)))
         found[sigma > 0] = advantage(losses[:64], losses[64:])
     bound = math.tanh(epsilon / 2) + delta
     assert found[False] > 0.6

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from client_app.training import outputs
 from common.adapter.spec import Spec
 from common.adapter.structures import stacked
 from common.adapter.values import Key, LayerShape, State
@@ -94,8 +93,7 @@ def test_over_four_bits_a_whole_model_starts_where_its_init_says(rule, init):
         model.install(state.adapter, state.scale, state.offset)
         model.network.eval()
         with torch.no_grad():
-            logits, labels = outputs(model, batch)
-            return logits, float(TEXT.losses(logits, labels).mean())
+            return model.logits(batch), float(TEXT.losses(model.outputs(batch)).mean())
 
     before, loss = computed(base_model)
     after, moved = computed(replace(recipe, init=init).start(model.spec, 0, seen.__getitem__))

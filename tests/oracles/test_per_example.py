@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from client_app.training import outputs
 from common import tasks
 from common.adapter.core import Core
 from common.config.run import RunConfig
@@ -103,7 +102,7 @@ def test_the_usual_loss_of_a_batch_would_move_it_by_more():
         with attach("fast", model.network, bound) as engine:
             batch = TEXT.collate(examples, 0)
             counts = torch.tensor([len(example.labels) - 1 for example in examples])
-            engine.add(TEXT.losses(*outputs(model, batch)) * counts / counts.sum() * len(examples))
+            engine.add(TEXT.losses(model.outputs(batch)) * counts / counts.sum() * len(examples))
             return torch.cat([tensor.flatten() for tensor in engine.take().values()])
 
     assert float((total([*short, long]) - total(short)).norm()) > 3 * bound
@@ -227,7 +226,7 @@ def test_the_network_is_left_as_it_was(engine):
     clipped_sum(model, EXAMPLES, engine, 1.0)
     model.network.zero_grad(set_to_none=True)
     assert not [p for p in parameters if hasattr(p, "grad_sample") or p.grad is not None]
-    TEXT.loss(*outputs(model, TEXT.collate(EXAMPLES, 0))).backward()
+    TEXT.loss(model.outputs(TEXT.collate(EXAMPLES, 0))).backward()
     assert all(p.grad is not None for p in parameters)
     if engine == "fast":
         assert [set(vars(module)) for module in model.network.modules()] == before
@@ -249,7 +248,7 @@ def test_without_a_bound_the_sum_is_the_ordinary_gradient_to_the_bit():
     parameters = model.train_only(model.keys)
     examples = [Example([1, *range(10 + i, 42 + i)], [1, *range(10 + i, 42 + i)]) for i in range(8)]
     batch = TEXT.collate(examples, 0)
-    TEXT.loss(*outputs(model, batch)).backward()
+    TEXT.loss(model.outputs(batch)).backward()
     ordinary = [parameter.grad.clone() for parameter in parameters]
     for bound, exact in ((math.inf, True), (1e9, False)):
         with attach("fast", model.network, bound) as engine:

@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from client_app.privacy import train_privately
-from client_app.training import Turn, outputs
+from client_app.training import Turn
 from common import tasks
 from common.adapter.core import Core
 from common.adapter.lora import Lora
@@ -63,7 +63,7 @@ def scattered(model):
 
 
 def losses(model, examples, task=TEXT):
-    return task.losses(*outputs(model, task.collate(examples, 0)))
+    return task.losses(model.outputs(task.collate(examples, 0)))
 
 
 def brute_force(model, parameters, examples, task=TEXT):

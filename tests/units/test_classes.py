@@ -8,7 +8,7 @@ from common.config.run import ModelConfig, RunConfig, TaskConfig
 from common.config.section import ConfigError
 from common.error import BouquetError
 from common.models import base
-from common.tasks import Example, Score
+from common.tasks import Example, Output, Score
 
 
 def task(**settings: object) -> tasks.Task:
@@ -77,15 +77,15 @@ def test_the_names_decide_how_many_classes_there_are():
 
 def test_classes_weigh_as_the_run_says_or_as_a_nodes_own_counts_do():
     logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
-    one, other = (task().loss(logits[row : row + 1], labels[row : row + 1]) for row in (0, 1))
-    torch.testing.assert_close(task(class_weights="3,1").loss(logits, labels), (3 * one + other) / 4)
+    one, other = (task().loss(Output(logits[row : row + 1], labels[row : row + 1])) for row in (0, 1))
+    torch.testing.assert_close(task(class_weights="3,1").loss(Output(logits, labels)), (3 * one + other) / 4)
     examples = [Example([1], [0])] * 3 + [Example([1], [1])]
     balanced = task(class_weights="balanced").weighed(examples)
-    torch.testing.assert_close(balanced.loss(logits, labels), (one + 3 * other) / 4)
-    assert task().weighed(examples).loss(logits, labels) == task().loss(logits, labels)
+    torch.testing.assert_close(balanced.loss(Output(logits, labels)), (one + 3 * other) / 4)
+    assert task().weighed(examples).loss(Output(logits, labels)) == task().loss(Output(logits, labels))
     # A class that a node has none of weighs nothing odd.
     alone = task(class_weights="balanced").weighed([Example([1], [1])] * 2)
-    assert alone.loss(logits, labels).isfinite()
+    assert alone.loss(Output(logits, labels)).isfinite()
 
 
 def test_each_class_has_its_share_and_its_recall():

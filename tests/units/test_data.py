@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from torch.nn.functional import cross_entropy
 
 from client_app.examples import node_examples
 from common import tasks
@@ -16,7 +17,8 @@ from common.error import BouquetError
 from common.models import base
 from common.sources import dealing, stdlib
 from common.sources.fields import LeftOut
-from common.tasks.task import IGNORED, Example, next_token_loss
+from common.tasks.task import IGNORED, Example
+from tests.support.outputs import of_tokens
 
 
 @pytest.fixture(scope="module")
@@ -207,10 +209,10 @@ def test_padding_is_not_learnt_and_not_counted():
     assert batch["labels"].tolist() == [[1, 5, 6], [1, 7, IGNORED]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))
-    score = task().score(logits, batch["labels"])
+    score = task().score(of_tokens(logits, batch["labels"]))
     assert score.count == 3
-    alone = next_token_loss(logits[:1], batch["labels"][:1], "sum") + next_token_loss(
-        logits[1:, :2], batch["labels"][1:, :2], "sum"
+    alone = cross_entropy(logits[0, :2], torch.tensor([5, 6]), reduction="sum") + cross_entropy(
+        logits[1, :1], torch.tensor([7])
     )
     assert score.loss == pytest.approx(alone.item(), rel=1e-6)
 

@@ -28,6 +28,7 @@ from strategies.objectives import FedProx, Plain
 from strategies.rules import FedExLora, FedIT
 from tests.support.architectures import tiny_bert
 from tests.support.factors import initial
+from tests.support.outputs import of_tokens
 from tests.support.training import recipe_of, train_plainly
 
 LORA = LoraConfig()
@@ -182,7 +183,7 @@ def test_plain_peft_loads_the_export_and_sees_the_same_loss(with_offset, tmp_pat
     batch = tasks.build(TEXT).collate(EXAMPLES, 0)
     with torch.no_grad():
         logits = loaded(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    theirs = tasks.build(TEXT).score(logits, batch["labels"]).loss
+    theirs = tasks.build(TEXT).score(of_tokens(logits, batch["labels"])).loss
     assert theirs == pytest.approx(ours, rel=1e-5)
 
 

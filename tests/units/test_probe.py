@@ -15,6 +15,7 @@ from common.config.run import LoraConfig, RunConfig, TaskConfig
 from common.error import BouquetError
 from common.models import adapted, base
 from common.models.adapted import LoraModel
+from common.tasks import TASKS
 from strategies.rules import FedIT
 from tests.support.architectures import tiny_bert
 from tests.support.factors import initial
@@ -223,17 +224,17 @@ def test_it_leaves_no_trace_whether_or_not_it_refuses(network, task, targets):
 
 
 def test_made_up_examples_are_valid_and_always_the_same():
-    for name in ("text", "instruct", "classify"):
-        task = tasks.build(TaskConfig.model_validate({"name": name, "max-length": 4}))
-        examples = made_up(task, 7, 3)
-        assert examples == made_up(task, 7, 3)
-        assert [len(example.tokens) for example in examples] == [3, 4, 4]
-        assert all(0 <= token < 7 and token != 3 for example in examples for token in example.tokens)
+    model = with_lora(llama(), "all-linear")
+    for name, kind in TASKS.items():
+        task = tasks.build(TaskConfig.model_validate({"name": name, "max-length": 6}))
+        examples = made_up(model, task, 5, 6, 6)
+        assert examples == made_up(model, task, 5, 6, 6)
+        assert [len(example.tokens) for example in examples] == [5, 6, 6]
+        assert all(0 <= token < 256 and token != model.pad for example in examples for token in example.tokens)
         assert examples[1] != examples[2]
-        if name == "classify":
-            assert all(0 <= label < 2 for example in examples for label in example.labels)
-        else:
-            assert all(example.labels[-1] == example.tokens[-1] for example in examples)
+        batch = task.collate(examples, model.pad)
+        assert len(batch["input_ids"]) == kind.rows * len(examples)
+        assert (task.weights(batch["labels"]) > 0).all()
 
 
 def test_the_model_may_be_loaded_as_a_node_does(tmp_path):

@@ -10,7 +10,7 @@ from common import tasks
 from common.config.run import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
 from common.models import adapted, base
-from common.tasks import Example, Score
+from common.tasks import Example, Output, Score
 from common.tasks.task import IGNORED
 from server_app.scores import judged, read_score
 from tests.support.grid import pose_as_an_app
@@ -20,7 +20,7 @@ INSTRUCT = TaskConfig(name="instruct")
 
 
 def scored(labels: list[int], predicted: list[int]) -> Score:
-    return CLASSES.score(one_hot(torch.tensor(predicted), 4).float(), torch.tensor(labels))
+    return CLASSES.score(Output(one_hot(torch.tensor(predicted), 4).float(), torch.tensor(labels)))
 
 
 def test_macro_f1_is_that_of_all_examples_together():
@@ -45,7 +45,7 @@ def test_macro_f1_is_torchmetrics():
 
 def test_too_many_classes_have_no_confusion_matrix():
     many = tasks.build(TaskConfig(name="classify", labels=600))
-    score = many.score(torch.eye(600)[:3], torch.tensor([0, 1, 5]))
+    score = many.score(Output(torch.eye(600)[:3], torch.tensor([0, 1, 5])))
     assert score.tallies == {}
     assert many.figures(score) == {"accuracy": pytest.approx(2 / 3)}
 
