@@ -23,7 +23,7 @@ so that under a known seed one example more would change the gradient of every o
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -59,8 +59,7 @@ def train_privately(
     before = model.tensors()
     torch.manual_seed(secrets.randbits(63))
     clip = Clip(privacy, release.noise_multiplier)
-    sequences = not task.sequence_classification
-    with recipe.gradient.attach(model.network, clip.mechanism.bound, privacy.clipping, sequences) as engine:
+    with _engine(model, recipe, task, clip.mechanism.bound) as engine:
         batches = _Batches(engine, model, task, config.batch_size)
 
         def gradients(step: int) -> Figures:
@@ -84,9 +83,19 @@ def train_privately(
 def check_apart(model: LoraModel, recipe: Recipe, task: Task, turn: Turn) -> None:
     """Raise :class:`BouquetError` if the model, as it is, cannot be trained privately; it is left as it was."""
     model.train_only(turn.keys, turn.blocks)
-    privacy, sequences = recipe.config.privacy, not task.sequence_classification
-    with recipe.gradient.attach(model.network, privacy.clip, privacy.clipping, sequences) as engine:
+    with _engine(model, recipe, task, recipe.config.privacy.clip) as engine:
         probe(engine, model, task)
+
+
+@contextmanager
+def _engine(model: LoraModel, recipe: Recipe, task: Task, bound: float) -> Iterator[Engine]:
+    """The recipe's engine on the model, and the batches as it wants them."""
+    gradient, sequences = recipe.gradient, not task.sequence_classification
+    with (
+        nullcontext() if gradient.packs else model.padded(),
+        gradient.attach(model.network, bound, recipe.config.privacy.clipping, sequences) as engine,
+    ):
+        yield engine
 
 
 def poisson_sample(count: int, rate: float) -> list[int]:
@@ -160,10 +169,11 @@ class _Batches:
         # On a GPU an index beyond the embedding would leave no way to go on.
         if int(collated["input_ids"].max()) >= vocabulary(self._model):
             raise IndexError
-        losses = self._task.losses(self._model.outputs(collated))
+        output = self._model.outputs(collated)
+        losses = self._task.losses(output)
         figures = float(losses.detach().sum()), len(examples), int(collated["attention_mask"].sum())
         # The last thing that can fail: nothing is added twice.
-        self._engine.add(losses, whose if len(whose) > len(batch) else None)
+        self._engine.add(losses, whose if len(whose) > len(batch) else None, output.rows)
         return figures
 
 

@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from common.error import BouquetError
 from common.models.adapted import LoraModel
+from common.models.agreement import computing_type
 from common.tasks import Example, Task
 from strategies.gradients import Engine
 
@@ -53,11 +54,12 @@ def probe(engine: Engine, model: LoraModel, task: Task, step: int = 0) -> None:
     if math.isinf(engine.bound) or not (step == 0 or step in OFTEN):
         return
     examples = made_up(model, task, min(SHORT, task.length - 1), task.length, task.length)
-    tolerance = TOLERANCES[_computing_type(model.network)]
+    tolerance = TOLERANCES[computing_type(model.network, TOLERANCES)]
 
     def contribution(chosen: Sequence[Example]) -> Tensor:
-        losses = task.losses(model.outputs(task.collate(chosen, model.pad)))
-        engine.add(losses, torch.arange(len(chosen)).repeat(task.rows) if task.rows > 1 else None)
+        output = model.outputs(task.collate(chosen, model.pad))
+        whose = torch.arange(len(chosen)).repeat(task.rows) if task.rows > 1 else None
+        engine.add(task.losses(output), whose, output.rows)
         return torch.cat([tensor.flatten() for tensor in engine.take().values()])
 
     with _left_as_it_was(model, engine.parameters.values(), engine.forget), _no_dropout():
@@ -127,12 +129,6 @@ def _compare(
             got=f"a difference of {apart / largest if largest else math.inf:.1e}",
             cure="Choose another model, or a task.max-length within what it was trained for.",
         )
-
-
-def _computing_type(network: nn.Module) -> torch.dtype:
-    """The coarsest type that the network's values have: what is not quantised shows it."""
-    found = {parameter.dtype for parameter in network.parameters()} & TOLERANCES.keys()
-    return max(found, key=lambda dtype: TOLERANCES[dtype])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The base is never written to. The adapter is PEFT's ``default``; the frozen offs
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -25,6 +26,7 @@ from common.adapter.values import HEAD, Key, LayerShape, Tensors, check_shapes
 from common.config.run import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
 from common.models import base, head
+from common.models.packing import Packing
 from common.models.token_losses import TokenLosses
 from common.tasks import Batch, Example, Output, Score, Task
 
@@ -84,6 +86,7 @@ class LoraModel:
             structure=structure,
         )
         self._token_losses = TokenLosses(network) if _output_layer(network) is not None else None
+        self._packing = Packing(network)
         self._inject()
         self._rescale(lora.scale)
 
@@ -178,8 +181,13 @@ class LoraModel:
 
     def outputs(self, batch: Batch) -> Output:
         """What a task's losses and scores are taken from, with the labels on this model's device."""
-        output = self._outputs(batch)
-        return output._replace(reference=partial(self._reference, batch))
+        with self._packing.on(batch["attention_mask"]) as layout:
+            output = self._outputs(batch)
+        return output._replace(reference=partial(self._reference, batch), rows=layout.unpack if layout else None)
+
+    def padded(self) -> AbstractContextManager[None]:
+        """While it lasts, every layer sees N x T x d: what some ways to a gradient want."""
+        return self._packing.off()
 
     def _outputs(self, batch: Batch) -> Output:
         if self._token_losses is not None:
@@ -195,7 +203,8 @@ class LoraModel:
             # PEFT's own way freezes and unfreezes parameters as it goes.
             module._disable_adapters = True
         try:
-            return self._outputs(batch).values
+            with self._packing.on(batch["attention_mask"]):
+                return self._outputs(batch).values
         finally:
             for module in self._layers.values():
                 module._disable_adapters = False

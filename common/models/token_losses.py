@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from common.models.agreement import agree
 from common.tasks import Batch, Output
 from common.tasks.task import IGNORED
 
@@ -26,9 +27,6 @@ LOGITS = 2**23
 
 TOKENS = 8
 """The length of the made-up text that the two ways are compared on."""
-
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far they may lie apart, in the largest logit."""
 
 
 class TokenLosses:
@@ -81,14 +79,13 @@ class TokenLosses:
         training = self._network.training
         self._network.eval()
         try:
-            whole = self._network(**text, use_cache=False).logits[0].float()
-            apart = self._head(self._body(**text, use_cache=False).last_hidden_state[0]).float()
+            whole = self._network(**text, use_cache=False).logits[0]
+            apart = self._head(self._body(**text, use_cache=False).last_hidden_state[0])
         except Exception:  # a boundary: whatever the model raises, it cannot be taken apart
             return False
         finally:
             self._network.train(training)
-        tolerance = TOLERANCES.get(self._network.dtype, 0.0) * float(whole.abs().max())
-        return apart.shape == whole.shape and float((apart - whole).abs().max()) <= tolerance
+        return agree(apart, whole, self._network)
 
 
 class _Losses(torch.autograd.Function):

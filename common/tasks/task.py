@@ -29,13 +29,15 @@ class Output(NamedTuple):
 
     ``values`` are what its head says of each row (N x C); of a language model, the loss of each labelled token, N x T,
     zero where there is no label, and ``right`` (N x T, of what is scored) says which of them were the likeliest.
-    ``reference`` computes the values of the model without its adapter, for tasks that compare the two.
+    ``reference`` computes the values of the model without its adapter, for tasks that compare the two. ``rows`` makes
+    N x T x d of what a layer saw or made of the batch, whose padding it may have been spared.
     """
 
     values: Tensor
     labels: Tensor
     right: Tensor | None = None
     reference: Callable[[], Tensor] | None = None
+    rows: Callable[[Tensor], Tensor] | None = None
 
 
 class Example(NamedTuple):

@@ -12,7 +12,7 @@ its factor, which is at most C.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ SMALLEST = 2.0**-800
 """The least factor that is applied: times the least float32, 2^-149, it is a normal float64 still."""
 
 Clipping = Literal["flat", "automatic"]
+Rows = Callable[[Tensor], Tensor]
+"""Makes N x T x d of a packed 1 x S x d, and leaves anything else as it is."""
 
 
 class Engine(AbstractContextManager["Engine"], ABC):
@@ -64,10 +66,11 @@ class Engine(AbstractContextManager["Engine"], ABC):
         for handle in self._handles:
             handle.remove()
 
-    def add(self, losses: Tensor, units: Tensor | None = None) -> None:
+    def add(self, losses: Tensor, units: Tensor | None = None, rows: Rows | None = None) -> None:
         """Add the clipped gradients of ``losses``; ``units`` (N, int64) says whose each of the batch's N rows is.
 
-        Units are counted from 0, within this call; None makes each row, with the loss of its own, one. A unit whose
+        Units are counted from 0, within this call; None makes each row, with the loss of its own, one. ``rows`` makes
+        N x T x d of what a layer sees, where that is packed. A unit whose
         gradient is not finite, or too long to be scaled to the bound, counts as zero. All of it is added or, where
         this raises, nothing.
 
@@ -75,7 +78,7 @@ class Engine(AbstractContextManager["Engine"], ABC):
         folds examples together; and whatever the backward pass raises.
         """
         self._check(parameter for parameter in self.network.parameters() if parameter.requires_grad)
-        parts = {parameter: part.double() for parameter, part in self._sum(losses, units).items()}
+        parts = {parameter: part.double() for parameter, part in self._sum(losses, units, rows).items()}
         for parameter, part in parts.items() if self._total else ():
             self._total[parameter] += part
         self._total = self._total or parts
@@ -103,7 +106,7 @@ class Engine(AbstractContextManager["Engine"], ABC):
         """Prepare the ``layers`` that have trainable parameters of their own, by name."""
 
     @abstractmethod
-    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
+    def _sum(self, losses: Tensor, units: Tensor | None, rows: Rows | None) -> Mapping[Tensor, Tensor]:
         """The sum over one physical batch."""
 
     def _clipped(self, gradients: Mapping[Tensor, Tensor], units: Tensor | None) -> dict[Tensor, Tensor]:
@@ -143,7 +146,7 @@ class Unclipped(Engine):
     def _install(self, layers: Mapping[str, nn.Module]) -> None:
         pass
 
-    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
+    def _sum(self, losses: Tensor, units: Tensor | None, rows: Rows | None) -> Mapping[Tensor, Tensor]:
         self.network.zero_grad(set_to_none=True)
         torch.autograd.backward(losses.sum())
         return {p: p.grad for p in self.parameters.values() if p.grad is not None}

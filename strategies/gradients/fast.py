@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from common.error import BouquetError
-from strategies.gradients.engine import Engine, folded
+from strategies.gradients.engine import Engine, Rows, folded
 from strategies.gradients.gradient import Gradient
 
 
@@ -30,6 +30,7 @@ class BookKeeping(Engine):
     def _install(self, layers: Mapping[str, nn.Module]) -> None:
         self._gradients: dict[Tensor, Tensor] = {}
         self._examples = 0
+        self._rows: Rows | None = None
         self._layers: list[nn.Module] = []
         for name, module in layers.items():
             if type(module) is not nn.Linear or "forward" in vars(module):
@@ -55,6 +56,8 @@ class BookKeeping(Engine):
         self._gradients = {}
 
     def _record(self, layer: nn.Linear, x: Tensor, g: Tensor) -> None:
+        if self._rows is not None:
+            x, g = self._rows(x), self._rows(g)
         if len(x) != self._examples:
             raise folded(f"an input of {self._examples} x ... x {layer.in_features}", x)
         x, g = (tensor.reshape(len(tensor), -1, tensor.shape[-1]).float() for tensor in (x, g))
@@ -70,8 +73,8 @@ class BookKeeping(Engine):
         else:
             self._gradients[parameter] = gradient
 
-    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
-        self._examples = len(losses if units is None else units)
+    def _sum(self, losses: Tensor, units: Tensor | None, rows: Rows | None) -> Mapping[Tensor, Tensor]:
+        self._examples, self._rows = len(losses if units is None else units), rows
         torch.autograd.backward(losses.sum())
         gradients, self._gradients = self._gradients, {}
         self._check(gradients)

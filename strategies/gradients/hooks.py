@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.error import BouquetError
-from strategies.gradients.engine import Engine, folded
+from strategies.gradients.engine import Engine, Rows, folded
 from strategies.gradients.gradient import Gradient
 
 
@@ -38,7 +38,7 @@ class OpacusHooks(Engine):
             vars(module).pop("max_batch_len", None)
         self._hooks = _attached(self.network)
 
-    def _sum(self, losses: Tensor, units: Tensor | None) -> Mapping[Tensor, Tensor]:
+    def _sum(self, losses: Tensor, units: Tensor | None, rows: Rows | None) -> Mapping[Tensor, Tensor]:
         self.network.zero_grad(set_to_none=True)
         with warnings.catch_warnings():
             # The first layers' inputs are embeddings, which need no gradient.
@@ -48,10 +48,10 @@ class OpacusHooks(Engine):
         gradients = {parameter: sample.float() for parameter, sample in samples.items() if sample is not None}
         self._hooks.set_grad_sample_to_none()
         self._check(gradients)
-        rows = len(losses if units is None else units)
+        count = len(losses if units is None else units)
         for gradient in gradients.values():
-            if len(gradient) != rows:
-                raise folded(f"gradients of {rows} examples", gradient)
+            if len(gradient) != count:
+                raise folded(f"gradients of {count} examples", gradient)
         return self._clipped(gradients, units)
 
 
@@ -62,6 +62,7 @@ class Hooks(Gradient):
     name = "hooks"
     paper = "arXiv:2109.12298"
     engine = OpacusHooks
+    packs = False
 
 
 def _attached(network: nn.Module) -> Any:

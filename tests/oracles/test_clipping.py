@@ -12,6 +12,7 @@ from common.error import BouquetError
 from tests.support.private_steps import (
     ENGINES,
     EXAMPLES,
+    add,
     attach,
     brute_force,
     clipped_sum,
@@ -66,11 +67,11 @@ def test_the_gradients_of_a_unit_are_one_and_are_clipped_as_one(engine):
     bound = float(sums.norm(dim=1).median())
     expected = (sums * (bound / sums.norm(dim=1)).clamp(max=1.0)[:, None]).sum(0)
     with attach(engine, model.network, bound) as attached:
-        attached.add(losses(model, EXAMPLES), whose)
+        add(attached, model, EXAMPLES, units=whose)
         got = torch.cat([tensor.flatten() for tensor in attached.take().values()])
         assert relative(got, expected) < 1e-5
         # One example that is not finite takes its unit with it, and no other.
-        attached.add(losses(model, EXAMPLES) * torch.tensor([1, 1, 1, math.nan, 1, 1, 1]), whose)
+        add(attached, model, EXAMPLES, factors=torch.tensor([1, 1, 1, math.nan, 1, 1, 1]), units=whose)
         got = torch.cat([tensor.flatten() for tensor in attached.take().values()])
     expected = (sums * (bound / sums.norm(dim=1)).clamp(max=1.0)[:, None])[:2].sum(0)
     assert relative(got, expected) < 1e-5
@@ -84,20 +85,19 @@ def test_a_computation_that_breaks_off_leaves_nothing_behind(engine, broken):
     expected = clipped_sum(model, EXAMPLES[:2], engine, 1.0)
 
     with attach(engine, model.network, 1.0) as attached:
-        attached.add(losses(model, EXAMPLES[:2]))
-        values = losses(model, EXAMPLES[2:])
+        add(attached, model, EXAMPLES[:2])
+        losses(model, EXAMPLES[2:])
         if broken == "backward":
             # Some layers have recorded by then.
             middle = model.network.base_model.model.model.layers[1]
             handle = middle.register_full_backward_pre_hook(out_of_memory)
-            values = losses(model, EXAMPLES[2:])
             with pytest.raises(RuntimeError, match="out of memory"):
-                attached.add(values)
+                add(attached, model, EXAMPLES[2:])
             handle.remove()
         attached.forget()
         got = torch.cat([tensor.flatten() for tensor in attached.take().values()])
         assert torch.equal(got, expected)
-        attached.add(losses(model, EXAMPLES[:2]))
+        add(attached, model, EXAMPLES[:2])
         assert torch.equal(torch.cat([tensor.flatten() for tensor in attached.take().values()]), expected)
 
 

@@ -19,11 +19,11 @@ from tests.support.private_steps import (
     EXAMPLES,
     LORA,
     TEXT,
+    add,
     attach,
     brute_force,
     clipped_sum,
     fresh,
-    losses,
     relative,
     scattered,
 )
@@ -100,9 +100,8 @@ def test_the_usual_loss_of_a_batch_would_move_it_by_more():
     def total(examples):
         """As Opacus is used with a model's own loss: the batch's mean times the number of examples."""
         with attach("fast", model.network, bound) as engine:
-            batch = TEXT.collate(examples, 0)
             counts = torch.tensor([len(example.labels) - 1 for example in examples])
-            engine.add(TEXT.losses(model.outputs(batch)) * counts / counts.sum() * len(examples))
+            add(engine, model, examples, factors=counts / counts.sum() * len(examples))
             return torch.cat([tensor.flatten() for tensor in engine.take().values()])
 
     assert float((total([*short, long]) - total(short)).norm()) > 3 * bound
@@ -116,7 +115,7 @@ def test_an_example_that_is_not_finite_counts_as_zero(engine, value):
     model = fresh()
     model.train_only(model.keys)
     with attach(engine, model.network, 1.0) as attached:
-        attached.add(losses(model, EXAMPLES) * torch.tensor([1, 1, value, 1, 1, 1, 1]))
+        add(attached, model, EXAMPLES, factors=torch.tensor([1, 1, value, 1, 1, 1, 1]))
         got = torch.cat([tensor.flatten() for tensor in attached.take().values()])
     others = EXAMPLES[:2] + EXAMPLES[3:]
     assert relative(got, clipped_sum(model, others, "fast", 1.0)) < 1e-5
@@ -202,7 +201,7 @@ def test_freezing_or_unfreezing_after_the_engine_is_attached_is_refused(engine):
         with attach(engine, model.network, 1.0) as attached:
             parameter.requires_grad_(late)
             with pytest.raises(BouquetError, match=message):
-                attached.add(losses(model, EXAMPLES[:2]))
+                add(attached, model, EXAMPLES[:2])
 
 
 def test_a_trainable_layer_that_takes_no_part_is_refused():
@@ -237,7 +236,7 @@ def test_nothing_added_is_zero_and_a_sum_is_taken_once():
     parameters = model.train_only(model.keys)
     with attach("fast", model.network, 1.0) as engine:
         assert not any(tensor.any() for tensor in engine.take().values())
-        engine.add(losses(model, EXAMPLES[:2]))
+        add(engine, model, EXAMPLES[:2])
         assert all(tensor.dtype == torch.float64 for tensor in engine.take().values())
         assert list(engine.take()) == parameters
         assert not any(tensor.any() for tensor in engine.take().values())
@@ -252,7 +251,7 @@ def test_without_a_bound_the_sum_is_the_ordinary_gradient_to_the_bit():
     ordinary = [parameter.grad.clone() for parameter in parameters]
     for bound, exact in ((math.inf, True), (1e9, False)):
         with attach("fast", model.network, bound) as engine:
-            engine.add(losses(model, examples))
+            add(engine, model, examples)
             got = [(tensor / 8).float() for tensor in engine.take().values()]
         for one, other in zip(got, ordinary, strict=True):
             assert torch.equal(one, other) if exact else relative(one, other) < 1e-6

@@ -1,7 +1,7 @@
 """One private step on the embedded model: its examples, its gradients, and a loop that does the same."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -19,6 +19,7 @@ from common.config.run import LoraConfig, ModelConfig, TaskConfig, TrainConfig
 from common.models import adapted, base
 from common.tasks import Example
 from strategies.gradients import GRADIENTS, Fast
+from strategies.gradients.hooks import OpacusHooks
 from strategies.rules import FedIT, Ravan
 from tests.support.factors import initial
 from tests.support.training import recipe_of
@@ -66,6 +67,13 @@ def losses(model, examples, task=TEXT):
     return task.losses(model.outputs(task.collate(examples, 0)))
 
 
+def add(engine, model, examples, task=TEXT, units=None, factors=1.0):
+    """Add the losses of examples, times ``factors``, to an engine's sum."""
+    with model.padded() if isinstance(engine, OpacusHooks) else nullcontext():
+        output = model.outputs(task.collate(examples, 0))
+    engine.add(task.losses(output) * factors, units, output.rows)
+
+
 def brute_force(model, parameters, examples, task=TEXT):
     """Every example's gradient by itself, in float64: rows of one long vector."""
     rows = []
@@ -81,7 +89,7 @@ def clipped_sum(model, examples, engine, bound, clipping="flat", split=4, task=T
     with attach(engine, model.network, bound, clipping) as attached:
         for part in (examples[:split], examples[split:]):
             if part:
-                attached.add(losses(model, part, task))
+                add(attached, model, part, task)
         return torch.cat([tensor.flatten() for tensor in attached.take().values()])
 
 

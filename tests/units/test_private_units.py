@@ -24,9 +24,13 @@ def test_physical_batches_hold_whole_units_of_like_length():
     lengths = [(9, 2), (3,), (), (4,), (5, 5, 5, 5, 5), (2,), (8,)]
     units = [[Example([1] * length, [1] * length) for length in unit] for unit in lengths]
     model, batches = fresh(), []
-    model.network.register_forward_pre_hook(
-        lambda _, args, inputs: batches.append(inputs["attention_mask"].sum(1).tolist()), with_kwargs=True
-    )
+    outputs = model.outputs
+
+    def watched(batch):
+        batches.append(batch["attention_mask"].sum(1).tolist())
+        return outputs(batch)
+
+    model.outputs = watched
     train_here(model, [], Release(1.0, 1.0, 1), config=PLAIN.model_copy(update={"batch_size": 3}), units=units)
     assert batches[-3:] == [[2, 3, 4], [5, 5, 5, 5, 5], [8, 9, 2]]
 
@@ -36,17 +40,17 @@ UNKNOWN = Example([1, 10, 5000], [1, 10, 5000])
 
 def breaking(model, where):
     """The model fails on every batch that has token 1999 in it: in the forward pass, or in the backward pass."""
-    logits = model.logits
+    outputs = model.outputs
 
     def compute(batch):
-        output = logits(batch)
+        output = outputs(batch)
         if (batch["input_ids"] == 1999).any():
             if where == "forward":
                 out_of_memory()
-            output.register_hook(out_of_memory)
+            output.values.register_hook(out_of_memory)
         return output
 
-    model.logits = compute
+    model.outputs = compute
     return model
 
 
@@ -88,8 +92,8 @@ def test_without_a_unit_that_can_be_used_there_is_noise_alone(units):
 
 def test_a_model_that_couples_examples_is_refused_before_a_look_at_them():
     model = fresh()
-    logits = model.logits
-    model.logits = lambda batch: (output := logits(batch)) * output.std()
+    outputs = model.outputs
+    model.outputs = lambda batch: (output := outputs(batch))._replace(values=output.values * output.values.std())
     with gradients() as seen, pytest.raises(BouquetError, match="does not keep the examples of a batch apart"):
         train_here(model, [], Release(1.0, 1.0, 1))
     assert not seen

@@ -16,6 +16,7 @@ from common.error import BouquetError
 from common.models import adapted, base
 from common.models.adapted import LoraModel
 from common.tasks import TASKS
+from strategies.gradients import GRADIENTS
 from strategies.rules import FedIT
 from tests.support.architectures import tiny_bert
 from tests.support.factors import initial
@@ -46,7 +47,10 @@ def with_lora(network, targets="all-linear"):
 
 
 def look(model, task=SHORT_TEXT, engine="fast", step=0, bound=1.0):
-    with attach(engine, model.network, bound, "flat", not task.sequence_classification) as attached:
+    with (
+        nullcontext() if GRADIENTS[engine].packs else model.padded(),
+        attach(engine, model.network, bound, "flat", not task.sequence_classification) as attached,
+    ):
         probe(attached, model, task, step)
         assert not any(tensor.any() for tensor in attached.take().values())
 
