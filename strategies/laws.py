@@ -117,6 +117,15 @@ def _check_privacy(choices: Choices) -> None:
             expected=listed([n for n, kind in GRADIENTS.items() if (kind.engine is not None) == privacy.per_example]),
             got=choices.gradient.name,
         )
+    trained = rule.plan(rule.settled).trained | rule.plan(rule.settled + 1).trained
+    if privacy.per_example and (loose := trained & rule.structure.loose):
+        raise BouquetError(
+            f"the rule '{name}' trains what no linear layer holds, by which a single example has no gradient",
+            where="rule.name, privacy.mode = 'example'",
+            expected=f"a rule that trains {', '.join(sorted(trained - loose))} alone",
+            got=", ".join(sorted(trained)),
+            cure=f"Leave it out where rule.{name}.* has an option for that, or choose another rule.",
+        )
     if privacy.on and (choices.objective.passes > 1 or choices.objective.remembers):
         raise BouquetError(
             f"the objective '{choices.objective.name}' lets more of the data out than a private run counts",

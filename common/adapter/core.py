@@ -31,6 +31,7 @@ class Core(Structure):
     paper = "arXiv:2411.19557"
     parts = FACTORS | {"R", "s"}
     linear_in = frozenset({frozenset({"R"})})
+    loose = frozenset({"s"})
 
     def layer(self, shape: LayerShape, rank: int) -> Iterator[tuple[str, Shape]]:
         if rank % self.blocks:

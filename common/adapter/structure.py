@@ -36,6 +36,8 @@ class Structure(Method):
     parts: ClassVar[frozenset[str]]
     linear_in: ClassVar[frozenset[frozenset[str]]]
     """Sets of parts in which, the others being fixed, the update of a layer is linear."""
+    loose: ClassVar[frozenset[str]] = frozenset()
+    """Parts that are no linear layer's weight, so that no single example has a gradient by them."""
 
     @abstractmethod
     def layer(self, shape: LayerShape, rank: int) -> Iterator[tuple[str, Shape]]:

@@ -20,7 +20,7 @@ RECORDS = [{"text": f"def f{n}(self, x{n % 7}): return self.y + {n * n}", "label
 # What has to stand beside a member, where another choice would refuse it whatever the base or the privacy.
 BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("adapter", "core"): {"rule.name": "fed-sb"},
-    ("init", "orthonormal"): {"rule.name": "ravan"},
+    ("init", "orthonormal"): {"rule.name": "ravan", "rule.ravan.scales": 0},
     ("init", "lora-sb"): {"rule.name": "fed-sb", "init.lora-sb.examples": 4},
     ("init", "lora-ga"): {"init.lora-ga.examples": 4},
     ("keep", "b"): {"rule.name": "fedsa-lora"},

@@ -1,6 +1,7 @@
 """The published mistakes, seeded one by one into a copy of the code: the suite must catch each.
 
     python -m tests.mutants          (or: make mutants)
+    python -m tests.mutants client_app/training.py          those of one file
 
 A mutant is one line of text exchanged for another. The tests that it names run against it and have to fail; one that
 survives, or that no longer applies, is printed, and the exit code is 1.

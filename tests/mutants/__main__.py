@@ -12,9 +12,10 @@ from tests.mutants.budget import BUDGET
 from tests.mutants.edges import EDGES
 from tests.mutants.privacy import PRIVACY
 from tests.mutants.rules import RULES
+from tests.mutants.step import STEP
 from tests.support import ROOT
 
-MUTANTS = RULES + EDGES + AXES + PRIVACY + BUDGET
+MUTANTS = RULES + EDGES + AXES + STEP + PRIVACY + BUDGET
 
 
 def caught(mutant: Mutant, folder: Path) -> bool:
@@ -29,17 +30,18 @@ def caught(mutant: Mutant, folder: Path) -> bool:
 
 
 def main() -> int:
-    """Try every mutant; returns the exit code."""
+    """Try every mutant, or those of the files that are named; returns the exit code."""
     survivors = 0
+    wanted = [mutant for mutant in MUTANTS if not sys.argv[1:] or mutant.file in sys.argv[1:]]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "copy"
         ignored = shutil.ignore_patterns(".*", "__pycache__", "runs", "comparisons")
         shutil.copytree(ROOT, folder, ignore=ignored)
-        for mutant in MUTANTS:
+        for mutant in wanted:
             killed = caught(mutant, folder)
             survivors += not killed
             print(f"{'caught  ' if killed else 'SURVIVED'}  {mutant.bug}", flush=True)
-    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} mutants caught")
+    print(f"{len(wanted) - survivors} of {len(wanted)} mutants caught")
     return 1 if survivors else 0
 
 

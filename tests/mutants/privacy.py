@@ -15,8 +15,8 @@ PRIVACY = (
     Mutant(
         "Opacus with a model's own loss: the mean over all tokens of the batch",
         "common/tasks/task.py",
-        "(labels[:, 1:] != IGNORED).sum(1).clamp(min=1)",
-        "(labels[:, 1:] != IGNORED).sum().clamp(min=1) * len(labels)",
+        "        weights = self.weights(output.labels)\n",
+        "        weights = self.weights(output.labels).float().mean().expand(len(output.labels))\n",
         CLIPPING,
     ),
     Mutant(

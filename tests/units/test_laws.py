@@ -89,6 +89,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "a gradient that does not fit the privacy mode (gradient.name, privacy.mode = 'example'): expected fast or "
         "hooks, got backward",
     ),
+    "scales of heads in a private run": (
+        {**PRIVATE, "rule.name": "ravan"},
+        "the rule 'ravan' trains what no linear layer holds, by which a single example has no gradient (rule.name, "
+        "privacy.mode = 'example'): expected a rule that trains R alone, got R, s. Leave it out where rule.ravan.* has "
+        "an option for that, or choose another rule.",
+    ),
     "a clipped gradient in a plain run": (
         {"gradient.name": "hooks"},
         "a gradient that does not fit the privacy mode (gradient.name, privacy.mode = 'none'): expected backward, "
