@@ -9,7 +9,7 @@ from client_app.memory import Memory
 from common import wire
 from common.adapter.algebra import digest, leading
 from common.adapter.spec import Spec, check_form
-from common.adapter.values import State, Tensors, Update, check_range
+from common.adapter.values import OFFSET, State, Tensors, Update, check_range
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.error import BouquetError
@@ -47,8 +47,11 @@ class Exchange:
         most, fits = spec.most_tensors, partial(check_form, spec=spec)
         header, state = wire.unpack_state(record, rule=rule.name, most=most, fits=fits)
         if header.held:
-            state = replace(state, adapter=self._held(model, state, header) | state.adapter)
-        if frames := {key: t for key, t in state.adapter.items() if key.part in recipe.fixed - recipe.drawn}:
+            held = self._held(model, state, header)
+            offset = {key: tensor for key, tensor in held.items() if key.part in OFFSET}
+            factors = {key: tensor for key, tensor in held.items() if key not in offset}
+            state = replace(state, adapter=factors | state.adapter, offset=offset | state.offset)
+        if frames := {key: t for key, t in (state.adapter | state.offset).items() if key.part in recipe.sent_once}:
             self.memory.save("frames", frames, state.round)
         check_range(state)
         state = rule.view(state, state.rank)
@@ -67,7 +70,8 @@ class Exchange:
         """What the message leaves out: drawn here, or received before; the coordinator's digest proves it the same."""
         drawn = self.recipe.draw(self._whole(model), self.config.seed, state.round)
         held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
-        held |= {key: t for key, t in self.memory.load("frames", state.round).items() if key not in state.adapter}
+        sent, frames = state.adapter.keys() | state.offset.keys(), self.memory.load("frames", state.round)
+        held |= {key: t for key, t in frames.items() if key.part in self.recipe.sent_once and key not in sent}
         if digest(held) != header.held:
             raise BouquetError(
                 "this node has other frozen tensors than the coordinator",

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from common import readable
 from common.adapter.spec import Spec
+from common.adapter.values import Tensors
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.privacy import accounting
@@ -79,23 +80,26 @@ def releases(config: RunConfig, records: Sequence[int]) -> list[Release]:
 
 def _plans(config: RunConfig, spec: Spec) -> Iterator[RulePlan]:
     """The plan of every rule that fits the privacy mode and the rank; a misfit of the run's own rule is raised."""
+    from common.record import peft_folder  # what knows models takes seconds to import
+
+    given = peft_folder.given(config.model, spec)
     for name in RULES:
         try:
-            yield rule_plan(_recipe(config, name), spec)
+            yield rule_plan(_recipe(config, name), spec, given)
         except BouquetError:
             if name == config.rule:
                 raise
 
 
-def rule_plan(recipe: Recipe, spec: Spec) -> RulePlan:
-    """What a recipe costs, for a model of this shape."""
+def rule_plan(recipe: Recipe, spec: Spec, given: Tensors | None = None) -> RulePlan:
+    """What a recipe costs, for a model of this shape, that starts from an adapter if one is ``given``."""
     config, spec = recipe.config, replace(spec, structure=recipe.structure)
     sizes = {key: math.prod(shape) for key, shape in (spec.factor_shapes() | dict(spec.head)).items()}
     rounds = range(min(config.num_server_rounds, 2))  # a rule alternates between two rounds at most
     trained = max(sum(size for key, size in sizes.items() if recipe.trains(turn, key)) for turn in rounds)
     sent = max(sum(size for key, size in sizes.items() if recipe.sends(turn, key)) for turn in rounds)
     noised = trained if config.privacy.per_example else sent
-    crossed = planned_bytes(recipe, spec, share_of(config.min_nodes, config.fraction_train))
+    crossed = planned_bytes(recipe, spec, share_of(config.min_nodes, config.fraction_train), given)
     return RulePlan(recipe.rule.name, trained, noised, crossed.up, crossed.down)
 
 

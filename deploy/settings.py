@@ -52,7 +52,7 @@ def located(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_place(key: str) -> bool:
     """Whether a setting names a file or folder, or something else by one's name."""
-    return key == "model.name" or key.endswith(".source")
+    return key in ("model.name", "model.adapter") or key.endswith(".source")
 
 
 def write(flat: Mapping[str, Any]) -> list[str]:

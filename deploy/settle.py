@@ -30,7 +30,8 @@ def settled(flat: Mapping[str, Any], nodes: int) -> tuple[dict[str, Any], list[s
     where a file or a folder is not there, and with the first records that are broken.
     """
     config = read_config(flat)
-    _check_model(config.model.name)
+    _check_folder("model", "model.name", config.model.name, "'embedded', a Transformers folder,")
+    _check_folder("adapter", "model.adapter", config.model.adapter, "a PEFT folder")
     if config.data.source in SHIPPED or (found := files(config.data.source)) is None:
         return dict(flat), []
     open_dealing = not DEALING & set(flat)
@@ -58,16 +59,11 @@ def settled(flat: Mapping[str, Any], nodes: int) -> tuple[dict[str, Any], list[s
     return chosen, said
 
 
-def _check_model(name: str) -> None:
-    """Raise :class:`BouquetError` where a model's folder is not there; a hub id is asked for when it is loaded."""
+def _check_folder(kind: str, where: str, name: str, wanted: str) -> None:
+    """Raise :class:`BouquetError` where a folder is not there; a hub id is asked for when it is loaded."""
     path = Path(name).expanduser()
     if (path.is_absolute() or name.startswith((".", "~"))) and not path.is_dir():
-        raise BouquetError(
-            "there is no such model folder",
-            where="model.name",
-            got=name,
-            cure="Use 'embedded', a Transformers folder, or a hub id.",
-        )
+        raise BouquetError(f"there is no such {kind} folder", where=where, got=name, cure=f"Use {wanted} or a hub id.")
 
 
 def _partition(read: Sequence[Placed], field: str, nodes: int) -> tuple[str, str]:

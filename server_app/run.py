@@ -76,8 +76,10 @@ def _introduce(config: RunConfig, spec: Spec, record: Record) -> None:
     from common.models import base
     from common.models.coverage import coverage
 
+    commit = base.commit(config.model)
+    named = f"{config.model.name} at {commit}" if commit else config.model.name
     record.say(
-        f"{config.model.name} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
+        f"{named} ({config.model.quantization}), {len(spec.layers)} layers of rank {spec.rank}, "
         f"rule {config.rule}, {config.num_server_rounds} rounds"
     )
     shares = coverage(base.skeleton(config.model, tasks.classes(config.task)), spec.layers, config.model.quantization)
@@ -101,13 +103,18 @@ def _leave(recipe: Recipe, state: State, record: Record) -> None:
 
 def _start(recipe: Recipe, spec: Spec, record: Record) -> State:
     """The state before the first round; of the inits, some have to see the base model for it."""
-    init, seed = recipe.init, recipe.config.seed
-    if not isinstance(init, GradientInit):
-        return recipe.start(spec, seed)
-    from server_app.start import seen
+    from common.record import peft_folder
+    from server_app.start import seen, told
 
-    record.say(f"the start is taken from {init.examples} examples of {init.source}")
-    return recipe.start(spec, seed, seen(recipe, init))
+    init, config = recipe.init, recipe.config
+    given, sight = peft_folder.given(config.model, spec), None
+    if isinstance(init, GradientInit):
+        record.say(f"the start is taken from {init.examples} examples of {init.source}")
+        sight = seen(recipe, init, given)
+    state = recipe.start(spec, config.seed, sight, given)
+    if given is not None:
+        record.say(told(recipe, given, state))
+    return state
 
 
 def _private_mean(recipe: Recipe) -> PrivateMean | None:

@@ -1,10 +1,12 @@
-"""What a start has to see of the base model: gradients of public data."""
+"""What a start is made of beside the config: gradients of public data, and an adapter that is there already."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
 from common import tasks
+from common.adapter.algebra import squared_norm
+from common.adapter.values import HEAD, Key, State, Tensors
 from common.models import adapted, base, lengths
 from common.models.gradients import gradients
 from common.sources import dealing
@@ -13,8 +15,8 @@ from strategies import Recipe
 from strategies.inits import GradientInit
 
 
-def seen(recipe: Recipe, init: GradientInit) -> Callable[[str], Tensor]:
-    """By layer, the gradient that ``init`` wants to see, by the frozen weight.
+def seen(recipe: Recipe, init: GradientInit, given: Tensors | None = None) -> Callable[[str], Tensor]:
+    """By layer, the gradient that ``init`` wants to see, by the frozen weight; of the base with the adapter ``given``.
 
     Here alone, and in central evaluation, the coordinator loads the base model; it needs as much memory again for the
     gradients of the adapted layers, in float32.
@@ -27,8 +29,32 @@ def seen(recipe: Recipe, init: GradientInit) -> Callable[[str], Tensor]:
     task.check(fields(found), where=source)
     encoded, _ = tasks.encoded(task, found, tokenizer)
     examples = [example for record in encoded for example in record][:count]
-    # From LoRA's own start, where the model is the base model: an adapter lets a gradient reach its layer.
+    # From the rule's own start, which adds nothing: an adapter lets a gradient reach its layer.
     model = adapted.load(config.model, config.lora, config.task, "auto", recipe.structure)
-    state = Recipe.around(recipe.rule, config).start(model.spec, config.seed)
+    state = Recipe.around(recipe.rule, config).start(model.spec, config.seed, given=given)
     model.install(state.adapter, state.scale, state.offset)
     return gradients(model, task, examples).__getitem__
+
+
+def told(recipe: Recipe, given: Tensors, state: State) -> str:
+    """What becomes of the adapter that a run starts from, in a sentence."""
+    ranks = {key.layer: tensor.shape[1] for key, tensor in given.items() if key.part == "Q"}
+    least, most = min(ranks.values()), max(ranks.values())
+    rank = f"{most}" if least == most else f"{least} to {most}"
+    head = " and a head" if any(key.part in HEAD for key in given) else ""
+    said = f"starts from the adapter {recipe.config.model.adapter}: rank {rank} in {len(ranks)} layers{head}; "
+    if not recipe.continues:
+        return f"{said}it is the offset under a start of its own"
+    if most <= state.rank:
+        return f"{said}it is the factors"
+    return f"{said}{_energy(given, state, list(ranks)):.1%} of its energy is in the factors, the rest is the offset"
+
+
+def _energy(given: Tensors, state: State, layers: list[str]) -> float:
+    """The share of the squared singular values of an adapter that a state's factors have."""
+    kept = whole = 0.0
+    for layer in layers:
+        b, a, q, p = (Key(layer, part) for part in "BAQP")
+        kept += float(squared_norm(state.scale * state.adapter[b], state.adapter[a]))
+        whole += float(squared_norm(given[q], given[p]))
+    return kept / whole if whole else 1.0

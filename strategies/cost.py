@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from common.adapter.algebra import break_even_rank
 from common.adapter.spec import Spec
-from common.adapter.values import FACTORS, HEAD, Key, State
+from common.adapter.values import FACTORS, HEAD, Key, State, Tensors
 from common.wire import codecs
 from strategies.recipe import Recipe
 
@@ -46,20 +46,23 @@ def round_bytes(recipe: Recipe, state: State, ranks: Mapping[str, int], replied:
     return RoundBytes(up, down)
 
 
-def planned_bytes(recipe: Recipe, spec: Spec, nodes: int) -> RoundBytes:
+def planned_bytes(recipe: Recipe, spec: Spec, nodes: int, given: Tensors | None = None) -> RoundBytes:
     """What a round of so many ``nodes`` costs one of the whole rank at most, over all rounds of the recipe's run.
 
     How much of a round an offset keeps, and what is zero at first, is not known before: all of it, and nothing.
+    ``given`` is the adapter that the run starts from, as :meth:`Recipe.start` takes it.
     """
     rule, last = recipe.rule, recipe.config.num_server_rounds - 1
     shapes = {**recipe.structure.shapes(spec.layers, spec.rank), **spec.head}
     whole = {key: _full(math.prod(shape)) for key, shape in shapes.items()}
+    taken = spec.rank if recipe.continues else 0
+    started = {key.layer: max(0, q.shape[1] - taken) for key, q in (given or {}).items() if key.part == "Q"}
     rounds = []
     # Rules alternate between two rounds, once they have settled, and what grows is largest at the end.
     for turn in {turn for turn in (*range(rule.settled + 2), last - 1, last) if 0 <= turn <= last}:
         offset: dict[Key, Values] = {}
-        if columns := turn * rule.growth(nodes, spec.rank):
-            for layer, (d_out, d_in) in spec.layers.items():
+        for layer, (d_out, d_in) in spec.layers.items():
+            if columns := started.get(layer, 0) + turn * rule.growth(nodes, spec.rank):
                 most = columns * (d_out + d_in) if columns <= break_even_rank(d_out, d_in) else d_out * d_in
                 offset[Key(layer, "Q")] = _full(most)
         load = {**whole, **offset}
@@ -76,7 +79,7 @@ def _up(recipe: Recipe, load: Load, round: int, share: float) -> int:
 
 def _down(recipe: Recipe, load: Load, round: int, share: float) -> int:
     """A node gets the constant parts once: when they have settled."""
-    without = recipe.drawn | recipe.fixed if round > recipe.rule.settled else recipe.drawn
+    without = recipe.left_out(equipped=round > recipe.rule.settled)
     sent = {key: values for key, values in load.items() if key.part not in without}
     return _bytes(sent, share, recipe.rule.density[1], recipe.config.wire.down)
 

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 from common import tasks
+from common.adapter.algebra import extend_offset
+from common.adapter.continued import continued
 from common.adapter.draws import layer_seed, normal
+from common.adapter.lora import Lora
 from common.adapter.spec import Spec
-from common.adapter.values import FACTORS, HEAD, Key, State, Tensors, Update
+from common.adapter.threads import one_thread
+from common.adapter.values import FACTORS, HEAD, OFFSET, Key, State, Tensors, Update
 from common.config.run import RunConfig
+from common.error import BouquetError
 from strategies import laws
 from strategies.choices import Choices
 from strategies.gradients import GRADIENTS
@@ -82,21 +87,90 @@ class Recipe(Choices):
 
     @cached_property
     def fixed(self) -> frozenset[str]:
-        """The constant parts, the head among them where it is not shared; none travels more than once."""
-        return self.constant if self.config.task.head == "shared" else self.constant | HEAD
+        """The constant parts, with a head that is not shared and the start's offset where no round moves it.
+
+        None travels more than once.
+        """
+        head = frozenset() if self.config.task.head == "shared" else HEAD
+        offset = OFFSET if self._starts_elsewhere and not self.rule.moves_offset else frozenset()
+        return self.constant | head | offset
+
+    @property
+    def _starts_elsewhere(self) -> bool:
+        """Whether the start is made of more than the run's config, so that the coordinator alone has it."""
+        return bool(self.config.model.adapter) or isinstance(self.init, GradientInit)
+
+    @property
+    def continues(self) -> bool:
+        """Whether the adapter that a run starts from (``model.adapter``) becomes the factors that it trains.
+
+        Where a rule or an init needs a start of its own, that stays, and the adapter is the offset under it.
+        """
+        plain = self.structure == Lora() and not self.rule.restarts and not isinstance(self.init, GradientInit)
+        return plain and bool(self.config.model.adapter)
 
     @cached_property
     def drawn(self) -> frozenset[str]:
         """Parts that each side draws for itself with :meth:`draw`, so that they never travel to the nodes."""
-        if self.rule.restarts:
-            return self.fixed | FACTORS
-        return self.fixed if not isinstance(self.init, GradientInit) and not self.rule.settled else self.fixed - FACTORS
+        sent = OFFSET | (HEAD if self.config.model.adapter else frozenset())
+        if self.continues or isinstance(self.init, GradientInit) or self.rule.settled:
+            sent |= FACTORS
+        return (self.fixed | FACTORS if self.rule.restarts else self.fixed) - sent
 
-    def start(self, spec: Spec, seed: int, seen: Callable[[str], Tensor] | None = None) -> State:
+    @property
+    def sent_once(self) -> frozenset[str]:
+        """Parts that a node cannot draw, and receives no more than once."""
+        return self.fixed - self.drawn
+
+    def left_out(self, equipped: bool) -> frozenset[str]:
+        """The parts that a message to a node does not hold; one that is ``equipped`` has received the fixed ones.
+
+        It has them to the bit, or it could not prove it: a codec that loses something carries them every time.
+        """
+        once = equipped and self.config.wire.down == "fp32"
+        return self.drawn | self.fixed if once else self.drawn
+
+    def start(
+        self,
+        spec: Spec,
+        seed: int,
+        seen: Callable[[str], Tensor] | None = None,
+        given: Tensors | None = None,
+    ) -> State:
         """The state before the first round; ``seen`` has what the init has to see of a layer, by its name.
 
-        A start other than the base model is taken off again by the offset, unless the init means it.
+        A start other than the base model is taken off again by the offset, unless the init means it. ``given`` is the
+        adapter of ``model.adapter``: Q and P of its layers, and its head, if it has one. The model starts as the base
+        with that adapter, exactly, whatever the rule and whatever its rank.
         """
+        if bool(self.config.model.adapter) != (given is not None):
+            raise BouquetError(
+                "a start without the adapter that the run names, or with one that it does not name",
+                where="model.adapter",
+                expected=f"'{self.config.model.adapter}'",
+                got="none" if given is None else "an adapter",
+            )
+        state = self._own_start(spec, seed, seen)
+        return self.rule.begin(state if given is None else self._continued(state, given))
+
+    def _continued(self, state: State, given: Tensors) -> State:
+        """``state`` with an adapter as the leading slots of its factors, or under them."""
+        adapter, offset = dict(state.adapter), Tensors()
+        for key, tensor in given.items():
+            if key.part in HEAD:
+                adapter[key] = tensor
+            elif not self.continues:
+                offset[key] = tensor
+            elif key.part == "Q":
+                a, b, p = (Key(key.layer, part) for part in "ABP")
+                with one_thread():
+                    adapter[b], adapter[a], *rest = continued(tensor, given[p], adapter[a], state.scale)
+                if rest[0].numel():
+                    offset[key], offset[p] = rest
+        return replace(state, adapter=adapter, offset=extend_offset(state.offset, offset))
+
+    def _own_start(self, spec: Spec, seed: int, seen: Callable[[str], Tensor] | None) -> State:
+        """The start of the init, with a head that is drawn."""
         generator = torch.Generator().manual_seed(seed)
         adapter, offset = Tensors(), Tensors()
         scale = 1.0 if self.init.orthonormal else spec.scale
@@ -112,11 +186,12 @@ class Recipe(Choices):
                 adapter[key] = normal(size, 0.02, generator)
             else:  # a norm's weight, or a bias
                 adapter[key] = torch.ones(size) if key.part == "W" else torch.zeros(size)
-        return self.rule.begin(State(adapter, scale, offset=offset, seed=seed))
+        return State(adapter, scale, offset=offset, seed=seed)
 
     def draw(self, spec: Spec, seed: int, round: int) -> Tensors:
         """The drawn parts of the state of ``round``: those of the start, or where a rule restarts the fresh factors."""
-        drawn = {key: tensor for key, tensor in self.start(spec, seed).adapter.items() if key.part in self.drawn}
+        start = self.rule.begin(self._own_start(spec, seed, None))
+        drawn = {key: tensor for key, tensor in start.adapter.items() if key.part in self.drawn}
         if round and self.rule.restarts:
             for layer, shape in spec.layers.items():
                 generator = torch.Generator().manual_seed(layer_seed(seed, round, layer))

@@ -94,9 +94,12 @@ class LoraStrategy(Strategy):
         self._asked = 0
         self._sent: dict[int, Sent] = {}
 
-    def initial_arrays(self, spec: Spec) -> ArrayRecord:
-        """The state before the first round, whole and in float32, as ``start`` wants it."""
-        return wire.pack_state(self.recipe.start(spec, self.seed), self.rule.name)
+    def initial_arrays(self, spec: Spec, given: Tensors | None = None) -> ArrayRecord:
+        """The state before the first round, whole and in float32, as ``start`` wants it.
+
+        ``given`` is the adapter of ``model.adapter``, where the run names one (``common/record/peft_folder.py``).
+        """
+        return wire.pack_state(self.recipe.start(spec, self.seed, given=given), self.rule.name)
 
     def messages(
         self,
@@ -120,7 +123,7 @@ class LoraStrategy(Strategy):
             kind = (rank, draw, equipped)
             if kind not in records:
                 view = rule.view(state, *kind[:2])
-                without = self.recipe.drawn | self.recipe.fixed if kind[2] else self.recipe.drawn
+                without = self.recipe.left_out(equipped)
                 records[kind] = wire.pack_state(view, rule.name, codec=self.codec_down, without=without)
                 sent[kind] = Sent(view, self._as_received(view, records[kind]))
             self._sent[node_id] = sent[kind]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 from transformers import (
@@ -24,7 +24,7 @@ from transformers import (
 
 from common.config.run import ModelConfig
 from common.error import BouquetError
-from common.models import embedded, head, support, vocabulary, weights
+from common.models import embedded, head, prequantised, support, vocabulary, weights
 from common.models.pooling import MeanPooled
 
 
@@ -61,7 +61,7 @@ def _check_folder(path: Path) -> None:
             where="model.name",
             expected="a Transformers folder, with config.json",
             got=f"{path}, a PEFT adapter",
-            cure="Name its base model, which adapter_config.json says; a run cannot start from an adapter yet.",
+            cure="Name its base model, which adapter_config.json says, and start from it with model.adapter.",
         )
 
 
@@ -97,6 +97,7 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
     config, heads = _config(model, classes), head.find(skeleton(model, classes))
     tokenizer = load_tokenizer(model)
     config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+    prequantised.prepare(config, model.quantization, heads, model.name)
     options: dict[str, Any] = {"config": config, "dtype": compute, "device_map": {"": device}}
     if model.quantization != "none" and not hasattr(config, "quantization_config"):
         options["quantization_config"] = quantization(model.quantization, compute, heads)
@@ -108,6 +109,8 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
             # On CPUs with bfloat16 units, the first evaluation would repack the weights for inference, for good and
             # with loss, and no gradient would pass the layer again.
             module.support_avx512bf16_for_cpu = False
+            # Whatever the base was saved with.
+            module.compute_dtype = compute
     if model.gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
     if auto is AutoModel:
@@ -149,6 +152,19 @@ def digest(model: ModelConfig) -> str:
     return hashlib.sha256(f"{weights.digest(_folder(model))} {words}".encode()).hexdigest()[:16]
 
 
+@lru_cache(maxsize=1)
+def commit(model: ModelConfig) -> str | None:
+    """The commit on the hub that the model is of, whatever moves its branch later; None for a folder."""
+    where = location(model.name)
+    if Path(where).is_dir():
+        return None
+    try:
+        # <cache>/snapshots/<commit>/config.json
+        return Path(hf_hub_download(where, "config.json", revision=model.revision)).parent.name
+    except Exception as error:  # a boundary: whatever the hub's client raises, the model is what cannot be had
+        raise _unusable(model, error) from error
+
+
 def is_here(model: ModelConfig) -> bool:
     """Whether the model's weights are on this machine; a coordinator does well without."""
     try:
@@ -181,7 +197,7 @@ def _config(model: ModelConfig, classes: int) -> Any:
         support.check(config, classes, model.name)
     if classes:
         config.num_labels = classes
-    support.check_quantization(config, model.quantization, model.name)
+    prequantised.check(config, model.quantization, model.name)
     text = config.get_text_config()
     padding = getattr(text, "pad_token_id", None)
     if isinstance(padding, int) and not 0 <= padding < text.vocab_size:

@@ -42,27 +42,6 @@ def check(config: PretrainedConfig, classes: int, where: str) -> None:
         )
 
 
-def check_quantization(config: PretrainedConfig, wanted: str, where: str) -> None:
-    """Raise :class:`BouquetError` for a base that was saved in another quantisation than the one that is ``wanted``."""
-    saved = getattr(config, "quantization_config", None)
-    if saved is None:
-        return
-    told = saved if isinstance(saved, dict) else saved.to_dict()
-    method = str(getattr(told.get("quant_method"), "value", told.get("quant_method")))
-    bits = "nf4" if told.get("load_in_4bit") else "int8" if told.get("load_in_8bit") else ""
-    found = bits if method == "bitsandbytes" and bits else method
-    if found != wanted:
-        raise BouquetError(
-            "the base model has been quantised already",
-            where=where,
-            expected=f"model.quantization = '{wanted}', of an unquantised base",
-            got=f"weights in {found}",
-            cure=f"Set model.quantization = '{found}', or name the unquantised base: a merged export needs it."
-            if found in ("nf4", "int8")
-            else "Name the unquantised base.",
-        )
-
-
 def check_architecture(network: Any, where: str) -> None:
     """Raise :class:`BouquetError` for a model that keeps a state from token to token.
 

@@ -35,7 +35,7 @@ from common.models import adapted, base
 SUFFIX = {"A": "lora_A.weight", "B": "lora_B.weight", "W": "weight", "b": "bias"}
 ABOUT = "bouquet.json"
 # Whoever passes an adapter on need not tell where the data were, or where this site keeps its runs.
-UNTOLD = ("data.", "evaluation.", "run-directory", "resume")
+UNTOLD = ("data.", "evaluation.", "run-directory", "resume", "model.adapter")
 POOLED = "encoder."
 
 
@@ -62,6 +62,7 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
             _save(folder / "head.safetensors", head)
         head = {}
         factors = {key._replace(layer=key.layer.removeprefix(POOLED)): tensor for key, tensor in factors.items()}
+    commit = base.commit(config.model)
     settings = peft.LoraConfig(
         r=state.rank,
         lora_alpha=state.rank * state.scale,  # type: ignore[arg-type]  # PEFT divides it by r, whole or not
@@ -69,13 +70,14 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
         modules_to_save=_modules(head, factors),
         task_type=_task_type(config),
         base_model_name_or_path=base.location(config.model.name),
-        revision=config.model.revision,
+        revision=commit,
         fan_in_fan_out=adapted.is_transposed(base.skeleton(config.model, tasks.classes(config.task))),
         inference_mode=True,
     )
     settings.save_pretrained(str(folder))
     _save(folder / "adapter_model.safetensors", factors | head, adapted.PREFIX)
     told = {k: v for k, v in config.to_flower().items() if not (k.startswith(UNTOLD) or k.endswith(".source"))}
+    told |= {"model.revision": commit} if commit else {}
     (folder / ABOUT).write_text(json.dumps({"round": state.round, "config": told}, indent=2) + "\n")
 
 
@@ -104,9 +106,9 @@ def read(folder: Path) -> Exported:
         settings = dict(about["config"])
         within = POOLED if settings["model.pooling"] == "mean" else ""
         named = load_file(folder / "adapter_model.safetensors")
-        adapter = {_key(within + name.removeprefix(adapted.PREFIX)): tensor for name, tensor in named.items()}
+        adapter = {key_of(within + name.removeprefix(adapted.PREFIX)): tensor for name, tensor in named.items()}
         if (file := folder / "head.safetensors").is_file():
-            adapter |= {_key(name): tensor for name, tensor in load_file(file).items()}
+            adapter |= {key_of(name): tensor for name, tensor in load_file(file).items()}
         state = State(adapter, lora["lora_alpha"] / lora["r"], int(about["round"]))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise BouquetError(
@@ -119,7 +121,8 @@ def read(folder: Path) -> Exported:
     return Exported(state, settings)
 
 
-def _key(name: str) -> Key:
+def key_of(name: str) -> Key:
+    """The key of a tensor in an adapter's file, without PEFT's prefix. Raises ValueError for one that has none."""
     for part, suffix in SUFFIX.items():
         if name.endswith(f".{suffix}"):
             return Key(name.removesuffix(f".{suffix}"), part)

@@ -39,8 +39,9 @@ def pack_state(
     without: frozenset[str] = frozenset(),
 ) -> ArrayRecord:
     """A state as one record; ``without`` names the parts that the receiver has already, or draws for itself."""
-    held = {key: value for key, value in state.adapter.items() if key.part in without}
-    tensors = {key: value for key, value in state.adapter.items() if key not in held} | state.offset
+    whole = state.adapter | state.offset
+    held = {key: value for key, value in whole.items() if key.part in without}
+    tensors = {key: value for key, value in whole.items() if key not in held}
     header = Header(
         kind="state",
         rule=rule,

@@ -25,6 +25,7 @@ from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import adapted
 from common.privacy import accounting, ledger
+from common.record import peft_folder
 from strategies import Recipe
 from strategies.strategy import LoraStrategy, Recipient
 
@@ -116,7 +117,8 @@ class Node:
 
     def initial(self) -> State:
         """The state before the first round."""
-        return self.recipe.start(self._described(), self.config.seed)
+        spec = self._described()
+        return self.recipe.start(spec, self.config.seed, given=peft_folder.given(self.config.model, spec))
 
     def message(self, kind: str, state: State | None = None) -> Message:
         """What the coordinator sends; without a state, the roll call."""

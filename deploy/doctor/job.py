@@ -25,8 +25,9 @@ from strategies import Recipe
 from strategies.cost import planned_bytes
 from strategies.strategy import share_of
 
-# Weights in four bits with double quantisation: 4.127 bits (Dettmers et al., arXiv:2305.14314, section 3).
-BYTES_A_WEIGHT = {"nf4": 4.127 / 8, "int8": 1.0}
+# Weights in four bits with double quantisation: 4.127 bits (Dettmers et al., arXiv:2305.14314, section 3). GPTQ and AWQ
+# have 16 bits of scale and 4 of zero point for 128 weights.
+BYTES_A_WEIGHT = {"nf4": 4.127 / 8, "int8": 1.0, "gptq": (4 + 20 / 128) / 8, "awq": (4 + 20 / 128) / 8}
 # A weight of the adapter, its gradient and AdamW's two moments, in float32.
 BYTES_A_TRAINED_WEIGHT = 16
 # Python, its libraries and, on a GPU, the CUDA context.
@@ -141,7 +142,8 @@ def traffic(config: RunConfig) -> str:
     spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
     planned = planned_bytes(recipe, spec, nodes)
     up, down = readable.size(planned.up), readable.size(planned.down)
-    return f"{up} up, {down} down, a node and round at most ({config.rule}, {config.wire.up}, {nodes} nodes)"
+    once = "; model.adapter is sent beside it" if config.model.adapter else ""
+    return f"{up} up, {down} down, a node and round at most ({config.rule}, {config.wire.up}, {nodes} nodes){once}"
 
 
 def _numel(spec: Spec) -> int:

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCardData
 
 from common import tasks
 from common.config.privacy import PrivacyConfig
+from common.config.run import ModelConfig
 from common.models import base
 from common.record.directory import Summary
 from common.record.events import Central, Train
@@ -82,7 +83,7 @@ def _body(export: Export, name: str) -> str:
     what = "A model" if export.merged else "A LoRA adapter"
     trained = "It is the own model of one node" if source.node else "It was"
     about = (
-        f"{what} from `{config.model.name}`, fine-tuned with Bouquet, federated LoRA on Flower. {trained}"
+        f"{what} from `{_named(config.model)}`, fine-tuned with Bouquet, federated LoRA on Flower. {trained}"
         f"{', ' if source.node else ' '}trained on several machines, none of which saw another's data."
     )
     facts = "\n".join(f"| {title} | {value} |" for title, value in _facts(export))
@@ -97,7 +98,11 @@ def _body(export: Export, name: str) -> str:
 def _facts(export: Export) -> Iterator[tuple[str, str]]:
     source, config = export.source, export.source.config
     private = config.privacy.on
-    yield "base model", f"`{config.model.name}`, revision {config.model.revision}"
+    commit = base.commit(config.model)
+    yield "base model", f"`{_named(config.model)}`" + (f", revision {commit}" if commit else "")
+    if start := config.model.adapter:
+        on_hub = not Path(start).expanduser().is_absolute()
+        yield "started from", f"the adapter `{start}`" if on_hub else "an adapter that was there before"
     yield "base while training", config.model.quantization if config.model.quantization != "none" else "not quantised"
     yield "rank", export.made
     yield "task", config.task.name
@@ -116,6 +121,12 @@ def _facts(export: Export) -> Iterator[tuple[str, str]]:
     yield "privacy", _privacy(config.privacy, source.node)
     yield from _scores(source)
     yield "licence", export.licence or "as the base model's"
+
+
+def _named(model: ModelConfig) -> str:
+    """The base as the card calls it: of a folder, which may lie elsewhere, the last name."""
+    path = Path(model.name).expanduser()
+    return path.name if path.is_absolute() else model.name
 
 
 def _privacy(privacy: PrivacyConfig, node: str) -> str:

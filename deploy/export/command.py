@@ -10,6 +10,7 @@ EXAMPLE = """Example: bouquet export runs/flu --to exports/flu
          bouquet export runs/flu --to exports/flu-16 --rank 16
          bouquet export runs/flu --to exports/flu-merged --form merged --dtype bf16
          bouquet export runs/flu --to exports/ward-1 --node ward-1
+         bouquet export runs/flu --to exports/flu --push my-lab/flu --private
 What is written is loaded again and compared with the run's own model; what differs too much is not left behind."""
 
 
@@ -26,6 +27,8 @@ def add_to(commands: Commands) -> None:
     export.add_argument("--licence", default="", help="for the model card (default: as the base model's)")
     export.add_argument("--prompt", action="append", default=[], help="a text to compare on; may be repeated")
     export.add_argument("--tolerance", type=float, help="the largest difference, as a share of the adapter's effect")
+    export.add_argument("--push", default="", metavar="OWNER/NAME", help="publish it on the hub")
+    export.add_argument("--private", action="store_true", help="publish it for yourself and your organisation alone")
     add_place(export)
     export.set_defaults(work=_export)
 

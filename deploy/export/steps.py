@@ -12,7 +12,7 @@ from common import tasks
 from common.error import BouquetError
 from common.models import base
 from common.record.export import one_lora
-from deploy.export import card, comparison, forms
+from deploy.export import card, comparison, forms, push
 from deploy.export.comparison import TOLERANCES, Comparison
 from deploy.export.source import Source, find
 from deploy.serve import vllm
@@ -25,6 +25,8 @@ def export(options: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     source = find(options.source, options.node, options.state_directory, options.model)
+    if options.push:
+        push.check(options.push, source.config.model, merged=options.form == "merged")
     texts = source.tokens(options.prompt)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The folder appears by one rename, after its check.
@@ -33,11 +35,13 @@ def export(options: argparse.Namespace) -> int:
         folder.mkdir()
         write = _merged if options.form == "merged" else _peft
         made = write(source, folder, texts, options)
-        card.write(made, folder, target.name)
+        card.write(made, folder, options.push or target.name)
         folder.rename(target)
     print(f"{target}: {made.check}")
     for line in _next_steps(made, target):
         print(line)
+    if options.push:
+        print(f"published: {push.push(target, options.push, private=options.private)}")
     return 0
 
 
@@ -45,6 +49,8 @@ def _check(options: argparse.Namespace) -> None:
     """Raise :class:`BouquetError` on arguments that contradict each other, and on a target that is there."""
     if options.to.exists():
         raise BouquetError("there is something already", where=str(options.to), cure="Name a new folder with --to.")
+    if options.private and not options.push:
+        raise BouquetError("nothing is published", where="--private", expected="--push OWNER/NAME", got="none")
     if options.form == "merged" and options.rank is not None:
         raise BouquetError("a merged model has no rank", where="--rank", cure="Leave --rank out, or use --form peft.")
     if options.form == "peft" and options.dtype is not None:

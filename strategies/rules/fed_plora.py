@@ -30,6 +30,8 @@ class FedPLora(Rule):
     # Each slot has its own nodes, and its own sum of weights.
     mixed_ranks = True
     scattered = True
+    # By what a node's view puts beside it.
+    moves_offset = True
 
     def view(self, state: State, rank: int, draw: int = 0) -> State:
         """The drawn slots to train, and the others beside the offset."""
@@ -42,7 +44,9 @@ class FedPLora(Rule):
         for layer in state.layers():
             a, b = state.adapter[Key(layer, "A")], state.adapter[Key(layer, "B")]
             adapter[Key(layer, "A")], adapter[Key(layer, "B")] = a[slots], b[:, slots]
-            offset[Key(layer, "P")], offset[Key(layer, "Q")] = a[others], state.scale * b[:, others]
+            for part, side, dim in (("P", a[others], 0), ("Q", state.scale * b[:, others], 1)):
+                key = Key(layer, part)
+                offset[key] = torch.cat([offset[key], side], dim=dim) if key in offset else side
         return replace(state, adapter=adapter, offset=offset, slots=tuple(slots))
 
     def model(self, state: State, update: Update) -> State:

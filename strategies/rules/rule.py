@@ -94,6 +94,11 @@ class Rule(Method):
         """By how many columns the offset grows at most in a round of so many nodes."""
         return 0
 
+    @property
+    def moves_offset(self) -> bool:
+        """Whether a node ever receives another offset than that of the start."""
+        return self.growth(2, 1) > 0
+
     def begin(self, state: State) -> State:
         """The state before the first round, from the start of the run's init."""
         return state

@@ -6,6 +6,7 @@ INITS = ("tests/oracles/test_gradient_inits.py",)
 OPTIMIZERS = ("tests/oracles/test_lora_pro.py", "tests/oracles/test_lora_pro_layers.py")
 OBJECTIVES = ("tests/oracles/test_fedspeed.py", "tests/runs/test_loop_rules.py")
 KEEPS = ("tests/laws/test_rules.py", "tests/laws/test_axes.py", "tests/runs/test_loop.py")
+STARTS = ("tests/laws/test_continued.py", "tests/units/test_peft_folder.py", "tests/runs/test_continued.py")
 LAWS = ("tests/units/test_laws.py", "tests/units/test_privacy.py")
 
 AXES = (
@@ -36,6 +37,55 @@ AXES = (
         "-self.step * seen.sign()",
         "self.step * seen.sign()",
         INITS,
+    ),
+    Mutant(
+        "an adapter as a start: alpha is left out",
+        "common/record/peft_folder.py",
+        'update[Key(layer, "Q")] = scale * factors',
+        'update[Key(layer, "Q")] = factors',
+        STARTS,
+    ),
+    Mutant(
+        "an adapter as a start: rank-stabilised or not is one",
+        "common/record/peft_folder.py",
+        'alpha / (rank**0.5 if settings["use_rslora"] else rank)',
+        "alpha / rank",
+        STARTS,
+    ),
+    Mutant(
+        "an adapter as a start: slots that it does not fill are zero in both factors",
+        "common/adapter/continued.py",
+        "torch.where(alive[:, None], a, fresh)",
+        "a",
+        STARTS,
+    ),
+    Mutant(
+        "an adapter as a start: what does not fit the rank is lost",
+        "strategies/recipe.py",
+        "if rest[0].numel():",
+        "if False:",
+        STARTS,
+    ),
+    Mutant(
+        "an adapter as a start: its head is drawn on the nodes",
+        "strategies/recipe.py",
+        "sent = OFFSET | (HEAD if self.config.model.adapter else frozenset())",
+        "sent = OFFSET",
+        STARTS,
+    ),
+    Mutant(
+        "what a coarse codec has changed on its way is held to the coordinator's digest",
+        "strategies/recipe.py",
+        'once = equipped and self.config.wire.down == "fp32"',
+        "once = equipped",
+        STARTS,
+    ),
+    Mutant(
+        "Fed-PLoRA: what a node does not train takes the offset's place",
+        "strategies/rules/fed_plora.py",
+        "torch.cat([offset[key], side], dim=dim) if key in offset else side",
+        "side",
+        STARTS,
     ),
     Mutant(
         "LoRA-Pro without its projection",

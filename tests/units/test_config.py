@@ -53,7 +53,10 @@ def test_every_mistake_is_told_at_once_in_the_users_keys():
     assert "task.name: expected one of text, instruct, chat, classify, got 'txt'. Did you mean 'text'?" in lines
     assert "lora.rank: expected greater than or equal to 1, got 0" in lines
     assert "lora.rnak: unknown key. Did you mean 'lora.rank'?" in lines
-    assert "model.quantization: expected 'nf4', 'int8' or 'none', got 'nf5'" in lines
+    assert (
+        "model.quantization: expected 'nf4', 'int8', 'none', 'gptq', 'awq', 'fp8' or 'compressed-tensors', got 'nf5'"
+        in lines
+    )
     assert "train.batch-size: expected a whole number, got '8'" in lines
     assert lines[-1] == "Correct them in pyproject.toml ([tool.flwr.app.config]) or in --run-config."
 

@@ -105,6 +105,7 @@ def test_labels_that_are_not_as_many_as_the_run_has_are_a_contradiction(source):
         ),
         ({"data.source": "tickets.csv"}, r"there is no such file or folder \(data.source\): got tickets.csv"),
         ({"model.name": "/no/such/model"}, r"there is no such model folder \(model.name\): got /no/such/model"),
+        ({"model.adapter": "/no/adapter"}, r"no such adapter folder \(model.adapter\): got /no/adapter. Use a PEFT"),
     ],
 )
 def test_what_is_not_there_is_told_before_anything_starts(flat, said):

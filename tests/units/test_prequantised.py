@@ -1,0 +1,129 @@
+"""Bases that were quantised before they came here: trained on as they are, or refused with what helps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from common import tasks
+from common.error import BouquetError
+from common.models import base
+from strategies import read_config
+from tests.support.architectures import save
+from tests.support.grid import run_in_process
+
+BLOCK = 32
+CPU = torch.device("cpu")
+
+
+def four_bits(folder: Path, **options: Any) -> Path:
+    """A checkpoint as others publish it, saved by bitsandbytes in four bits."""
+    plain = save("llama", folder / "plain")
+    kind = BitsAndBytesConfig(load_in_4bit=True, **options)
+    AutoModelForCausalLM.from_pretrained(plain, quantization_config=kind, device_map="cpu").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(folder)
+    return folder
+
+
+def eight_bits(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A checkpoint in fp8 with a scale a block, as DeepSeek publishes its own; and the weights that it stands for."""
+    save("llama", folder)
+    file = folder / "model.safetensors"
+    stored, meant = {}, {}
+    for name, tensor in load_file(file).items():
+        if "_proj" not in name:
+            stored[name] = meant[name] = tensor
+            continue
+        blocks = tensor.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+        scale = blocks.abs().amax(dim=(1, 3), keepdim=True) / 448
+        small = (blocks / scale).to(torch.float8_e4m3fn)
+        meant[name] = (small.float() * scale).reshape(tensor.shape)
+        stored[name], stored[f"{name}_scale_inv"] = small.reshape(tensor.shape), scale[:, 0, :, 0].contiguous()
+    save_file(stored, file, metadata={"format": "pt"})
+    told(folder, quant_method="fp8", weight_block_size=[BLOCK, BLOCK], activation_scheme="dynamic")
+    return folder, meant
+
+
+def told(folder: Path, **quantization: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": quantization}))
+
+
+def load(folder: Path, **settings: Any) -> Any:
+    config = read_config({"model.name": str(folder), **settings})
+    return base.load(config.model, tasks.classes(config.task), CPU)
+
+
+def learns(folder: Path, settings: Any, **changes: Any) -> None:
+    flat = {"model.name": str(folder), "train.learning-rate": 0.02, "train.steps": 6, "task.max-length": 16}
+    run_in_process(settings(**flat, **changes), nodes=2)
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["after"]["all"] < 0.98 * summary["before"]["all"]
+
+
+@pytest.mark.slow
+def test_a_base_saved_in_nf4_is_trained_on(tmp_path, settings):
+    folder = four_bits(tmp_path, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    network = load(folder)
+    layers = [module for module in network.modules() if isinstance(module, Linear4bit)]
+    assert len(layers) == 14
+    assert all(layer.compute_dtype == torch.float32 for layer in layers)
+    learns(folder, settings)
+
+
+def test_a_classifiers_head_is_not_in_four_bits(tmp_path):
+    folder = four_bits(tmp_path, bnb_4bit_quant_type="nf4")
+    network = load(folder, **{"task.name": "classify", "task.labels": 3})
+    assert type(network.score) is torch.nn.Linear
+    assert network.score.weight.shape == (3, 64)
+
+
+def test_four_bits_of_another_type_are_told(tmp_path):
+    folder = four_bits(tmp_path, bnb_4bit_quant_type="fp4")
+    with pytest.raises(BouquetError, match=r"quantised already .*got weights in fp4. Name the unquantised base"):
+        load(folder)
+
+
+@pytest.mark.slow
+def test_a_base_saved_in_fp8_is_widened_and_trained_on(tmp_path, settings):
+    folder, meant = eight_bits(tmp_path)
+    weights = load(folder, **{"model.quantization": "fp8"}).state_dict()
+    for name, tensor in meant.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-2, atol=1e-6)
+    learns(folder, settings, **{"model.quantization": "fp8"})
+
+
+@pytest.mark.parametrize(
+    ("method", "packages"),
+    [("gptq", "gptqmodel optimum"), ("awq", "gptqmodel"), ("compressed-tensors", "compressed-tensors")],
+)
+def test_a_package_that_is_not_there_is_named(method, packages, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.models.prequantised.find_spec", lambda name: None)
+    folder = save("llama", tmp_path)
+    told(folder, quant_method=method, bits=4)
+    with pytest.raises(
+        BouquetError, match=rf"what reads a base in {method} is not installed .*pip install {packages}, or"
+    ):
+        load(folder, **{"model.quantization": method})
+    # A coordinator, which only asks for shapes, needs none of them.
+    config = read_config({"model.name": str(folder), "model.quantization": method})
+    assert base.skeleton(config.model, 0)
+    with pytest.raises(
+        BouquetError, match=rf"got weights in {method}. Set model.quantization = '{method}', or name the"
+    ):
+        load(folder)
+
+
+def test_a_method_that_is_not_known_or_not_there_is_told(tmp_path):
+    folder = save("llama", tmp_path)
+    said = r"not quantised, and Bouquet does not .*, model.quantization\): expected 'nf4', 'int8' or 'none', got 'gptq'"
+    with pytest.raises(BouquetError, match=said):
+        load(folder, **{"model.quantization": "gptq"})
+    told(folder, quant_method="hqq", bits=4)
+    with pytest.raises(BouquetError, match=r"got weights in hqq. Name the unquantised base\."):
+        load(folder)
