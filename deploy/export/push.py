@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -56,7 +56,9 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
                 where=f"--push {repository} --private",
                 cure=f"Name another, or make it private first. The export is in {folder}.",
             )
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of bouquet")
+        # All files or none: what uploads a folder may make several commits of it.
+        files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
+        api.create_commit(repository, files, commit_message="Export of Bouquet")
     return str(url)
 
 
@@ -75,10 +77,10 @@ def _asking(repository: str, cure: str = "") -> Iterator[None]:
             got=f"HTTP {status}",
             cure=" ".join(filter(None, [LOG_IN if status in REFUSED else "", cure])),
         ) from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, httpx.HTTPError, RuntimeError) as error:  # the last of an upload, from whatever broke it
         raise BouquetError(
-            "the hub cannot be reached",
+            "the hub cannot be reached, or has broken off",
             where=HfApi().endpoint,
-            got=type(error).__name__,
+            got=type(error.__cause__ or error).__name__,
             cure=cure or "HF_ENDPOINT names another; HF_HUB_OFFLINE must not be set.",
         ) from error

@@ -46,7 +46,7 @@ def test_a_run_goes_on_from_the_adapter_of_another(settings, tmp_path, capsys):
     same = settings(**first, **{"run-name": "same", "model.adapter": str(adapter)})
     run_in_process(same, nodes=2)
     said = capsys.readouterr().out
-    assert f"starts from the adapter {adapter}: rank 8 in 28 layers; it is the factors" in said
+    assert f"starts from the adapter {adapter}: rank 8 in 42 layers; it is the factors" in said
     assert summary(tmp_path / "same")["before"]["all"] == pytest.approx(ended, rel=1e-6)
     assert summary(tmp_path / "same")["after"]["all"] < ended
     # The export stands by itself: it tells neither where the adapter was nor needs it.

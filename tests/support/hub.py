@@ -16,7 +16,10 @@ COMMIT = "1" * 40
 
 @dataclass
 class Hub:
-    """The repositories of a hub: which are private, and their files. It knows one ``token``, of one ``owner``."""
+    """The repositories of a hub: which are private, and their files. It knows one ``token``, of one ``owner``.
+
+    One that is ``full`` takes no large file.
+    """
 
     token: str
     owner: str
@@ -24,12 +27,13 @@ class Hub:
     private: dict[str, bool] = field(default_factory=dict)
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
+    full: bool = False
 
     def answer(self, method: str, path: str, body: bytes, token: str) -> tuple[int, Any]:
         """A status, and what is said with it."""
         if method == "PUT":  # an upload's address is its own permission
             self.objects[hashlib.sha256(body).hexdigest()] = body
-            return 200, {}
+            return (413 if self.full else 200), {}
         if token != f"Bearer {self.token}":
             return 401, {"error": f"unknown token {token}"}
         if path == "/api/whoami-v2":
@@ -42,6 +46,8 @@ class Hub:
         told = json.loads(body or b"{}")
         if path == "/api/whoami-v2":
             return 200, {"name": self.owner, "type": "user", "auth": {"accessToken": {"role": "write"}}}
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
         if path == "/api/repos/create":
             return self._create(told)
         if path.endswith("/info/lfs/objects/batch"):
@@ -105,7 +111,7 @@ def serving(token: str, owner: str) -> Iterator[Hub]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         hub.address = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield hub

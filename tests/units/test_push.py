@@ -11,6 +11,8 @@ from deploy.export import push
 from tests.support.adapters import run_directory
 from tests.support.hub import serving
 
+# huggingface_hub's own call of httpx.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
 SECRET = "hf_a_secret_of_mine"
 ON_HUB = ModelConfig(name="some/base")
 
@@ -19,6 +21,7 @@ ON_HUB = ModelConfig(name="some/base")
 def hub(monkeypatch):
     with serving(SECRET, "my-lab") as hub:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
         monkeypatch.setenv("HF_TOKEN", SECRET)
         yield hub
@@ -76,6 +79,10 @@ def test_whatever_else_is_wrong_is_told_too(hub, tmp_path, monkeypatch):
     run_directory(tmp_path / "run")
     with pytest.raises(BouquetError, match=r"the token may not write there .*HTTP 403.*hf upload others/flu /"):
         push.push(tmp_path / "run" / "adapter", "others/flu", private=False)
+    hub.full = True
+    with pytest.raises(BouquetError, match=r"has broken off .*got HfHubHTTPError. The export is in .*hf upload my-lab"):
+        push.push(tmp_path / "run" / "adapter", "my-lab/flu", private=False)
+    assert "my-lab/flu" not in hub.files
     for wrong in ("flu", "a/b/c", "my lab/flu", "/flu"):
         with pytest.raises(BouquetError, match="no name of a repository"):
             push.check(wrong, ON_HUB, merged=False)
@@ -90,7 +97,9 @@ def test_whatever_else_is_wrong_is_told_too(hub, tmp_path, monkeypatch):
         push.check("my-lab/flu", ON_HUB, merged=False)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(BouquetError, match=r"the hub cannot be reached \(http://127.0.0.1:9\): got ConnectError"):
+    with pytest.raises(
+        BouquetError, match=r"the hub cannot be reached, or has broken off \(http://127.0.0.1:9\): got ConnectError"
+    ):
         push.check("my-lab/flu", ON_HUB, merged=False)
 
 
