@@ -97,9 +97,7 @@ def test_whatever_else_is_wrong_is_told_too(hub, tmp_path, monkeypatch):
         push.check("my-lab/flu", ON_HUB, merged=False)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(
-        BouquetError, match=r"the hub cannot be reached, or has broken off \(http://127.0.0.1:9\): got ConnectError"
-    ):
+    with pytest.raises(BouquetError, match=r"the hub cannot be reached.* \(http://127.0.0.1:9\): got ConnectError"):
         push.check("my-lab/flu", ON_HUB, merged=False)
 
 
