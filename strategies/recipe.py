@@ -92,13 +92,13 @@ class Recipe(Choices):
         None travels more than once.
         """
         head = frozenset() if self.config.task.head == "shared" else HEAD
-        offset = OFFSET if self._starts_elsewhere and not self.rule.moves_offset else frozenset()
+        offset = OFFSET if self._starts_over_one and not self.rule.moves_offset else frozenset()
         return self.constant | head | offset
 
     @property
-    def _starts_elsewhere(self) -> bool:
-        """Whether the start is made of more than the run's config, so that the coordinator alone has it."""
-        return bool(self.config.model.adapter) or isinstance(self.init, GradientInit)
+    def _starts_over_one(self) -> bool:
+        """Whether the start may have an offset: an adapter, or what takes off again what the init adds."""
+        return bool(self.config.model.adapter) or (isinstance(self.init, GradientInit) and not self.init.moves)
 
     @property
     def continues(self) -> bool:

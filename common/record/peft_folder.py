@@ -110,7 +110,7 @@ def _settings(folder: Path) -> Mapping[str, Any]:
         raise BouquetError(
             "the adapter is no LoRA", where=f"{folder / SETTINGS}, peft_type", expected="LORA", got=str(kind)
         )
-    plain = peft.LoraConfig().to_dict()
+    plain: dict[str, Any] = peft.LoraConfig().to_dict()  # type: ignore[no-untyped-call]
     for key in sorted(told.keys() - UNDERSTOOD - ELSEWHERE):
         if told[key] and told[key] != plain.get(key):
             raise BouquetError(

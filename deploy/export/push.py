@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
 
 from common.config.run import ModelConfig
 from common.error import BouquetError
@@ -24,10 +23,6 @@ REFUSED: Mapping[int, str] = {401: "the hub does not accept the token", 403: "th
 def check(repository: str, model: ModelConfig, *, merged: bool) -> None:
     """Raise :class:`BouquetError` where a push cannot succeed; told before anything is computed for it."""
     owner, _, name = repository.partition("/")
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise BouquetError("no name of a repository", where="--push", got=repository, cure=str(error)) from error
     if not (owner and name):
         raise BouquetError("no name of a repository", where="--push", expected="OWNER/NAME", got=repository)
     if not merged and Path(base.location(model.name)).is_absolute():
@@ -38,8 +33,10 @@ def check(repository: str, model: ModelConfig, *, merged: bool) -> None:
             got=f"'{model.name}', on this machine",
             cure="Name it as the hub has it, --model OWNER/BASE, or push --form merged.",
         )
+    api = HfApi()
     with _asking(repository):
-        HfApi().whoami()
+        api.whoami()
+        api.repo_exists(repository)  # refuses a name that cannot be one
 
 
 def push(folder: Path, repository: str, *, private: bool) -> str:
@@ -67,6 +64,8 @@ def _asking(repository: str, cure: str = "") -> Iterator[None]:
     """Tell what is wrong with the hub, the token or the line, as far as a user can mend it."""
     try:
         yield
+    except HFValidationError as error:
+        raise BouquetError("no name of a repository", where="--push", got=repository, cure=str(error)) from error
     except LocalTokenNotFoundError as error:
         raise BouquetError("there is no token for the hub", where="--push", cure=LOG_IN) from error
     except HfHubHTTPError as error:

@@ -101,6 +101,8 @@ def serving(token: str, owner: str) -> Iterator[Hub]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(sent)))
             self.send_header("Content-Type", "application/json")
+            if status == 404:
+                self.send_header("X-Error-Code", "RepoNotFound")
             self.end_headers()
             self.wfile.write(sent)
 
