@@ -141,6 +141,34 @@ def test_the_card_says_what_is_known_and_no_more(tmp_path):
     assert "ward-1" not in card
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def on_hub(tmp_path, monkeypatch):
+    """The embedded model as one that has come from the hub: its id."""
+    folder = tmp_path / "cache" / "models--some--base"
+    shutil.copytree(embedded.unpack(), folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    base.commit.cache_clear()
+    return "some/base"
+
+
+def test_the_commit_of_the_base_is_exported_whatever_moves_its_branch_later(on_hub, tmp_path):
+    run_directory(tmp_path / "run", **{"model.name": on_hub})
+    assert make(tmp_path, *TEXT) == 0
+    for folder in (tmp_path / "run" / "adapter", tmp_path / "out"):
+        assert _peft(folder)["base_model_name_or_path"] == on_hub
+        assert _peft(folder)["revision"] == COMMIT
+        assert read(folder).settings["model.revision"] == COMMIT
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| base model | `some/base`, revision {COMMIT} |" in card
+    assert "base_model: some/base" in card
+    assert base.commit(read_config({}).model) is None
+
+
 PRIVATE = {"privacy.mode": "example", "train.weighting": "uniform", "privacy.epsilon": 3.0}
 
 
