@@ -98,6 +98,34 @@ def test_a_base_saved_in_fp8_is_widened_and_trained_on(tmp_path, settings):
     learns(folder, settings, **{"model.quantization": "fp8"})
 
 
+def whole_bytes(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A checkpoint in int8 with a scale a row, as llm-compressor writes it; and the weights that it stands for."""
+    save("llama", folder)
+    file = folder / "model.safetensors"
+    stored, meant = {}, {}
+    for name, tensor in load_file(file).items():
+        stored[name] = meant[name] = tensor
+        if "_proj" in name:
+            stored[f"{name}_scale"] = scale = tensor.abs().amax(1, keepdim=True) / 127
+            stored[name] = (tensor / scale).round().to(torch.int8)
+            meant[name] = stored[name].float() * scale
+    save_file(stored, file, metadata={"format": "pt"})
+    kind = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+    groups = {"group_0": {"targets": ["Linear"], "weights": kind}}
+    told(folder, quant_method="compressed-tensors", format="int-quantized", config_groups=groups, ignore=["lm_head"])
+    return folder, meant
+
+
+@pytest.mark.slow
+def test_a_base_saved_by_compressed_tensors_is_widened_and_trained_on(tmp_path, settings):
+    pytest.importorskip("compressed_tensors")
+    folder, meant = whole_bytes(tmp_path)
+    weights = load(folder, **{"model.quantization": "compressed-tensors"}).state_dict()
+    for name, tensor in meant.items():
+        assert torch.equal(weights[name], tensor)
+    learns(folder, settings, **{"model.quantization": "compressed-tensors"})
+
+
 @pytest.mark.parametrize(
     ("method", "packages"),
     [("gptq", "gptqmodel optimum"), ("awq", "gptqmodel"), ("compressed-tensors", "compressed-tensors")],
