@@ -293,7 +293,7 @@ def _targets(network: nn.Module, wanted: str, heads: Sequence[str]) -> list[str]
     linear = [
         name
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output and not head.inside(name, heads)
+        if _is_linear(module) and module is not output and not head.inside(name, heads)
     ]
     linear = _taken_as_they_are(network, linear)
     if wanted == "all-linear":
@@ -315,6 +315,11 @@ def _output_layer(network: nn.Module) -> nn.Module | None:
     """What makes words of the last hidden state; None for what is no language model."""
     found: nn.Module | None = getattr(network, "get_output_embeddings", lambda: None)()
     return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether PEFT adapts a module as a linear layer; those of GPTQ and AWQ are of no common class."""
+    return isinstance(module, nn.Linear | Conv1D) or hasattr(module, "qweight")
 
 
 def _taken_as_they_are(network: nn.Module, names: list[str]) -> list[str]:
