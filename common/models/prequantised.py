@@ -19,6 +19,14 @@ LIBRARIES: Mapping[str, Sequence[str]] = {
     "compressed-tensors": ("compressed-tensors",),
 }
 """The methods that are read and not made here, and the packages that each takes."""
+# gptqmodel asks for a newer torch than Bouquet's, and works with it.
+GPTQMODEL = "--no-deps gptqmodel pypcre threadpoolctl device-smi tokenicer logbar defuser torchao"
+INSTALLED_BY: Mapping[str, str] = {
+    "gptq": f"{GPTQMODEL} optimum",
+    "awq": GPTQMODEL,
+    "compressed-tensors": "compressed-tensors",
+}
+"""What pip is given for each."""
 MADE_HERE = ("nf4", "int8")
 WIDENED = ("fp8", "compressed-tensors")
 
@@ -62,7 +70,7 @@ def prepare(config: PretrainedConfig, wanted: str, heads: Sequence[str], where: 
             where=where,
             expected=" and ".join(LIBRARIES[wanted]),
             got=f"no {' and no '.join(missing)}",
-            cure=f"pip install {' '.join(missing)}, or name the unquantised base.",
+            cure=f"pip install {INSTALLED_BY[wanted]}, or name the unquantised base.",
         )
     told = _told(config)
     if wanted in WIDENED:

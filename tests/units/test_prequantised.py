@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from common import tasks
+from common.adapter.values import Key
 from common.error import BouquetError
 from common.models import base
-from strategies import read_config
+from common.models.adapted import LoraModel
+from strategies import Recipe, read_config
 from tests.support.architectures import save
 from tests.support.grid import run_in_process
 
@@ -60,7 +62,13 @@ def load(folder: Path, **settings: Any) -> Any:
 
 
 def learns(folder: Path, settings: Any, **changes: Any) -> None:
-    flat = {"model.name": str(folder), "train.learning-rate": 0.02, "train.steps": 6, "task.max-length": 16}
+    flat = {
+        "model.name": str(folder),
+        "train.learning-rate": 0.02,
+        "train.steps": 6,
+        "task.max-length": 16,
+        "evaluation.every": 0,
+    }
     run_in_process(settings(**flat, **changes), nodes=2)
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["after"]["all"] < 0.98 * summary["before"]["all"]
@@ -126,9 +134,59 @@ def test_a_base_saved_by_compressed_tensors_is_widened_and_trained_on(tmp_path, 
     learns(folder, settings, **{"model.quantization": "compressed-tensors"})
 
 
+def four_bit_groups(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A checkpoint in GPTQ's form, eight weights a number; and the weights that it stands for."""
+    save("llama", folder)
+    file = folder / "model.safetensors"
+    stored, meant = {}, {}
+    for name, tensor in load_file(file).items():
+        if "_proj" not in name:
+            stored[name] = meant[name] = tensor
+            continue
+        weights = tensor.T.contiguous()
+        scales = (weights.unflatten(0, (-1, BLOCK)).abs().amax(1) / 7).half()
+        spread = scales.float().repeat_interleave(BLOCK, 0)
+        small = (weights / spread).round().clamp(-8, 7).int()
+        meant[name], layer = (small.float() * spread).T.contiguous(), name.removesuffix("weight")
+        packed = torch.zeros(len(weights) // 8, weights.shape[1], dtype=torch.int32)
+        for place in range(8):
+            packed |= (small[place::8] + 8) << (4 * place)
+        stored[f"{layer}qweight"], stored[f"{layer}scales"] = packed, scales
+        stored[f"{layer}qzeros"] = torch.full((len(scales), weights.shape[1] // 8), 0x77777777, dtype=torch.int32)
+        stored[f"{layer}g_idx"] = (torch.arange(len(weights)) // BLOCK).int()
+    save_file(stored, file, metadata={"format": "pt"})
+    told(folder, quant_method="gptq", bits=4, group_size=BLOCK, desc_act=False, sym=True, checkpoint_format="gptq")
+    return folder, meant
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore")
+def test_a_base_saved_in_gptq_is_adapted(tmp_path):
+    """Where gptqmodel is; its first run compiles for minutes."""
+    pytest.importorskip("gptqmodel")
+    folder, meant = four_bit_groups(tmp_path / "gptq")
+    config = read_config({"model.name": str(folder), "model.quantization": "gptq"})
+    model = LoraModel(load(folder, **{"model.quantization": "gptq"}), config.lora)
+    assert len(model.layers) == 14
+    plain = load(save("llama", tmp_path / "plain"), **{"model.quantization": "none"})
+    plain.load_state_dict(meant, strict=True)
+    state = Recipe.build(config).start(model.spec, 0)
+    model.install(state.adapter, state.scale, state.offset)
+    tokens = torch.arange(5, 25)[None]
+    logits = model.network(input_ids=tokens).logits
+    torch.testing.assert_close(logits, plain(input_ids=tokens).logits, rtol=0, atol=2e-3)
+    (b,) = model.train_only([Key(next(iter(model.layers)), "B")])
+    model.network(input_ids=tokens, labels=tokens).loss.backward()
+    assert b.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("method", "packages"),
-    [("gptq", "gptqmodel optimum"), ("awq", "gptqmodel"), ("compressed-tensors", "compressed-tensors")],
+    [
+        ("gptq", "--no-deps gptqmodel .* optimum"),
+        ("awq", "--no-deps gptqmodel .* torchao"),
+        ("compressed-tensors", "compressed-tensors"),
+    ],
 )
 def test_a_package_that_is_not_there_is_named(method, packages, tmp_path, monkeypatch):
     monkeypatch.setattr("common.models.prequantised.find_spec", lambda name: None)
