@@ -1,6 +1,6 @@
-"""Flower's contexts and messages between two processes of one machine: protocol buffers, each after its length.
+"""Contexts and messages between two processes of one machine.
 
-Nothing is unpickled.
+They cross as Flower's own protocol buffers, each after its length; nothing is unpickled.
 """
 
 import socket

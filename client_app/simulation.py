@@ -1,6 +1,7 @@
-"""Whether this process answers for nodes of a simulation, where coordinator, nodes and data are one user's.
+"""Whether this process answers for nodes of a simulation.
 
-It is a fact of the process, which whoever starts it declares before a message comes; nothing in a message is asked.
+There, coordinator, nodes and data are one user's. It is a fact of the process, which whoever starts it declares before
+a message comes; nothing in a message is asked.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""One attempt at a run: its directory, held by this command alone, and how it ends for whoever started it."""
+"""One attempt at a run: its directory, held by this command alone, and its exit code."""
 
 import fcntl
 import random

@@ -1,4 +1,4 @@
-"""A simulation in one program: the ServerApp here, the nodes in worker processes, the same messages between them."""
+"""A simulation in one program: the ServerApp here, the nodes in worker processes."""
 
 import os
 import secrets
@@ -26,6 +26,8 @@ def simulate(workers: Workers, nodes: int, directory: Path, config: Mapping[str,
     """
     with attempted(nodes, directory, config) as attempt, attempt.log.open("a") as log:
         log.truncate(0)
+        if follow:
+            print("starting the processes of the nodes", flush=True)
         workers.start(attempt.log)
         run_id = secrets.randbits(63)
         contexts = simulated_nodes(run_id, nodes, attempt.config)

@@ -1,9 +1,9 @@
-"""A process that answers for nodes of a simulation, one message after the other, until its starter closes the link.
+"""A process that answers for nodes of a simulation, until its starter closes the link.
 
     python -m deploy.simulation.worker DESCRIPTOR
 
-For each message come the log of its run, the node's context and the message; the context goes back with the reply.
-What was imported, loaded and tokenised for one serves the next.
+For each message, one after the other, come the log of its run, the node's context and the message; the context goes
+back with the reply. What was imported, loaded and tokenised for one message serves the next.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Processes that answer for the nodes of a simulation, and that stay from one run to the next."""
+"""Processes that answer for nodes of a simulation, and stay from one run to the next."""
 
 import os
 import socket
