@@ -56,7 +56,8 @@ def test_one_name_in_the_place_of_a_list_is_told_how_a_list_is_written(tmp_path)
 def test_only_a_process_that_was_declared_so_is_a_simulations(monkeypatch):
     """Without a file, a node of a deployment keeps what one of a simulation may tell."""
     kept = Policy.of(NodeConfig()).tell
-    assert not (kept.text or kept.details)
+    assert not kept.text
+    assert not kept.details
     assert not simulation.simulated()
     monkeypatch.setattr(simulation, "_declared", simulation._declared)  # undone after the test
     simulation.declare()
