@@ -91,10 +91,10 @@ class Workers:
                 reply = worker.do(errand)
             except Exception as error:  # a boundary: whatever it is, the node has not answered
                 reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, str(error)), reply_to=errand.message)
-            errand.back(reply)
             with self._changed:
                 worker.busy = False
                 self._changed.notify_all()
+            errand.back(reply)
 
     def _next(self, number: int) -> Errand | None:
         """The oldest errand of a node that is this worker's, or else of any; None when all is over."""
