@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
+from client_app.simulation import simulated
 from common.config.node import NodeConfig
 from common.config.section import ConfigError
 from common.error import BouquetError, RefusalError, on_one_line
@@ -51,12 +52,11 @@ def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig],
 
 def _work(session: "Session", message: Message) -> RecordDict:
     from client_app import gpu
-    from client_app.policy import simulated
 
     kind = message.metadata.message_type
     if kind == MessageType.QUERY:
         return session.answer_roll_call()
-    # In a simulation Ray deals the GPU out, several nodes at once where it was told to.
+    # In a simulation whoever starts it deals the GPU out, to several nodes at once where they were told to.
     with gpu.turn("" if simulated() else gpu.identity(session.node.device)):
         return session.train(message) if kind == MessageType.TRAIN else session.evaluate(message)
 
@@ -85,7 +85,7 @@ def _failure(error: Exception, context: Context) -> RecordDict:
 
 def _tells_details(context: Context) -> bool:
     """Whether the text of an error may leave: by the node's policy, and in a private run in a simulation alone."""
-    from client_app.policy import Policy, simulated
+    from client_app.policy import Policy
 
     if simulated():
         return True

@@ -38,7 +38,6 @@ answers only what its policy names: rules, models, task and modes must be there.
 the records of its kind and no others, and in a private run no figure at all.
 """
 
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +46,7 @@ from typing import Any, Self
 from flwr.app import RecordDict
 
 from client_app.policy_tables import BudgetPolicy, CostPolicy, DataPolicy, PrivacyPolicy, TellPolicy
+from client_app.simulation import simulated
 from common import tasks, wire
 from common.adapter.values import HEAD, OFFSET
 from common.config.node import NodeConfig
@@ -274,9 +274,3 @@ def _covers(allowed: str, source: str) -> bool:
         return True
     folder = Path(allowed).expanduser()
     return folder.is_absolute() and Path(source).expanduser().resolve().is_relative_to(folder.resolve())
-
-
-def simulated() -> bool:
-    """Whether this process is an actor of Flower's simulation, where coordinator, nodes and data are one user's."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())

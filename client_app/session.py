@@ -21,10 +21,11 @@ from client_app.audit import run_name
 from client_app.examples import Examples, node_examples
 from client_app.exchange import Exchange
 from client_app.memory import Memory
-from client_app.policy import Policy, simulated
+from client_app.policy import Policy
 from client_app.privacy import check_apart, privatise, train_privately
 from client_app.probe import probe_scores
 from client_app.scoring import noised_score
+from client_app.simulation import simulated
 from client_app.spending import Spending
 from client_app.training import Training, recalled, train, turn_of
 from client_app.units import Units, Wanted, node_units

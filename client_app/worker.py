@@ -7,13 +7,12 @@ socket in the node's state directory that its owner alone can open, is started w
 
     python -m client_app.worker stop STATE_DIRECTORY
 
-What crosses the socket are Flower's own protocol buffers, each after its length; nothing is unpickled.
+What crosses the socket is in ``client_app/link.py``.
 """
 
 import fcntl
 import os
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -22,18 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
-from flwr.common.serde import (
-    context_from_proto,
-    context_to_proto,
-    message_from_proto,
-    message_to_proto,
-    recorddict_from_proto,
-    recorddict_to_proto,
-)
-from flwr.proto.message_pb2 import Context as ContextProto
-from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
+from client_app.link import packed, pose, receive, send, unpacked
 from common import durable, owned
 from common.error import BouquetError
 from common.version import ROOT, fingerprint
@@ -41,16 +32,11 @@ from common.version import ROOT, fingerprint
 START_SECONDS = 60.0
 AGAIN_SECONDS = 15.0
 STOP, OTHER_CODE = b"stop", b"other code"
-LENGTH = struct.Struct(">Q")
 
 
 def hand_over(message: Message, context: Context, state: Path, idle: float) -> Message:
     """The worker's answer to a message; the worker is started if there is none. Raises :class:`BouquetError`."""
-    frames = (
-        fingerprint().encode(),
-        context_to_proto(context).SerializeToString(),
-        message_to_proto(message).SerializeToString(),
-    )
+    frames = (fingerprint().encode(), *packed(context, message))
     again, limit = 0.0, time.monotonic() + START_SECONDS
     while (answer := _ask(state, frames)) in (None, OTHER_CODE):
         if (now := time.monotonic()) > limit:
@@ -90,12 +76,12 @@ def _serve_one(server: socket.socket, state: Path) -> bool:
     link, _ = server.accept()
     with link, suppress(ConnectionError):
         link.settimeout(None)
-        first = _receive(link)
+        first = receive(link)
         if first == STOP:
             return False
-        context, message = _receive(link), _receive(link)
+        context, message = receive(link), receive(link)
         if first != fingerprint().encode():
-            _send(link, OTHER_CODE)
+            send(link, OTHER_CODE)
             return False
         try:
             reply = _work(context, message, state)
@@ -103,24 +89,18 @@ def _serve_one(server: socket.socket, state: Path) -> bool:
             # Into the log before the link closes: who asked reads it then.
             print(error, file=sys.stderr, flush=True)
             return False
-        _send(link, reply)
+        send(link, reply)
     return True
 
 
 def _work(context: bytes, message: bytes, state: Path) -> bytes:
-    from flwr.supercore.task_identity import TaskIdentity
-
     from client_app import gpu
     from client_app.answer import answer
 
-    context_proto, message_proto = ContextProto(), MessageProto()
-    context_proto.ParseFromString(context)
-    message_proto.ParseFromString(message)
-    told = context_from_proto(context_proto)
+    told, asked = unpacked(context, message)
     gpu.reserve(gpu.identity(str(told.node_config.get("device", "auto"))), state)
-    # Flower sets these in the process that it starts for a message; a reply cannot be made without.
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, told.run_id, told.node_id
-    reply = answer(message_from_proto(message_proto), told)
+    pose(told.run_id, told.node_id)
+    reply = answer(asked, told)
     content: bytes = recorddict_to_proto(reply.content or RecordDict()).SerializeToString()
     return content
 
@@ -134,8 +114,8 @@ def _ask(state: Path, frames: tuple[bytes, ...]) -> bytes | None:
             return None
         try:
             for frame in frames:
-                _send(link, frame)
-            return _receive(link)
+                send(link, frame)
+            return receive(link)
         except ConnectionError as error:
             if frames[0] == STOP:
                 return None
@@ -203,26 +183,6 @@ def _address(path: Path) -> str:
             cure="Choose a shorter state-directory, or warm = 0.0.",
         )
     return str(path)
-
-
-def _send(link: socket.socket, frame: bytes) -> None:
-    link.sendall(LENGTH.pack(len(frame)))
-    link.sendall(frame)
-
-
-def _receive(link: socket.socket) -> bytes:
-    """One frame. Raises :class:`ConnectionError` where the other side has gone."""
-    (size,) = LENGTH.unpack(_exactly(link, LENGTH.size))
-    return _exactly(link, size)
-
-
-def _exactly(link: socket.socket, size: int) -> bytes:
-    frame = bytearray()
-    while len(frame) < size:
-        if not (chunk := link.recv(min(size - len(frame), 2**20))):
-            raise ConnectionResetError
-        frame += chunk
-    return bytes(frame)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from deploy.settings import Commands
 
 # Where each subcommand is. Only the one that is asked for is imported: most know models, which takes seconds.
 HOMES = {
-    "run": "deploy.simulation",
+    "run": "deploy.simulation.command",
     "check": "deploy.check",
     "config": "deploy.config.command",
     "rules": "deploy.command",

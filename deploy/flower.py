@@ -18,6 +18,14 @@ QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
 
+# Of a process that simulates nodes: one thread each, as nodes of a deployment have it.
+SIMULATION = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
 
 def program(name: str) -> str:
     """The path of one of Flower's programs."""

@@ -25,7 +25,7 @@ from common.adapter.structure import Pair, Structure
 from common.adapter.values import HEAD, Key, LayerShape, Tensors, check_shapes
 from common.config.run import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
-from common.models import base, head
+from common.models import base, head, kept
 from common.models.packing import Packing
 from common.models.token_losses import TokenLosses
 from common.tasks import Batch, Example, Output, Score, Task
@@ -49,11 +49,11 @@ def load(
     structure: Structure = PLAIN,
     mode: str = "none",
 ) -> "LoraModel":
-    """The base model in its quantised form, with a LoRA injected; kept for the life of the process.
+    """The base model in its quantised form, with a LoRA injected; kept until another one is asked for.
 
-    Not from one privacy ``mode`` to another: some models keep in buffers what they have seen.
+    The base itself is kept for that one too, within a privacy ``mode``: the model that had it before is then of no use.
     """
-    return LoraModel(base.load(model, tasks.classes(task), base.find_device(device)), lora, structure)
+    return LoraModel(kept.base(model, tasks.classes(task), device, mode).bare(), lora, structure)
 
 
 def is_transposed(network: nn.Module) -> bool:

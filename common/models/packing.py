@@ -12,6 +12,7 @@ made-up texts when it is loaded; the others are padded as ever.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,28 +49,28 @@ class Layout:
 
 
 class Packing:
-    """The hooks on one model's blocks, which do nothing but within :meth:`on`."""
+    """What packs and unpacks around one model's blocks, within :meth:`on` alone."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network: Any = network
-        self._layout: Layout | None = None
-        blocks = _blocks(network)
-        for block in blocks:
-            block.register_forward_pre_hook(self._enter, with_kwargs=True)
-        if blocks:
-            blocks[-1].register_forward_hook(self._leave)
+        self._blocks = _blocks(network)
         self._device = next(network.parameters()).device
-        self.works = bool(blocks) and self._device.type != "meta" and self._same()
+        self.works = bool(self._blocks) and self._device.type != "meta" and self._same()
 
     @contextmanager
     def on(self, mask: Tensor) -> Iterator[Layout | None]:
         """While it lasts, the blocks see only the tokens that ``mask`` (N x T) keeps; None where nothing is gained."""
-        packs = self.works and not bool(mask.all())
-        self._layout = Layout(mask, self._device) if packs else None
+        if not self.works or bool(mask.all()):
+            yield None
+            return
+        layout = Layout(mask, self._device)
+        hooks = [block.register_forward_pre_hook(partial(_enter, layout), with_kwargs=True) for block in self._blocks]
+        hooks.append(self._blocks[-1].register_forward_hook(partial(_leave, layout)))
         try:
-            yield self._layout
+            yield layout
         finally:
-            self._layout = None
+            for hook in hooks:
+                hook.remove()
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -79,27 +80,6 @@ class Packing:
             yield
         finally:
             self.works = works
-
-    def _enter(
-        self, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Pack what goes into a block, and let its attention mask tell the layout."""
-        layout = self._layout
-        if layout is None:
-            return None
-        masks = [each for each in (*arguments, *named.values()) if isinstance(each, Tensor) and each.dim() == 4]
-        if not masks:
-            raise ValueError("a block without an attention mask cannot tell packed texts apart")
-        for mask in masks:
-            mask.packed_as = layout  # type: ignore[attr-defined]
-        packed = tuple(_packed(each, layout) for each in arguments)
-        return packed, {name: _packed(each, layout) for name, each in named.items()}
-
-    def _leave(self, _: nn.Module, __: Any, output: Any) -> Any:
-        layout = self._layout
-        if layout is None:
-            return None
-        return layout.unpack(output) if isinstance(output, Tensor) else (layout.unpack(output[0]), *output[1:])
 
     @torch.no_grad()
     def _same(self) -> bool:
@@ -130,6 +110,23 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
     lists = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     outer = [module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
     return list(max(outer, key=lambda each: sum(p.numel() for p in each.parameters()), default=()))
+
+
+def _enter(
+    layout: Layout, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pack what goes into a block, and let its attention mask tell the layout."""
+    masks = [each for each in (*arguments, *named.values()) if isinstance(each, Tensor) and each.dim() == 4]
+    if not masks:
+        raise ValueError("a block without an attention mask cannot tell packed texts apart")
+    for mask in masks:
+        mask.packed_as = layout  # type: ignore[attr-defined]
+    packed = tuple(_packed(each, layout) for each in arguments)
+    return packed, {name: _packed(each, layout) for name, each in named.items()}
+
+
+def _leave(layout: Layout, _: nn.Module, __: Any, output: Any) -> Any:
+    return layout.unpack(output) if isinstance(output, Tensor) else (layout.unpack(output[0]), *output[1:])
 
 
 def _packed(value: Any, layout: Layout) -> Any:

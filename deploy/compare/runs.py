@@ -10,7 +10,9 @@ from common.readable import duration
 from common.record.directory import CHECKPOINTS, Settings, Summary
 from deploy.compare.cells import TRANSIENT, Cell
 from deploy.compare.results import Result, read
-from deploy.simulation import FLOWERS_LOG, simulate
+from deploy.simulation.attempt import FLOWERS_LOG
+from deploy.simulation.one_program import simulate
+from deploy.simulation.workers import Workers
 
 
 class Runs:
@@ -38,24 +40,25 @@ class Runs:
             print(f"{len(runs) - len(due)} of {len(runs)} runs are finished already", flush=True)
         failed: list[Cell] = []
         started = time.monotonic()
-        for number, cell in enumerate(due, start=1):
-            before = time.monotonic()
-            done = self._run(cell)
-            now = time.monotonic()
-            outcome = self._outcome(cell) if done else f"failed, see {self._folder / cell.name / FLOWERS_LOG}"
-            left = (now - started) / number * (len(due) - number)
-            timing = f"{now - before:.0f} s, {duration(left)} left"
-            print(f"[{number}/{len(due)}] {cell.label}: {outcome}  {timing}", flush=True)
-            failed += [] if done else [cell]
+        with Workers(self._nodes, *self._machine) as workers:
+            for number, cell in enumerate(due, start=1):
+                before = time.monotonic()
+                done = self._run(cell, workers)
+                now = time.monotonic()
+                outcome = self._outcome(cell) if done else f"failed, see {self._folder / cell.name / FLOWERS_LOG}"
+                left = (now - started) / number * (len(due) - number)
+                timing = f"{now - before:.0f} s, {duration(left)} left"
+                print(f"[{number}/{len(due)}] {cell.label}: {outcome}  {timing}", flush=True)
+                failed += [] if done else [cell]
         return failed
 
-    def _run(self, cell: Cell) -> bool:
+    def _run(self, cell: Cell, workers: Workers) -> bool:
         run = self._folder / cell.name
         resume = (run / CHECKPOINTS).is_dir() and _config(run) == cell.config
         if run.exists() and not resume:
             shutil.rmtree(run)
         config = dict(cell.config) | {"run-name": cell.name, "resume": resume}
-        code = simulate(self._nodes, *self._machine, self._folder, config, follow=False)
+        code = simulate(workers, self._nodes, self._folder, config, follow=False)
         return code == 0 and self.is_finished(cell)
 
     def _outcome(self, cell: Cell) -> str:

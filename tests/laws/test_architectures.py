@@ -24,7 +24,7 @@ from transformers import (
 
 from client_app.examples import node_examples
 from common import tasks
-from common.adapter.values import State
+from common.adapter.values import Key, State
 from common.config.node import NodeConfig
 from common.config.run import RunConfig, TaskConfig
 from common.error import BouquetError
@@ -119,6 +119,40 @@ def check_cell(family: str, task_name: str, quantisation: str, folder: Path) -> 
         assert torch.equal(ours.right, dense.right)
     export(State(model.tensors(), config.lora.scale, 1), config, folder, with_head=True)
     torch.testing.assert_close(reloaded(config, folder, chosen[0]), after, rtol=1e-3, atol=1e-4)
+
+
+# A decoder and an encoder, and each quantisation, once.
+KEPT = {("llama", "nf4"), ("gpt2", "int8"), ("bert", "none")}
+
+
+@pytest.mark.parametrize(
+    ("family", "quantisation"),
+    [
+        pytest.param(family, quantisation, marks=[] if (family, quantisation) in KEPT else pytest.mark.exhaustive)
+        for family in (*DECODERS, *ENCODERS)
+        for quantisation in QUANTISATIONS
+        if (family, quantisation) != ("deepseek", "int8")
+    ],
+)
+def test_a_base_that_has_worn_one_adapter_is_to_the_next_what_it_was(family: str, quantisation: str) -> None:
+    """To the bit: a run trains the same adapter, whatever a process has run before."""
+    task_name = "text" if family in DECODERS else "classify"
+    before = settings(checkpoint(family), task_name, quantisation)
+    config = settings(checkpoint(family), task_name, quantisation, **{"lora.rank": 4, "lora.dropout": 0.1})
+
+    def trained(model: adapted.LoraModel, config: RunConfig) -> dict[Key, torch.Tensor]:
+        state = Recipe.build(config).start(model.spec, seed=0)
+        model.install(state.adapter, state.scale, state.offset)
+        train_plainly(model, tasks.build(config.task), examples(config), config.train)
+        return model.tensors()
+
+    fresh = trained(loaded(config), config)
+    trained(first := adapted.load(before.model, before.lora, before.task, "cpu"), before)
+    again = adapted.load(config.model, config.lora, config.task, "cpu")
+    assert again.network.base_model.model is first.network.base_model.model, "the base is not loaded anew"
+    assert {key: torch.equal(tensor, fresh[key]) for key, tensor in trained(again, config).items()} == dict.fromkeys(
+        fresh, True
+    )
 
 
 @pytest.mark.parametrize(

@@ -228,4 +228,11 @@ BUDGET = (
         "",
         POLICY,
     ),
+    Mutant(
+        "a node of a deployment takes itself for one of a simulation, where all that it knows may be told",
+        "client_app/simulation.py",
+        "_declared = False",
+        "_declared = True",
+        POLICY,
+    ),
 )

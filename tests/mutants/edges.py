@@ -172,4 +172,18 @@ EDGES = (
         "RULES[config.rule].learning_rate",
         TESTS,
     ),
+    Mutant(
+        "a base that is kept still wears the adapter of the run before",
+        "common/models/kept.py",
+        "if isinstance(module, LoraLayer):",
+        "if False:",
+        ("tests/laws/test_architectures.py",),
+    ),
+    Mutant(
+        "a text that was tokenised once is known by its fields, not by what stands in them",
+        "common/tasks/encoding.py",
+        "json.dumps(record)",
+        "json.dumps(list(record))",
+        ("tests/units/test_data.py",),
+    ),
 )

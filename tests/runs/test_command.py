@@ -6,6 +6,7 @@ import signal
 import sqlite3
 from pathlib import Path
 
+import psutil
 import pytest
 
 from client_app.budget import Budget, Limits
@@ -17,7 +18,7 @@ from common.record.run import Run
 from deploy.command import main
 from deploy.flower import program
 from deploy.settings import located
-from deploy.simulation import FLOWERS_LOG
+from deploy.simulation.attempt import FLOWERS_LOG
 from tests.support.processes import CORES, Process, wait_for
 
 
@@ -92,15 +93,18 @@ def test_an_interruption_while_the_command_is_imported_is_told(monkeypatch, caps
 
 
 @pytest.mark.slow
-def test_a_run_tells_each_round_and_ends_when_ended_from_outside(tmp_path):
+@pytest.mark.parametrize("way", [[], ["--in-process"]], ids=["by Flower", "in one program"])
+def test_a_run_tells_each_round_and_ends_when_ended_from_outside(way, tmp_path):
     runs = tmp_path / "runs"
     # What 40 rounds print fits in a pipe's buffer: held back, it would come when all have ended.
     settings = ["num-server-rounds=40", "run-name=long", "data.limit=40", "train.steps=1", "train.batch-size=4"]
-    command = [program("bouquet"), "run", "--nodes", "2", "--cpus", str(CORES), "--directory", str(runs), *settings]
+    options = [*way, "--nodes", "2", "--cpus", str(CORES), "--directory", str(runs)]
+    command = [program("bouquet"), "run", *options, *settings]
     process = Process(command, tmp_path / "log", PYTHONUNBUFFERED="")
     try:
         wait_for(lambda: "\nround 1/40" in process.log.read_text(), "the first round's line")
         assert Run.read(runs / "long").running
+        started = psutil.Process(process.popen.pid).children()
         process.popen.send_signal(signal.SIGTERM)
         assert process.popen.wait(60) == 130
     finally:
@@ -109,6 +113,7 @@ def test_a_run_tells_each_round_and_ends_when_ended_from_outside(tmp_path):
     assert told.endswith("bouquet: interrupted\n")
     assert "Traceback" not in told
     wait_for(lambda: not Run.read(runs / "long").running, "the run to end", 60)
+    assert not any(child.is_running() for child in started)
     assert not (runs / "long/summary.json").exists()
 
 

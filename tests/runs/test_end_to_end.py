@@ -11,10 +11,23 @@ from client_app import audit, worker
 from common.privacy import accounting, ledger
 from deploy.bundles import bundle
 from deploy.flower import app_alone
+from deploy.settings import read as settings_of
+from deploy.simulation import one_program
+from deploy.simulation.workers import Workers
 from deploy.site.folder import Site
 from deploy.site.superlink import statuses
 from strategies import read_config
-from tests.support.processes import Federation, Process, bouquet, federation, free_port, free_ports, simulate, wait_for
+from tests.support.processes import (
+    CORES,
+    Federation,
+    Process,
+    bouquet,
+    federation,
+    free_port,
+    free_ports,
+    simulate,
+    wait_for,
+)
 
 NODES = 3
 SMALL = (
@@ -40,13 +53,18 @@ def own(node: int) -> list[str]:
 
 
 def test_a_federation_over_grpc_gives_the_simulations_adapter(wards, tmp_path):
-    """Though its coordinator computes with other threads and other instructions than the nodes and the simulation."""
+    """And that of a run in one program, though the coordinator has other threads and instructions than any of them."""
     runs = tmp_path / "runs"
     run = wards.submit("deployed", SETTINGS, runs)
     assert wards.wait(run) == "finished:completed", (wards.folder / "superexec.log").read_text()[-4000:]
     deployed = json.loads((runs / "deployed/summary.json").read_text())
     simulated = simulate(tmp_path / "user", NODES, SETTINGS, runs, "simulated")
-    assert deployed["adapter_digest"] == simulated["adapter_digest"]
+    own = settings_of(SETTINGS.split()) | {"run-name": "in-one-program"}
+    with Workers(NODES, CORES, 0.0) as workers:
+        assert one_program.simulate(workers, NODES, runs, own) == 0
+    together = json.loads((runs / "in-one-program/summary.json").read_text())
+    assert deployed["adapter_digest"] == simulated["adapter_digest"] == together["adapter_digest"]
+    assert simulated["after"] == together["after"]
     assert deployed["after"]["all"] < deployed["before"]["all"]
     (start,) = [event for event in _events(runs / "deployed") if event["phase"] == "start"]
     assert start["names"] == "proven"

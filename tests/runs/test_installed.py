@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploy.command import main
-from deploy.flower import app_alone, environment, program
-from deploy.simulation import SIMULATION
+from deploy.flower import SIMULATION, app_alone, environment, program
 from tests.support import ROOT
 from tests.support.processes import CORES, Process, free_port, free_ports, quiet, wait_for
 
@@ -77,6 +76,7 @@ def test_the_wheel_runs_beside_foreign_packages_of_our_names(installed, tmp_path
 
     settings = ["num-server-rounds=1", "data.limit=40", "train.steps=1", "run-name=one", 'evaluation.prompt=""']
     assert "round 1/1" in bouquet("run", "--nodes", "2", "--cpus", str(CORES), *settings)
+    assert "round 1/1" in bouquet("run", "--in-process", "--nodes", "1", *settings, "run-name=two")
     assert (tmp_path / "runs/one/adapter/adapter_model.safetensors").exists()
     assert "fedit" in bouquet("rules")
     code = "from bouquet import FFALoraStrategy; print(FFALoraStrategy().rule.name)"

@@ -18,18 +18,19 @@ from common.error import QuorumError
 from common.record import checkpoint
 from common.record.directory import TOO_FEW
 from common.record.run import Run
+from deploy.simulation.grid import LocalGrid
 from server_app.record import Record
 from server_app.run import conduct
 from server_app.scrutiny import FEWEST, Scrutiny
 from strategies import Recipe, read_config
 from strategies.rules import FedIT
-from tests.support.grid import RUN_ID, OneProcessGrid, StubGrid, run_in_process
+from tests.support.grid import RUN_ID, StubGrid, run_in_process
 from tests.support.hostile import HOSTILE, SEED, SPOILS, Nodes
 from tests.support.outcome import failures, lines, rounds_of
 from tests.support.replies import GONE
 
 
-def conducted(grid: OneProcessGrid, config: dict) -> None:
+def conducted(grid: LocalGrid, config: dict) -> None:
     conduct(grid, Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=config))
 
 

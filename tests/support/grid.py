@@ -1,4 +1,4 @@
-"""Flower's messaging in one process: a grid whose nodes are ClientApp contexts, every message serialised both ways."""
+"""Flower's messaging in one process: nodes that are answered for here, every message serialised both ways."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -7,15 +7,15 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app as client_app
+from client_app.link import pose
 from common import wire
 from common.adapter.values import Update
 from common.config.run import ModelConfig
 from common.models import base
 from common.version import fingerprint
+from deploy.simulation.grid import COORDINATOR, FIRST_NODE, LocalGrid, simulated_nodes
 from server_app.run import conduct
 
 RUN_ID = 1
@@ -33,7 +33,7 @@ def with_budget(folder: Path, epsilon: float, policy: str = NAMED) -> dict[str, 
 
 def pose_as_an_app() -> None:
     """Flower makes messages only inside an app that it has started."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 1
+    pose(RUN_ID, COORDINATOR)
 
 
 def introduction(name: str, rank: int = 8) -> dict[str, Any]:
@@ -51,24 +51,7 @@ def flowers_bytes(content: RecordDict) -> int:
     return len(recorddict_to_proto(content).SerializeToString())
 
 
-class OneProcessGrid(Grid):
-    """What Flower asks of a grid and nobody here uses."""
-
-    def set_run(self, run: Any) -> None:
-        raise AssertionError("not used")
-
-    @property
-    def run(self) -> Any:
-        raise AssertionError("not used")
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise AssertionError("not used")
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return self.pull_messages(self.push_messages(messages))
-
-
-class InProcessGrid(OneProcessGrid):
+class InProcessGrid(LocalGrid):
     """``tamper`` maps a partition id to a change of that node's replies to ``tampered`` messages.
 
     None stands for a reply that is lost; ``late`` keeps it for that many seconds.
@@ -81,96 +64,65 @@ class InProcessGrid(OneProcessGrid):
         *,
         tamper: dict[int, Tamper] | None = None,
         node_config: dict[int, dict[str, Any]] | None = None,
-        first_id: int = 1000,
+        first_id: int = FIRST_NODE,
         tampered: str = "train",
         late: dict[int, float] | None = None,
     ) -> None:
-        pose_as_an_app()
         self.tamper = tamper or {}
         self.tampered, self.late = tampered, late or {}
         self.run_config = run_config
-        self.contexts = {
-            first_id + partition: Context(
-                run_id=RUN_ID,
-                node_id=first_id + partition,
-                node_config={
-                    "partition-id": partition,
-                    "num-partitions": nodes,
-                    "policy": OPEN,
-                    **(node_config or {}).get(partition, {}),
-                },
-                state=RecordDict(),
-                run_config=run_config,
-            )
-            for partition in range(nodes)
-        }
-        self.replies: dict[str, Message] = {}
+        self.contexts = simulated_nodes(RUN_ID, nodes, run_config, first_id)
+        for partition, context in enumerate(self.contexts.values()):
+            context.node_config |= {"policy": OPEN, **(node_config or {}).get(partition, {})}
+        super().__init__(RUN_ID, self.contexts)
         self.ready: dict[str, float] = {}
         self.sent: list[Message] = []
         self.returned: list[tuple[str, RecordDict]] = []
 
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.contexts)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
-        for message in messages:
-            message_id = f"message-{len(self.sent)}"
-            message.metadata.__dict__["_message_id"] = message_id
-            message.content = travelled(message.content)
-            self.sent.append(message)
-            context = self.contexts[message.metadata.dst_node_id]
-            reply = client_app(message, context)
-            content: RecordDict | None = travelled(reply.content)
-            self.returned.append((message.metadata.message_type, travelled(reply.content)))
-            partition = int(context.node_config["partition-id"])
-            change = self.tamper.get(partition)
-            tampered = message.metadata.message_type == self.tampered
-            if change is not None and tampered:
-                content = change(content)
-            if content is not None:
-                reply.content = content
-                self.replies[message_id] = reply
-                self.ready[message_id] = time.monotonic() + (self.late.get(partition, 0.0) if tampered else 0.0)
-            ids.append(message_id)
-        return ids
+    def post(self, message: Message) -> None:
+        message.content = travelled(message.content)
+        self.sent.append(message)
+        context = self.contexts[message.metadata.dst_node_id]
+        reply = client_app(message, context)
+        content: RecordDict | None = travelled(reply.content)
+        self.returned.append((message.metadata.message_type, travelled(reply.content)))
+        partition = int(context.node_config["partition-id"])
+        change = self.tamper.get(partition)
+        tampered = message.metadata.message_type == self.tampered
+        if change is not None and tampered:
+            content = change(content)
+        if content is not None:
+            reply.content = content
+            late = self.late.get(partition, 0.0) if tampered else 0.0
+            self.ready[message.metadata.message_id] = time.monotonic() + late
+            self.deliver(reply)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         now = time.monotonic()
-        ready = [name for name in message_ids if name in self.replies and self.ready[name] <= now]
-        return [self.replies.pop(message_id) for message_id in ready]
+        return super().pull_messages([name for name in message_ids if self.ready.get(name, now) <= now])
 
 
 def run_in_process(run_config: dict[str, Any], nodes: int, **options: Any) -> InProcessGrid:
     """The whole ServerApp over an in-process grid."""
     grid = InProcessGrid(run_config, nodes, **options)
-    conduct(grid, Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=run_config))
+    conduct(
+        grid, Context(run_id=RUN_ID, node_id=COORDINATOR, node_config={}, state=RecordDict(), run_config=run_config)
+    )
     return grid
 
 
-class AnsweringGrid(OneProcessGrid):
+class AnsweringGrid(LocalGrid):
     """Nodes that answer at once, by :meth:`_reply`, when what they say is pulled: the grid itself holds none of it."""
 
     def __init__(self, nodes: Iterable[int]) -> None:
-        pose_as_an_app()
-        self.nodes = list(nodes)
+        super().__init__(RUN_ID, nodes)
         self._waiting: dict[str, Message] = {}
-        self._pushed = 0
 
     def _reply(self, message: Message) -> Message:
         raise NotImplementedError
 
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
-        for message in messages:
-            self._pushed += 1
-            message.metadata.__dict__["_message_id"] = f"message-{self._pushed}"
-            self._waiting[f"message-{self._pushed}"] = message
-            ids.append(f"message-{self._pushed}")
-        return ids
+    def post(self, message: Message) -> None:
+        self._waiting[message.metadata.message_id] = message
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._reply(self._waiting.pop(name)) for name in message_ids if name in self._waiting]

@@ -17,8 +17,7 @@ from typing import Any
 from client_app import worker
 from deploy.bundles import bundle
 from deploy.command import main
-from deploy.flower import app_alone, environment, program
-from deploy.simulation import SIMULATION
+from deploy.flower import SIMULATION, app_alone, environment, program
 
 # For whom something is installed: whoever runs the tests, or where that is root, a user that may do nothing.
 CORES = os.cpu_count() or 1

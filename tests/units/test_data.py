@@ -17,6 +17,7 @@ from common.error import BouquetError
 from common.models import base
 from common.sources import dealing, stdlib
 from common.sources.fields import LeftOut
+from common.sources.records import Placed
 from common.tasks.task import IGNORED, Example
 from tests.support.outputs import of_tokens
 
@@ -188,6 +189,41 @@ def test_a_chat_template_is_used_where_there_is_one(tokenizer, monkeypatch):
 def test_a_prompt_that_leaves_no_room_is_left_out(tokenizer):
     with pytest.raises(LeftOut, match="without room for an answer"):
         task(name="instruct", max_length=8).encode({"instruction": "x " * 50, "output": "y"}, tokenizer)
+
+
+class Counting:
+    """A tokenizer that counts what it is given."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer, self.texts = tokenizer, 0
+
+    def __call__(self, *arguments, **options):
+        self.texts += 1
+        return self._tokenizer(*arguments, **options)
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+
+def test_a_record_is_tokenised_once_a_process_by_what_stands_in_it(tokenizer):
+    """In whatever order and place it comes; not for another task, and not as another record in its place."""
+    counting = Counting(tokenizer)
+    long = {"instruction": "x " * 50, "output": "y"}
+    found = [Placed(f"a:{n}", {"instruction": f"Say {n}", "output": "yes"}) for n in range(3)] + [Placed("a:3", long)]
+    asked = task(name="instruct", max_length=24)
+    first, counts = tasks.encoded(asked, found, counting)
+    assert (len(first[0]), counts.left_out) == (1, {"room": 1})
+    once = counting.texts
+    moved = [Placed(f"b:{n}", placed.found) for n, placed in enumerate(reversed(found))]
+    again, counted = tasks.encoded(asked, moved, counting)
+    assert again == first[::-1]
+    assert counted == counts
+    assert counting.texts == once
+    tasks.encoded(asked, [Placed("a:0", {"instruction": "Say 0", "output": "no"})], counting)
+    assert counting.texts > once
+    once = counting.texts
+    tasks.encoded(task(name="instruct", max_length=25), found[:1], counting)
+    assert counting.texts > once
 
 
 @pytest.mark.parametrize("label", [2, -1, "positive", 0.5, "1.5", "NA"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from client_app import audit
+from client_app import audit, simulation
 from client_app.policy import Policy
 from common import wire
 from common.adapter.values import Key, Update
@@ -51,6 +51,20 @@ def test_every_mistake_in_a_policy_is_told_at_once(tmp_path):
 def test_one_name_in_the_place_of_a_list_is_told_how_a_list_is_written(tmp_path):
     with pytest.raises(ConfigError, match=r"""rules: expected a list, such as \["ffa-lora"\], got 'ffa-lora'"""):
         Policy.of(NodeConfig(policy=policy(tmp_path, 'rules = "ffa-lora"\n')))
+
+
+def test_only_a_process_that_was_declared_so_is_a_simulations(monkeypatch):
+    """Without a file, a node of a deployment keeps what one of a simulation may tell."""
+    kept = Policy.of(NodeConfig()).tell
+    assert not kept.text
+    assert not kept.details
+    assert not simulation.simulated()
+    monkeypatch.setattr(simulation, "_declared", simulation._declared)  # undone after the test
+    simulation.declare()
+    told = Policy.of(NodeConfig())
+    assert told.tell.text
+    assert told.tell.details
+    assert told.data.sources == told.models == ("*",)
 
 
 def test_a_run_that_takes_more_of_the_machine_than_it_may_is_refused(tmp_path):
