@@ -9,9 +9,16 @@ import json
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
+
+SOURCE, TASK = "bouquet-forks", "bouquet-task"
+"""What ``ps -o comm`` calls the process that is forked from, and those that are forked."""
 
 
 @dataclass
@@ -50,6 +57,7 @@ def part() -> tuple[int, list[str]]:
         os.close(reading)
         return writing, []
     os.close(writing)
+    _be_called(SOURCE)
     # It goes when the pipe is closed; whoever interrupts the terminal means its tasks.
     own = {signal.SIGINT: signal.SIG_IGN, signal.SIGCHLD: signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in own.items()}
@@ -58,5 +66,12 @@ def part() -> tuple[int, list[str]]:
             if os.fork() == 0:
                 for number, handler in before.items():
                     signal.signal(number, handler)
+                _be_called(TASK)
+                np.random.seed()  # Python's own generator does it by itself
                 return -1, json.loads(command)
     os._exit(0)
+
+
+def _be_called(name: str) -> None:
+    with suppress(OSError):  # Linux alone has it
+        Path("/proc/self/comm").write_text(name)

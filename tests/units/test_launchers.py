@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy import supernode
+from deploy.bundles import forks
 from tests.support import ROOT
 from tests.support.processes import wait_for
 
@@ -49,7 +50,8 @@ def test_another_release_keeps_its_own_waits_and_says_so(release, monkeypatch, c
     loop, started = import_module(supernode.LOOP), []
     monkeypatch.setattr("flwr.__version__", release)
     monkeypatch.setattr(loop, "time", time)
-    monkeypatch.setattr("flwr.supernode.cli.flower_supernode.flower_supernode", lambda: started.append(loop.time))
+    command = import_module("flwr.supernode.cli.flower_supernode")
+    monkeypatch.setattr(command, "flower_supernode", lambda: started.append(loop.time))
     supernode.start()
     said = capsys.readouterr().err
     if release == supernode.KNOWN:
@@ -63,13 +65,16 @@ def test_another_release_keeps_its_own_waits_and_says_so(release, monkeypatch, c
 
 
 FORKING = """
-import os, signal, subprocess, sys
+import os, random, signal, subprocess, sys
 from pathlib import Path
+import numpy as np
 from deploy.bundles import forks
 folder = Path(sys.argv[1])
 pipe, command = forks.part()
 if command:
-    told = [str(os.getpid()), str(os.getppid()), *command, str(signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL)]
+    told = [str(os.getpid()), str(os.getppid()), str(random.random()), str(np.random.random()), *command]
+    told.append(str(signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL))
+    told.append(Path("/proc/self/comm").read_text())
     (folder / f"{command[1]}.part").write_text(" ".join(told))
     (folder / f"{command[1]}.part").rename(folder / command[1])
     sys.exit()
@@ -85,10 +90,12 @@ def test_tasks_are_forked_from_one_process_which_ends_with_its_starter(tmp_path)
     command = [sys.executable, "-c", FORKING, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE) as starter:
         wait_for(lambda: all((tmp_path / name).exists() for name in ("one", "two")), "two tasks", 30)
-        (first, source, *one), (second, same, *two) = ((tmp_path / name).read_text().split() for name in ("one", "two"))
-        assert (one, two) == (["task", "one", "True"], ["task", "two", "True"])
-        assert source == same
-        assert len({first, second, source, str(starter.pid)}) == 4
+        one, two = ((tmp_path / name).read_text().split() for name in ("one", "two"))
+        assert (one[4:], two[4:]) == (["task", "one", "True", forks.TASK], ["task", "two", "True", forks.TASK])
+        source = one[1]
+        assert source == two[1]
+        assert len({one[0], two[0], source, str(starter.pid)}) == 4
+        assert len({*one[2:4], *two[2:4]}) == 4, "what one task draws, another does not"
         assert (tmp_path / "another").exists(), "what is no task is started as ever"
         starter.kill()
         wait_for(lambda: not Path(f"/proc/{source}").exists(), "the end of the process that forks", 30)
