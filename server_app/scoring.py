@@ -89,17 +89,20 @@ class Scoring:
         self._asks = not self._private or self._noised or strategy.recipe.own_models
         self._prompted = bool(config.evaluation.prompt) and not self._private and not task.sequence_classification
         self._sheet: Sheet | None = None
+        # Who was asked for the score before this one and had none.
+        self._missed: set[str] = set()
 
     @property
     def open(self) -> bool:
         """Whether a state is to be scored that has not been summed up yet."""
         return self._sheet is not None
 
-    def begin(self, state: State) -> None:
+    def begin(self, state: State) -> Sheet:
         """Have a state scored: centrally at once, and by the nodes with the next messages."""
-        self._sheet = Sheet(state)
+        self._sheet = sheet = Sheet(state)
         if self._central is not None:
             self._score_centrally(state, self._central)
+        return sheet
 
     def ask(self, messages: Sequence[Message]) -> None:
         """Let those score that the state goes to in ``messages``: a share of them, and nobody for a second time."""
@@ -119,17 +122,18 @@ class Scoring:
 
     def evaluate(self, state: State) -> Evaluation | None:
         """What the scores of ``state`` come to; the nodes are sent it for that, unless some have just been asked."""
-        if self._sheet is None:
-            self.begin(state)
-        sheet = self._sheet
-        if sheet is not None and self._asks and not sheet.asked:
+        sheet = self._sheet or self.begin(state)
+        if self._asks and not sheet.asked:
             self._ask_alone(sheet)
         return self.conclude()
 
     def conclude(self) -> Evaluation | None:
         """What the scores that have come come to; None where no node has scored."""
         sheet, self._sheet = self._sheet, None
-        if sheet is None or not sheet.scores:
+        if sheet is None:
+            return None
+        self._missed = sheet.asked - sheet.scores.keys()
+        if not sheet.scores:
             return None
         evaluation = self._sum_up(sheet.scores, sheet.sample, sheet.state.round)
         if self._prompted and not sheet.sample and not sheet.state.round:
@@ -137,9 +141,14 @@ class Scoring:
         return evaluation
 
     def _ask_alone(self, sheet: Sheet) -> None:
-        """Send a state to be scored, and to nothing else."""
+        """Send a state to be scored, and to nothing else: to those that scored the one before, where some did.
+
+        Else a node that fails to train, and so to score, would be heard in the last score alone, and no state before
+        it would be judged by the same nodes.
+        """
         watch, state = Stopwatch(), sheet.state
         nodes = self._nodes.sample(self._config.fraction_evaluate, state.round)
+        nodes = [node for node in nodes if self._nodes.names[node] not in self._missed] or nodes
         messages = self._nodes.address(self._strategy, MessageType.EVALUATE, state, nodes)
         self._put(sheet, messages)
         for name, message in self._nodes.exchange(messages):
