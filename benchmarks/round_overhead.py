@@ -2,8 +2,8 @@
 
     python -m benchmarks.round_overhead --rounds 5
 
-Three kinds of node: Flower's SuperNode as it is, the same with a SuperExec that asks for tasks every tenth of a second,
-and the kit's own. Each of them cold, and with a worker that keeps the model warm. The peer (``benchmarks/stock``) is
+Three kinds of node: Flower's SuperNode as it is, the same with a SuperExec that asks for tasks as often as a kit's, and
+the kit's own. Each of them cold, and with a worker that keeps the model warm. The peer (``benchmarks/stock``) is
 Flower's own FedAvg over PEFT adapters, whose nodes load the base in every round.
 """
 
@@ -19,7 +19,7 @@ from common.models import embedded
 from common.record.events import Evaluate, Merge, Train
 from common.record.run import Run
 from common.sources import stdlib
-from deploy.flower import USUAL
+from deploy.flower import OFTEN
 from deploy.site.kit_facts import KitFacts
 from tests.support import ROOT
 from tests.support.processes import Bare, Federation, federation
@@ -31,7 +31,7 @@ SETTINGS = (
     f'evaluation.prompt="" min-nodes={NODES} round.deadline=300.0'
 )
 STATES = {"cold": 0.0, "warm": 600.0}
-POLLS = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
+((POLLS, SECONDS),) = OFTEN.items()
 
 
 def node(warm: float, number: int) -> list[str]:
@@ -87,7 +87,7 @@ def main() -> None:
     as_it_is = partial(supernode, "1.0")
     kinds: dict[str, Bare | None] = {
         "Flower's SuperNode": as_it_is,
-        "Flower's, asked often": partial(supernode, USUAL[POLLS]),
+        "Flower's, asked often": partial(supernode, SECONDS),
         "the kit's": None,
     }
     cells = [

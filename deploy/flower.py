@@ -13,14 +13,14 @@ from typing import Any
 APP = Path(__file__).parents[1]
 PACKAGES = ("common", "strategies", "client_app", "server_app")
 
-# No telemetry, no look for updates, and no second copy of everything installed beside this environment; a SuperExec
-# that asks for tasks more often than once a second.
-USUAL = {
+# No telemetry, no look for updates, and no second copy of everything installed beside this environment.
+QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
+# A SuperExec that asks for a task more often than once a second, where there is one for every message.
+OFTEN = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 
 def program(name: str) -> str:
@@ -43,7 +43,7 @@ def app_alone() -> Iterator[Path]:
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
     """The current environment for one of Flower's programs, which look for each other on the PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, **USUAL, **changes, "PATH": path}
+    return {**os.environ, **QUIET, **OFTEN, **changes, "PATH": path}
 
 
 def replace(module: str, name: str, change: Callable[[Any], Any]) -> None:

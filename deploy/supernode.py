@@ -15,14 +15,14 @@ LOOP = "flwr.supernode.start_client_internal"
 """The module with the waits; of ``time`` it has ``sleep`` alone."""
 IDLE_SECONDS = 3.0
 LOOK_SECONDS = 0.05
-LEAST_SECONDS, SHARE = 0.1, 0.05
+LEAST_SECONDS, SHARE = 0.2, 0.1
 
 
 class Waits:
     """What that loop has in the place of ``time``.
 
     A message is looked for often after a reply, and the more seldom the longer none has come: what a node adds to its
-    wait is a twentieth of it, or a tenth of a second, and a node that is idle asks as seldom as Flower's.
+    wait is a tenth of it, or a fifth of a second, and a node that is idle asks as seldom as Flower's.
     """
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@
 set -eu
 umask 077
 cd "$(dirname "$0")"
-export @usual
+export @quiet
 # Names and weights belong to keys: what a node calls itself does not count.
 export BOUQUET_NODES="$PWD/nodes.json"
 export FLWR_HOME="@state/flower" BOUQUET_BUNDLES="${BOUQUET_BUNDLES:-$PWD/bundles.txt}"

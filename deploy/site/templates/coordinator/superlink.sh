@@ -4,7 +4,7 @@
 set -eu
 umask 077
 cd "$(dirname "$0")"
-export @usual
+export @quiet
 export FLWR_HOME="@state/flower"
 mkdir -p "$FLWR_HOME"
 exec flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \

@@ -3,7 +3,7 @@
 set -eu
 umask 077
 cd "$(dirname "$0")"
-export @usual
+export @quiet
 export FLWR_HOME="${BOUQUET_LINK_STATE:-@state/link}/flower"
 mkdir -p "$FLWR_HOME"
 exec bouquet-supernode --superlink @superlink --root-certificates ca.crt \
