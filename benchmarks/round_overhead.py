@@ -1,30 +1,37 @@
-"""What a round costs beyond training, on a real federation with TLS: cold nodes, nodes with a warm worker, and a peer.
+"""What a round costs beyond scoring and training, on a real federation with TLS, and what the peer's costs.
 
-    python -m benchmarks.round_overhead --rounds 3
+    python -m benchmarks.round_overhead --rounds 5
 
-The peer (``benchmarks/stock``) is Flower's own FedAvg over PEFT adapters, whose nodes load the base in every round.
+Three kinds of node: Flower's SuperNode as it is, the same with a SuperExec that asks for tasks as often as a kit's, and
+the kit's own. Each of them cold, and with a worker that keeps the model warm. The peer (``benchmarks/stock``) is
+Flower's own FedAvg over PEFT adapters, whose nodes load the base in every round.
 """
 
 import argparse
 import json
 import statistics
 import tempfile
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
 from common.models import embedded
-from common.record.events import Merge, Train
+from common.record.events import Evaluate, Merge, Train
 from common.record.run import Run
 from common.sources import stdlib
+from deploy.flower import OFTEN
+from deploy.site.kit_facts import KitFacts
 from tests.support import ROOT
-from tests.support.processes import Federation, federation
+from tests.support.processes import Bare, Federation, federation
 
 NODES, STEPS, BATCH = 2, 3, 4
 TEXTS = 40
 SETTINGS = (
-    f"data.limit={TEXTS} train.steps={STEPS} train.batch-size={BATCH} evaluation.limit=4 evaluation.every=0 "
+    f"data.limit={TEXTS} train.steps={STEPS} train.batch-size={BATCH} evaluation.limit=4 "
     f'evaluation.prompt="" min-nodes={NODES} round.deadline=300.0'
 )
+STATES = {"cold": 0.0, "warm": 600.0}
+((POLLS, SECONDS),) = OFTEN.items()
 
 
 def node(warm: float, number: int) -> list[str]:
@@ -32,20 +39,29 @@ def node(warm: float, number: int) -> list[str]:
     return [f"partition-id={number}", f"num-partitions={NODES}", f"warm={warm}"]
 
 
+def supernode(seconds: str, kit: Path) -> tuple[list[str], dict[str, str]]:
+    """Flower's SuperNode for a kit, whose own SuperExec asks for tasks every so many seconds."""
+    facts = KitFacts.read(kit)
+    command = ["flower-supernode", "--superlink", facts.superlink, "--root-certificates", str(kit / "ca.crt")]
+    command += ["--auth-supernode-private-key", str(kit / "node.key"), "--node-config", str(kit / "node.toml")]
+    return [*command, "--port", str(facts.port)], {POLLS: seconds, "FLWR_HOME": str(kit / "flower")}
+
+
 def bouquet(own: Federation, rounds: int) -> list[float]:
-    """Seconds of every round of Bouquet's but the slowest node's training."""
+    """Seconds of every round of Bouquet's but the slowest node's scoring and training."""
     runs = own.folder / "runs"
     finish(own, own.submit("timed", f"{SETTINGS} num-server-rounds={rounds}", runs))
     run = Run.read(runs / "timed")
-    training = {
-        number: max(event.seconds or 0.0 for event in run.all(Train) if event.round == number)
-        for number in range(1, rounds + 1)
-    }
-    return [event.seconds - training[event.round] for event in run.all(Merge)]
+    spent: dict[int, Counter[str]] = defaultdict(Counter)
+    for event in run.all(Train):
+        spent[event.round][event.node] += event.seconds or 0.0
+    for event in run.all(Evaluate):  # it comes with the update of the next round
+        spent[event.round + 1][event.node] += event.seconds or 0.0
+    return [event.seconds - max(spent[event.round].values()) for event in run.all(Merge)]
 
 
 def stock(own: Federation, rounds: int) -> list[float]:
-    """The same of the peer's."""
+    """The same of the peer's, which scores nothing."""
     texts, timings = own.folder / "texts.json", own.folder / "timings.json"
     texts.write_text(json.dumps([record["text"] for record in stdlib.records()[: NODES * TEXTS]]))
     places = f'model="{embedded.unpack()}" texts="{texts}" timings="{timings}"'
@@ -64,14 +80,23 @@ def finish(own: Federation, run: str) -> None:
 
 
 def main() -> None:
-    """Print a line for cold nodes, one for warm ones, and one for the peer."""
+    """Print a line for each kind of node, cold and warm, and one for the peer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    for name, warm, measure in (("cold", 0.0, bouquet), ("warm", 600.0, bouquet), ("stock FedAvg", 0.0, stock)):
+    as_it_is = partial(supernode, "1.0")
+    kinds: dict[str, Bare | None] = {
+        "Flower's SuperNode": as_it_is,
+        "Flower's, asked often": partial(supernode, SECONDS),
+        "the kit's": None,
+    }
+    cells = [
+        (f"{name}, {state}", kind, warm, bouquet) for name, kind in kinds.items() for state, warm in STATES.items()
+    ]
+    for name, kind, warm, measure in [*cells, ("stock FedAvg", as_it_is, 0.0, stock)]:
         with (
             tempfile.TemporaryDirectory() as folder,
-            federation(Path(folder), NODES, partial(node, warm)) as own,
+            federation(Path(folder), NODES, partial(node, warm), kind) as own,
         ):
             seconds = measure(own, options.rounds)
         each = ", ".join(f"{second:.1f}" for second in seconds)

@@ -58,6 +58,13 @@ def main() -> int:
         return 130
 
 
+def supernode() -> None:
+    """The ``bouquet-supernode`` command, which a node's scripts start."""
+    from deploy.supernode import start
+
+    start()
+
+
 def superexec() -> None:
     """The ``bouquet-superexec`` command, which a site's scripts start."""
     from deploy.bundles import tasks

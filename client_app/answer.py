@@ -3,7 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
@@ -35,7 +35,7 @@ def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig],
         from client_app.session import Session
 
         session = Session(context)
-        content = _work(session, message)
+        content = _work(session, message, context)
         session.check(message.metadata.message_type, content)
     except Exception as error:
         content = _failure(error, context)
@@ -50,7 +50,7 @@ def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig],
     return Message(content, reply_to=message)
 
 
-def _work(session: "Session", message: Message) -> RecordDict:
+def _work(session: "Session", message: Message, context: Context) -> RecordDict:
     from client_app import gpu
 
     kind = message.metadata.message_type
@@ -58,7 +58,28 @@ def _work(session: "Session", message: Message) -> RecordDict:
         return session.answer_roll_call()
     # In a simulation whoever starts it deals the GPU out, to several nodes at once where they were told to.
     with gpu.turn("" if simulated() else gpu.identity(session.node.device)):
-        return session.train(message) if kind == MessageType.TRAIN else session.evaluate(message)
+        if kind == MessageType.EVALUATE:
+            return session.evaluate(message)
+        wanted = message.content.config_records.get("config", ConfigRecord())
+        if wanted.get("score") is not True:
+            return session.train(message)
+        return _score_and_train(session, message, context)
+
+
+def _score_and_train(session: "Session", message: Message, context: Context) -> RecordDict:
+    """What a node answers to a message of each kind with one state, in one reply.
+
+    Each is done, charged and refused as if it had come by itself, and neither's failure is the other's.
+    """
+    try:
+        scored = dict(session.evaluate(message))
+        told: dict[str, Any] = {"score" if name == "metrics" else name: record for name, record in scored.items()}
+    except Exception as error:
+        told = {"unscored": _failure(error, context)["failure"]}
+    try:
+        return RecordDict({**session.train(message), **told})
+    except Exception as error:
+        return RecordDict({**_failure(error, context), **told})
 
 
 def _node(context: Context) -> NodeConfig:

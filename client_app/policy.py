@@ -62,8 +62,18 @@ from common.wire.header import PARTS
 from strategies import RULES, Recipe
 from strategies.cost import planned_bytes
 
-RECORDS = {"query": {"node", "data"}, "train": {"update", "metrics"}, "evaluate": {"metrics", "tallies", "sample"}}
+RECORDS = {
+    "query": {"node", "data"},
+    "train": {"update", "metrics", "score", "tallies", "sample", "unscored", "failure"},
+    "evaluate": {"metrics", "tallies", "sample"},
+}
 PUBLIC_FACTS = {"name", "rank", "code", "base", "where"}
+# By record: what noise covers, and why a part of the reply is missing.
+NOISED = {
+    "train": {("score", "merit"), ("score", "count")},
+    "evaluate": {("metrics", "merit"), ("metrics", "count")},
+}
+WHY = {("unscored", "reason"), ("unscored", "refused"), ("failure", "reason"), ("failure", "refused")}
 ANY = "*"
 
 
@@ -215,10 +225,11 @@ class Policy(Section):
         if self.max_bytes and size > self.max_bytes:
             mistakes.append(f"bytes: expected at most {self.max_bytes:,} (max-bytes), got {size:,}")
         if config.privacy.on:
-            scored = {"merit", "count"} if kind == "evaluate" and config.privacy.score_noise else set[str]()
-            figures = [name for record in content.metric_records.values() for name in record if name not in scored]
-            facts = [name for record in content.config_records.values() for name in record]
-            mistakes += [f"figures in a private run: expected none, got {name!r}" for name in figures]
+            noised = NOISED.get(kind, set()) if config.privacy.score_noise else set()
+            figures = [(of, name) for of, record in content.metric_records.items() for name in record]
+            facts = [name for of, record in content.config_records.items() for name in record if (of, name) not in WHY]
+            told = [name for of, name in figures if (of, name) not in noised]
+            mistakes += [f"figures in a private run: expected none, got {name!r}" for name in told]
             mistakes += _outside("facts in a private run", facts, sorted(PUBLIC_FACTS))
         _refuse(mistakes)
 

@@ -64,7 +64,7 @@ class Session:
         self.memory = Memory(self.node.state, run := run_name(context), self.node.label, self.config.privacy.mode)
         self.exchange = Exchange(self.recipe, self.node, self.memory)
         self.spending = Spending(self.config, self.node, self.policy, self.rule.name, run)
-        self.round = 0  # as the run's record counts: of training from 1, of a score the round before it
+        self.round = 0  # as the run's record counts: of training from 1, of a score alone the round before it
         self.epsilon: float | None = None
 
     def examples(self) -> Examples:

@@ -4,9 +4,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 APP = Path(__file__).parents[1]
 PACKAGES = ("common", "strategies", "client_app", "server_app")
@@ -17,6 +19,8 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
+# A SuperExec that asks for a task more often than once a second, where there is one for every message.
+OFTEN = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 # Of a process that simulates nodes: one thread each, as nodes of a deployment have it.
 SIMULATION = {
@@ -47,4 +51,12 @@ def app_alone() -> Iterator[Path]:
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
     """The current environment for one of Flower's programs, which look for each other on the PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, **QUIET, **changes, "PATH": path}
+    return {**os.environ, **QUIET, **OFTEN, **changes, "PATH": path}
+
+
+def replace(module: str, name: str, change: Callable[[Any], Any]) -> None:
+    """Change what one of Flower's modules has; where it has no such thing, nothing starts."""
+    place = import_module(module)
+    if not hasattr(place, name):
+        raise RuntimeError(f"{module} has no {name}: another Flower than Bouquet was made for")
+    setattr(place, name, change(getattr(place, name)))

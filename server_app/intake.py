@@ -1,5 +1,7 @@
 """The replies of one round, from the nodes to the merge: whatever one of them brings about, it alone is refused."""
 
+from collections.abc import Callable
+
 from flwr.app import Message
 
 from common.adapter.values import State, check_range
@@ -47,11 +49,12 @@ class Intake:
         """How many updates the round needs; a node that declines for good lowers it."""
         return self._nodes.quorum(self._fraction)
 
-    def take(self, messages: list[Message]) -> None:
-        """Send ``messages`` and keep what comes back and can be merged."""
+    def take(self, messages: list[Message], hear: Callable[[str, Message], None]) -> None:
+        """Send ``messages`` and keep what comes back and can be merged; ``hear`` is told every reply by its name."""
         down = {self._nodes.names[message.metadata.dst_node_id]: state_bytes(message) for message in messages}
         for name, message in self._nodes.exchange(messages):
             node_id = message.metadata.src_node_id
+            hear(name, message)
             try:
                 reply = self._strategy.accept(self._state, message)
                 if reply.node != name:

@@ -3,19 +3,19 @@
 import time
 from dataclasses import dataclass
 
-from flwr.app import MessageType
+from flwr.app import Message, MessageType
 
 from common.adapter.values import State
 from common.error import BouquetError, QuorumError
 from common.readable import size
 from common.record import checkpoint, events
-from common.record.run import Run, figures
 from server_app.costs import Stopwatch, peak_memory
 from server_app.intake import Intake
 from server_app.nodes import Nodes
 from server_app.record import Record
 from server_app.scoring import Evaluation, Scoring
 from server_app.spool import Spool
+from server_app.standing import Standing
 from server_app.transport import state_bytes
 from strategies import RULES
 from strategies.cost import round_bytes
@@ -39,9 +39,12 @@ class Outcome:
 
 
 class Rounds:
-    """Runs a strategy's rounds over the nodes, and has states scored between them."""
+    """Runs a strategy's rounds over the nodes: all that ``state`` has not seen yet.
 
-    def __init__(self, nodes: Nodes, strategy: LoraStrategy, scoring: Scoring, record: Record) -> None:
+    A round brings the score of the state that it starts from; the last state is scored by itself.
+    """
+
+    def __init__(self, nodes: Nodes, strategy: LoraStrategy, scoring: Scoring, record: Record, state: State) -> None:
         self._nodes = nodes
         self._strategy = strategy
         self._scoring = scoring
@@ -49,57 +52,58 @@ class Rounds:
         self._config = strategy.recipe.config
         self._record = record
         self._advised = False
+        self._start = state
+        self._standing = Standing.at_start(state, record.folder, record.checkpoints)
 
-    def run(self, state: State) -> Outcome:
-        """All rounds that ``state`` has not seen yet, or as many as enough nodes are there for."""
+    def run(self) -> Outcome:
+        """The rounds, or as many as enough nodes are there for."""
+        state = self._start
         outcome = Outcome(state)
         try:
             # A private score is paid for, and a run that is resumed had its first one.
             if not (state.round and self._config.privacy.score_noise):
-                outcome.before = outcome.after = self._scoring.evaluate(outcome.state)
+                self._scoring.begin(state)
             self._run(outcome)
         except QuorumError as reason:
+            if self._scoring.open:
+                self._judge(outcome, self._scoring.evaluate(outcome.state))
             self._record.say(f"stopped after round {outcome.state.round}: {reason}")
             outcome.ended = reason
         return outcome
 
     def _run(self, outcome: Outcome) -> None:
-        best, stale = (outcome.state, outcome.after), 0
-        chosen = self._remembered(outcome.state.round)
-        every, patience = self._config.evaluation.every, self._config.round.patience
-        while outcome.state.round < self._config.num_server_rounds:
+        last, every = self._config.num_server_rounds, self._config.evaluation.every
+        while outcome.state.round < last and not self._over:
             self._finish_round(outcome)
-            last = outcome.state.round == self._config.num_server_rounds
-            if last or (every and outcome.state.round % every == 0):
-                outcome.after = self._scoring.evaluate(outcome.state)
-                better = best[1] is None or (outcome.after is not None and outcome.after.judged < best[1].judged)
-                best, stale = ((outcome.state, outcome.after), 0) if better else (best, stale + 1)
-                if outcome.after is not None and (chosen is None or outcome.after.judged <= chosen[1].judged):
-                    chosen = outcome.state.round, outcome.after
-            kept, also = self._config.checkpoint, {best[0].round, chosen[0] if chosen else 0}
-            checkpoint.prune(self._record.checkpoints, kept.newest, kept.every, also=also)
-            if patience and stale >= patience:
-                self._record.say(f"no better for {stale} evaluations: stopped, round {best[0].round} is kept")
-                outcome.state, outcome.after = best
-                return
-        if chosen is not None and self._config.evaluation.export == "best":
-            self._choose(outcome, *chosen)
+            done = outcome.state.round
+            if not self._over and (done == last or (every and done % every == 0)):
+                self._scoring.begin(outcome.state)
+        if self._scoring.open:
+            self._judge(outcome, self._scoring.evaluate(outcome.state))
+            self._prune()
+        if self._over:
+            best, stale = self._standing.best, self._standing.stale
+            self._record.say(f"no better for {stale} evaluations: stopped, round {best[0].round} is kept")
+            outcome.state, outcome.after = best
+        elif self._standing.chosen is not None and self._config.evaluation.export == "best":
+            self._choose(outcome, *self._standing.chosen)
 
-    def _remembered(self, done: int) -> tuple[int, Evaluation] | None:
-        """Of the rounds of earlier sessions, the best one by its scores whose state is still there."""
-        if not done:
-            return None
-        run, there = Run.read(self._record.folder), checkpoint.rounds(self._record.checkpoints)
-        judged = run.history(events.Judged, lambda event: event.by)
-        losses = {turn: loss for turn, loss in judged.items() if turn in there and turn <= done}
-        if not losses:
-            return None
-        turn = min(losses, key=lambda turn: (losses[turn], -turn))
-        scores = {
-            node: figures(own, lambda event: event.score) for node, own in sorted(run.by_node(events.Evaluate).items())
-        }
-        told = {node: own[turn] for node, own in scores.items() if turn in own}
-        return turn, Evaluation(run.held_out[turn], losses[turn], told, "")
+    @property
+    def _over(self) -> bool:
+        """Whether the scores have not become better for as long as the run has patience."""
+        return 0 < self._config.round.patience <= self._standing.stale
+
+    def _judge(self, outcome: Outcome, evaluation: Evaluation | None) -> None:
+        """Take in the score of the newest state."""
+        if outcome.state is self._start:
+            outcome.before = evaluation
+        outcome.after = evaluation
+        self._standing.judge(outcome.state, evaluation)
+
+    def _prune(self) -> None:
+        """Leave the checkpoints that are kept, and those that may be asked for."""
+        kept = self._config.checkpoint
+        checkpoint.prune(self._record.checkpoints, kept.newest, kept.every, also=self._standing.rounds)
 
     def _choose(self, outcome: Outcome, turn: int, evaluation: Evaluation) -> None:
         """Let the run end with the state of an earlier round, where that is better and one model is all nodes'."""
@@ -118,12 +122,21 @@ class Rounds:
         )
 
     def _finish_round(self, outcome: Outcome) -> None:
-        """One round, tried until it counts. Raises :class:`QuorumError` when it keeps failing."""
+        """One round, tried until it counts, or until a score ends the run before it.
+
+        Raises :class:`QuorumError` when it keeps failing.
+        """
         retries, wait = self._config.round.retries, self._config.round.wait
+        # A private node pays for what it trains, and is not to train in vain.
+        may_end = self._config.privacy.on and self._standing.next_may_end(self._config.round.patience)
+        if self._scoring.open and may_end:
+            self._judge(outcome, self._scoring.evaluate(outcome.state))
+            if self._over:
+                return
         for tries in range(retries + 1):
             if tries:
                 time.sleep(min(2.0 ** (tries - 1), wait))
-            if self._train(outcome):
+            if self._train(outcome) or self._over:
                 return
         raise QuorumError(
             f"round {outcome.state.round + 1} failed {retries + 1} times; the reasons are above",
@@ -133,22 +146,23 @@ class Rounds:
 
     def _train(self, outcome: Outcome) -> bool:
         """One round; True if enough nodes replied to count it. Raises :class:`QuorumError` if too few are there."""
-        state, config, watch = outcome.state, self._config, Stopwatch()
-        self._nodes.gather()
-        nodes = self._nodes.sample(config.fraction_train, state.round)
-        ranks = {self._nodes.names[node]: self._nodes.ranks[node] for node in nodes}
-        self._record.event(events.Asked(round=state.round + 1, nodes=tuple(ranks)))
-        messages = self._nodes.address(self._strategy, MessageType.TRAIN, state, nodes)
+        state, watch = outcome.state, Stopwatch()
+        messages, ranks = self._address(state)
         down = sum(map(state_bytes, messages))
         with Spool(self._record.folder / "spool") as spool:
             intake = Intake(self._nodes, self._strategy, self._record, state, spool)
-            intake.take(messages)
+            intake.take(messages, self._scoring.hear)
             up = intake.bytes_up
             watch.lap("training")
+            if self._scoring.open and len(spool) >= intake.needed:
+                self._judge(outcome, self._scoring.conclude())
+            if self._over:
+                self._tell_dropped(intake, len(ranks), len(spool), down)
+                return False
             meter = self._meter(state, spool)
-            merged = intake.merge(len(nodes), meter)
+            merged = intake.merge(len(ranks), meter)
             if merged is None:
-                self._tell_void(intake, len(nodes), len(spool), down)
+                self._tell_void(intake, len(ranks), len(spool), down)
                 return False
             outcome.state = merged
             watch.lap("merging")
@@ -156,12 +170,13 @@ class Rounds:
                 self._tell_lost(meter.read(merged), merged.round)
             watch.lap("measuring")
         checkpoint.save(self._record.checkpoints, outcome.state, self._strategy.rule.name)
+        self._prune()
         watch.lap("saving")
         values = round_bytes(self._recipe, state, ranks, spool.names)
         merge = events.Merge(
             round=outcome.state.round,
             nodes=len(spool),
-            asked=len(nodes),
+            asked=len(ranks),
             loss=mean_metrics(intake.told).get("loss"),  # a private run tells none
             bytes_up=up,
             bytes_down=down,
@@ -173,6 +188,16 @@ class Rounds:
         )
         self._tell_merge(merge)
         return True
+
+    def _address(self, state: State) -> tuple[list[Message], dict[str, int]]:
+        """The messages of a round, once enough nodes are there, and the rank of each node by its name."""
+        self._nodes.gather()
+        nodes = self._nodes.sample(self._config.fraction_train, state.round)
+        ranks = {self._nodes.names[node]: self._nodes.ranks[node] for node in nodes}
+        self._record.event(events.Asked(round=state.round + 1, nodes=tuple(ranks)))
+        messages = self._nodes.address(self._strategy, MessageType.TRAIN, state, nodes)
+        self._scoring.ask(messages)
+        return messages, ranks
 
     def _tell_void(self, intake: Intake, asked: int, replies: int, down: int) -> None:
         void = events.Void(
@@ -186,6 +211,12 @@ class Rounds:
         self._record.event(void)
         replied = f"{void.replies} of {void.asked} replied, {void.needed} needed"
         self._record.say(f"round {void.round} does not count: {replied}")
+
+    def _tell_dropped(self, intake: Intake, asked: int, replies: int, down: int) -> None:
+        told = events.Dropped(
+            round=intake.round, asked=asked, replies=replies, bytes_up=intake.bytes_up, bytes_down=down
+        )
+        self._record.event(told)
 
     def _tell_merge(self, merge: events.Merge) -> None:
         self._record.event(merge)

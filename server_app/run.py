@@ -61,7 +61,7 @@ def conduct(grid: Grid, context: Context) -> None:
             )
         )
         scoring = Scoring(nodes, strategy, task, record, _central(recipe))
-        outcome = Rounds(nodes, strategy, scoring, record).run(state)
+        outcome = Rounds(nodes, strategy, scoring, record, state).run()
         _leave(recipe, outcome.state, record)
         if said := stalled(outcome, recipe, task):
             record.event(Stalled(round=outcome.state.round, said=said))

@@ -18,18 +18,21 @@ TIMES = 100.0
 """A node that counts so many times more than the others' median would be the overall score by itself."""
 
 
-def read_score(message: Message, task: Task) -> tuple[Score, Metrics]:
-    """The sums in a reply, and its figures. Raises :class:`BouquetError` on what ``task`` could not have said."""
-    metrics = read_metrics(message, "loss", "correct", "count")
+def read_score(message: Message, task: Task, record: str = "metrics") -> tuple[Score, Metrics]:
+    """The sums in a ``record`` of a reply, and its figures.
+
+    Raises :class:`BouquetError` on what ``task`` could not have said.
+    """
+    metrics = read_metrics(message, "loss", "correct", "count", record=record)
     count, correct, loss = metrics["count"], metrics["correct"], metrics["loss"]
     if not 1 <= count <= MOST:
         raise BouquetError("a score of nothing", expected=f"a count of 1 to {MOST:,}", got=brief(count))
     if loss > WORST:
         raise BouquetError("a loss out of range", expected=f"at most {WORST:g}", got=brief(loss))
-    record = message.content.metric_records.get("tallies") or MetricRecord()
+    told = message.content.metric_records.get("tallies") or MetricRecord()
     tallies = {}
     for name, size in task.tally_sizes().items():
-        values = record.get(name)
+        values = told.get(name)
         if not (isinstance(values, list) and len(values) == size and all(_is_count(value) for value in values)):
             raise BouquetError(
                 "a score without its tallies",
@@ -44,9 +47,9 @@ def read_score(message: Message, task: Task) -> tuple[Score, Metrics]:
     return score, metrics
 
 
-def read_noised(message: Message, task: Task) -> tuple[Score, Metrics]:
+def read_noised(message: Message, task: Task, record: str = "metrics") -> tuple[Score, Metrics]:
     """The score that a noised sum of merits and a noised count stand for, and no other figure."""
-    metrics = read_metrics(message, "merit", "count", least=-LARGEST_FIGURE)
+    metrics = read_metrics(message, "merit", "count", record=record, least=-LARGEST_FIGURE)
     count = min(max(1.0, metrics["count"]), float(MOST))
     return task.score_of(min(max(0.0, metrics["merit"]), count), count), {}
 

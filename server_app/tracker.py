@@ -18,6 +18,8 @@ from common.error import BouquetError
 from common.record.event import Event, OfNode
 
 PROJECT = "bouquet"
+# W&B takes no step below one that it has had, and a score belongs to the round before the update that it comes with.
+ROUND = "round"
 # What they tell their makers of this machine.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
 
@@ -27,13 +29,14 @@ class Tracker:
 
     def __init__(self, name: str, folder: Path, config: RunConfig) -> None:
         self.name = name
-        self._step = 0
         os.environ |= {variable: value for variable, value in QUIET.items() if variable not in os.environ}
         PartialState(cpu=True)  # Accelerate's own log asks for it; there is one process here and no GPU in use
         try:
             self._tracker = _make(name, folder)
             self._tracker.start()
             self._tracker.store_init_configuration(_told(config))
+            if name == "wandb":
+                self._tracker.tracker.define_metric("*", step_metric=ROUND)
         except ImportError as error:
             raise BouquetError(
                 "a tracker that is not installed",
@@ -51,11 +54,12 @@ class Tracker:
 
     def hear(self, event: Event) -> None:
         """Pass an event's numbers on, as ``phase/figure`` or ``phase/figure/node``."""
-        # W&B takes no step below one that it has had, and a late reply belongs to an older round.
-        self._step = max(self._step, event.round)
         after = f"/{event.node}" if isinstance(event, OfNode) else ""
-        if figures := {f"{event.phase}/{name}{after}": value for name, value in event.figures.items()}:
-            self._tracker.log(figures, step=self._step)
+        figures = {f"{event.phase}/{name}{after}": value for name, value in event.figures.items()}
+        if figures and self.name == "wandb":
+            self._tracker.log({**figures, ROUND: event.round})
+        elif figures:
+            self._tracker.log(figures, step=event.round)
 
     def close(self) -> None:
         """Send what is still to be sent."""

@@ -20,31 +20,31 @@ def explained(refusal: Exception) -> str:
     return f"a reply that cannot be read: {type(refusal).__name__}: {str(refusal)[:200]}"
 
 
-def raise_failure(message: Message) -> None:
-    """Raise :class:`BouquetError` if a reply reports an error of Flower's or of the node's app.
+def raise_failure(message: Message, record: str = "failure") -> None:
+    """Raise :class:`BouquetError` if a reply reports an error of Flower's, or in its ``record`` one of the node's app.
 
     It is a :class:`RefusalError` where asking again will not help.
     """
     if message.has_error():
         reason = (message.error.reason or "no reason given").strip()[:MAX_REASON]
         raise BouquetError(f"Flower error {message.error.code}", got=reason)
-    failure = message.content.config_records.get("failure")
+    failure = message.content.config_records.get(record)
     if failure is not None:
         reason = brief(failure.get("reason", "no reason given"), MAX_REASON)
         raise (RefusalError if failure.get("refused") is True else BouquetError)(reason)
 
 
-def read_metrics(message: Message, *needed: str, least: float = 0.0) -> Metrics:
-    """The metrics of a reply, each of them at least ``least``.
+def read_metrics(message: Message, *needed: str, record: str = "metrics", least: float = 0.0) -> Metrics:
+    """The figures in a ``record`` of a reply, each of them at least ``least``.
 
     Raises :class:`BouquetError` if one that is needed is missing, or one is not such a number.
     """
-    record = message.content.metric_records.get("metrics")
-    if record is None:
+    figures = message.content.metric_records.get(record)
+    if figures is None:
         got = brief(", ".join(message.content)) or "nothing"
-        raise BouquetError("a reply without metrics", expected="a record 'metrics'", got=got)
+        raise BouquetError(f"a reply without {record}", expected=f"a record '{record}'", got=got)
     metrics: Metrics = {}
-    for name, value in record.items():
+    for name, value in figures.items():
         if isinstance(value, list) or not least <= value <= LARGEST_FIGURE:
             raise BouquetError(
                 "a metric is not a number",

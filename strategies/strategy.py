@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from logging import INFO, WARNING
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -29,6 +29,7 @@ from strategies.private_mean import PrivateMean
 from strategies.recipe import Recipe
 from strategies.replies import Metrics, explained, mean_metrics, raise_failure, read_metrics
 
+T = TypeVar("T")
 Weigh = Callable[[str], float]
 """A node's weight in the mean, by its name."""
 
@@ -247,7 +248,7 @@ def share_of(nodes: int, fraction: float) -> int:
     return max(1, int(fraction * nodes + 0.5))
 
 
-def choose(nodes: Sequence[int], fraction: float, seed: int, round: int) -> list[int]:
+def choose(nodes: Sequence[T], fraction: float, seed: int, round: int) -> list[T]:
     """A reproducible sample of ``nodes``, in their order; at least one."""
     size = share_of(len(nodes), fraction)
     picked = set(random.Random(f"{seed}/{round}").sample(range(len(nodes)), size))

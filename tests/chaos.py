@@ -23,6 +23,7 @@ from pathlib import Path
 
 from common.error import BouquetError
 from common.record import checkpoint
+from deploy.bundles import forks
 from deploy.site.folder import Site
 from deploy.site.superlink import statuses
 from tests.support.processes import Federation, federation, listens, wait_for
@@ -101,16 +102,16 @@ class Chaos:
         self._again(self.wards.superexec)
 
     def _kill_serverapp(self) -> None:
-        self._signal("flwr-serverapp", signal.SIGKILL)
+        self._signal("bouquet-serverapp", signal.SIGKILL)
 
     def _kill_client(self) -> None:
-        self._signal("flwr-clientapp", signal.SIGKILL)
+        self._signal(forks.TASK, signal.SIGKILL)
 
     def _kill_worker(self) -> None:
         self._signal("client_app.worker", signal.SIGKILL)
 
     def _hang_client(self) -> None:
-        for pid in self._signal("flwr-clientapp", signal.SIGSTOP):
+        for pid in self._signal(forks.TASK, signal.SIGSTOP):
             time.sleep(30)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -168,9 +169,9 @@ FAULTS = sorted(
 
 def _processes(program: str) -> list[int]:
     return [
-        int(entry.parent.name)
-        for entry in Path("/proc").glob("[0-9]*/cmdline")
-        if program in _read(entry).replace("\0", " ")
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if program in _read(process / "cmdline").replace("\0", " ") or program == _read(process / "comm").strip()
     ]
 
 

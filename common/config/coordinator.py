@@ -11,7 +11,10 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 
 class EvaluationConfig(Section):
-    """When held-out examples are scored, and what comes of it."""
+    """When held-out examples are scored, and what comes of it.
+
+    The nodes score a state before they train on it, so that a score comes with the round after its own.
+    """
 
     every: CountOrOff = 1
     """Rounds from one scoring to the next; 0 scores before the first and after the last alone."""
@@ -45,7 +48,7 @@ class RoundConfig(Section):
     retries: CountOrOff = 2
     """How often a round that does not count is tried again, after one second, two, four."""
     patience: CountOrOff = 0
-    """Scorings without a better loss after which the run stops; 0 never stops early."""
+    """Scorings without a better loss after which the run stops, as it learns a round later; 0 never stops early."""
     max_failures: CountOrOff = 2
     """Failures in a row after which a node is left out; 0 for never."""
     sit_out: CountOrOff = 3

@@ -152,7 +152,7 @@ class RunConfig(Section):
     fraction_train: Share = 1.0
     """The share of the nodes that is asked to train in a round."""
     fraction_evaluate: Share = 1.0
-    """The share of the nodes that is asked to score."""
+    """The share that scores: of the nodes that train in a round, and of all once the last round is over."""
     seed: CountOrOff = 0
     """What all that is drawn comes from, but for the noise of a private run."""
     run_name: FileName = ""

@@ -112,6 +112,15 @@ class Void(Crossing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dropped(Crossing):
+    """A round that is not merged: the scores that came with its ``replies`` ended the run before it."""
+
+    phase: ClassVar[str] = "dropped"
+    asked: int
+    replies: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Merge(Crossing):
     """A round that counts: the updates of ``nodes`` of those ``asked`` were merged.
 
@@ -156,7 +165,7 @@ class Evaluate(OfNode, Scored):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Event):
-    """A state was sent to the nodes ``asked`` to score it."""
+    """A state was sent to the nodes ``asked`` to score it, and not to train from it as well."""
 
     phase: ClassVar[str] = "evaluation"
     asked: int
@@ -254,8 +263,8 @@ class Stopped(Event):
 PHASES: Mapping[str, type[Event]] = {
     kind.phase: kind
     for kind in (
-        *(Opened, Start, Data, Asked, Train, Against, Camps, Void, Merge, AggregationError, Evaluate, Evaluation),
-        *(Implausible, HeldOut, Judged, Central, Chosen, Stalled, Failure, Late, SitOut, Stopped),
+        *(Opened, Start, Data, Asked, Train, Against, Camps, Void, Dropped, Merge, AggregationError),
+        *(Evaluate, Evaluation, Implausible, HeldOut, Judged, Central, Chosen, Stalled, Failure, Late, SitOut, Stopped),
     )
 }
 

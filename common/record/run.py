@@ -21,6 +21,7 @@ from common.record.events import (
     Asked,
     Camps,
     Central,
+    Dropped,
     Evaluate,
     Failure,
     HeldOut,
@@ -38,7 +39,7 @@ E = TypeVar("E", bound=Event)
 N = TypeVar("N", bound=OfNode)
 RunState = Literal["running", "finished", "broken off"]
 
-# What an attempt at a round leaves that the next attempt makes void.
+# What an attempt at a round leaves that is void where the round is tried again, or dropped.
 OF_AN_ATTEMPT = (Train, Merge, AggregationError, Against, Camps)
 
 
@@ -147,7 +148,7 @@ class Run:
         attempts: dict[int, list[int]] = {}
         for event in self.events:
             turn = event.round
-            if isinstance(event, Asked):
+            if isinstance(event, Asked | Dropped):
                 for place in attempts.pop(turn, []):
                     kept[place] = None
             elif isinstance(event, Start):

@@ -169,7 +169,11 @@ def _what_it_means(node: Node, factor: float) -> str:
 def _said(node: Node) -> list[object]:
     """Everything that a node says to each kind of message, but for what noise covers."""
     state = node.initial()
-    sent = [node.message(MessageType.QUERY), *(node.message(kind, state) for kind in (MessageType.TRAIN, "evaluate"))]
+    sent = [
+        node.message(MessageType.QUERY),
+        node.message(MessageType.TRAIN, state, score=True),
+        node.message(MessageType.EVALUATE, state),
+    ]
     return [_form(node, node.answer(message)) for message in sent]
 
 

@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -120,13 +120,14 @@ class Node:
         spec = self._described()
         return self.recipe.start(spec, self.config.seed, given=peft_folder.given(self.config.model, spec))
 
-    def message(self, kind: str, state: State | None = None) -> Message:
-        """What the coordinator sends; without a state, the roll call."""
+    def message(self, kind: str, state: State | None = None, *, score: bool = False) -> Message:
+        """What the coordinator sends; without a state, the roll call. ``score`` asks for one before the training."""
         if state is None:
             message = Message(RecordDict(), dst_node_id=1, message_type=kind)
         else:
             rank = self.session.exchange.rank
-            (message,) = self._strategy.messages(kind, state, [Recipient(1, self.session.node.label, rank)])
+            recipient, wanted = Recipient(1, self.session.node.label, rank), ConfigRecord({"score": score})
+            (message,) = self._strategy.messages(kind, state, [recipient], config=wanted)
         message.content = _travelled(message.content)
         message.metadata.__dict__["_message_id"] = "message"
         return message

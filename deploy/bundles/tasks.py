@@ -12,17 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from common.stamp import utc_now
-from deploy.bundles import bundle
-from deploy.flower import APP, PACKAGES, program
+from deploy.bundles import bundle, forks
+from deploy.flower import APP, PACKAGES, program, replace
+
+EXECUTOR = "flwr.supercore.superexec.executor.subprocess_executor"
+OF_EVERY_MESSAGE = ("flwr.supernode.cli.flwr_clientapp", "flwr.clientapp", "flwr.common.serde", "pydantic")
+"""What the process of a message imports, apart from its bundle."""
 
 
 def superexec() -> None:
-    """``flower-superexec``, which starts the two task processes below and no other kind."""
+    """``flower-superexec``, which starts the two task processes below and no other kind; those of nodes are forked."""
     from flwr.supercore.cli.flower_superexec import flower_superexec
     from flwr.supercore.constant import TaskType
 
+    for module in OF_EVERY_MESSAGE:
+        import_module(module)
+    pipe, command = forks.part()
+    if command:
+        sys.argv = command
+        clientapp()
+        return
     ours = {TaskType.CLIENT_APP: program("bouquet-clientapp"), TaskType.SERVER_APP: program("bouquet-serverapp")}
-    _replace("flwr.supercore.superexec.executor.subprocess_executor", "TASK_TYPE_TO_COMMAND", lambda _: ours)
+    replace(EXECUTOR, "TASK_TYPE_TO_COMMAND", lambda _: ours)
+    replace(EXECUTOR, "subprocess", lambda module: forks.Forks(pipe, ours[TaskType.CLIENT_APP], module))
     flower_superexec()
 
 
@@ -42,16 +54,8 @@ def serverapp() -> None:
     flwr_serverapp()
 
 
-def _replace(module: str, name: str, change: Callable[[Any], Any]) -> None:
-    """Change what one of Flower's modules has; where it has no such thing, nothing starts."""
-    place = import_module(module)
-    if not hasattr(place, name):
-        raise RuntimeError(f"{module} has no {name}: another Flower than Bouquet was made for")
-    setattr(place, name, change(getattr(place, name)))
-
-
 def _guard(runtime: str) -> None:
-    _replace(runtime, "install_from_fab", _checked)
+    replace(runtime, "install_from_fab", _checked)
 
 
 def _checked(install: Callable[..., Path]) -> Callable[..., Path]:

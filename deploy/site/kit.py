@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from common import durable
 from common.config.node import NodeConfig, witness_of
 from common.error import BouquetError
-from deploy.flower import QUIET
+from deploy.flower import OFTEN, QUIET
 from deploy.site.folder import Site
 from deploy.site.kit_facts import FILE as KIT_FILE
 from deploy.site.kit_facts import KitFacts
@@ -153,10 +153,17 @@ def _facts(*, place: Place, **facts: Any) -> KitFacts:
 
 def _values(facts: KitFacts) -> dict[str, Any]:
     """What the templates call the facts of a kit."""
-    quiet = " ".join(f"{name}={value}" for name, value in QUIET.items())
+    quiet, often = (" ".join(f"{name}={value}" for name, value in own.items()) for own in (QUIET, OFTEN))
     derived = {"node": facts.name, "link": facts.keys_state, "health": facts.port + 1, "exec_health": facts.port + 2}
     hardening = (TEMPLATES / "hardening.conf").read_text()
-    return {**facts.model_dump(), **derived, "group": facts.user, "hardening": hardening, "quiet": quiet}
+    return {
+        **facts.model_dump(),
+        **derived,
+        "group": facts.user,
+        "hardening": hardening,
+        "quiet": quiet,
+        "often": often,
+    }
 
 
 def _data(data: str, label: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from common.record.events import (
     Against,
     Camps,
     Central,
+    Dropped,
     Evaluation,
     Failure,
     Late,
@@ -27,11 +28,11 @@ from server_app.report.page import NOTHING, Html, element, section, table
 MOST_REASONS = 100
 PHASES = {
     "start": "nodes gather, first state",
-    "training": "nodes train, updates travel",
+    "training": "nodes score and train, updates travel",
     "merging": "merging",
     "measuring": "measuring the aggregation error",
     "saving": "checkpoints",
-    "evaluation": "nodes score",
+    "evaluation": "nodes score alone",
     "central": "scoring centrally",
 }
 
@@ -148,6 +149,8 @@ def _incident(event: Event) -> str:
     match event:
         case Void():
             return f"The round did not count: {event.replies} replied, {event.needed} were needed."
+        case Dropped():
+            return "The round was not merged: the scores that came with it ended the run before it."
         case SitOut():
             return f"Left out for {event.rounds} rounds after {event.failures} failures in a row."
         case Late():

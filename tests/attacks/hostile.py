@@ -31,6 +31,8 @@ from tests.support.grid import pose_as_an_app, travelled
 from tests.support.replies import packed
 
 NODE_ID = 1000
+SCORED = {"score": True}
+"""What the config of a message says that asks for a score before the training."""
 SHAPING = ("lora.rank", "lora.targets", "model.", "rule.", "task.", "seed", "wire.down")
 RECORDS = [{"text": f"def f{n}(x):\n    return x + {n}\n", "label": n % 2, "age": 30 + n} for n in range(8)]
 TEXT = {"name": "text", "text": "text"}
@@ -215,9 +217,9 @@ def serialised(answer: RecordDict) -> bytes:
 
 
 def heard(node: Node, run: Mapping[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
-    """All that a node answers to a roll call, two rounds of training and an evaluation."""
-    calls = [("query", 0), ("train", 0), ("train", 1), ("evaluate", 2)]
-    return [emitted(node, node.ask(kind, run, round=turn, **options)) for kind, turn in calls]
+    """All that a node answers to a roll call, two rounds of training, a score with the second, and an evaluation."""
+    calls: list[tuple[str, int, Any]] = [("query", 0, {}), ("train", 0, {}), ("train", 1, SCORED), ("evaluate", 2, {})]
+    return [emitted(node, node.ask(kind, run, round=turn, config=wanted, **options)) for kind, turn, wanted in calls]
 
 
 def neighbours(folder: Path, less: Any, more: Any, **options: Any) -> tuple[Node, Node]:

@@ -30,9 +30,9 @@ def caught(mutant: Mutant, folder: Path) -> bool:
 
 
 def _left_out(folder: str, names: list[str]) -> set[str]:
-    """What of a folder is no code; ``runs`` is also the name of a folder of tests."""
-    results = {"runs", "comparisons"} if Path(folder) == ROOT else set()
-    return {name for name in names if name.startswith(".") or name == "__pycache__" or name in results}
+    """What is no code: what is hidden or compiled, and at the top what runs have left; tests have a room ``runs``."""
+    left = {"runs", "comparisons"} if Path(folder) == ROOT else set()
+    return {name for name in names if name.startswith(".") or name == "__pycache__" or name in left}
 
 
 def main() -> int:

@@ -7,7 +7,30 @@ LEDGER = ("tests/units/test_budget.py", "tests/units/test_ledger.py", "tests/run
 RUN = ("tests/runs/test_private_run.py",)
 POLICY = ("tests/units/test_policy.py", "tests/runs/test_private_run.py")
 
+SCORES = ("tests/runs/test_scoring.py",)
+
 BUDGET = (
+    Mutant(
+        "a noised score is asked and paid for again where its round is tried again",
+        "server_app/scoring.py",
+        "done = sheet.asked if self._noised else sheet.scores.keys()",
+        "done = sheet.scores.keys()",
+        SCORES,
+    ),
+    Mutant(
+        "private nodes pay for a round that is trained in vain",
+        "server_app/rounds.py",
+        "if self._scoring.open and may_end:",
+        "if False:",
+        SCORES,
+    ),
+    Mutant(
+        "what noise covers in a score leaves among the figures of training",
+        "client_app/policy.py",
+        '"train": {("score", "merit"), ("score", "count")}',
+        '"train": {(record, name) for record in ("score", "metrics") for name in ("merit", "count")}',
+        POLICY,
+    ),
     Mutant(
         "Opacus in Flower's examples: a fresh accountant each round",
         "client_app/budget.py",

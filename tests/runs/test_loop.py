@@ -108,7 +108,7 @@ def test_a_name_that_is_taken_is_refused(settings):
 def test_the_wire_carries_only_what_the_rule_names(rule, settings, tmp_path):
     grid = run_in_process(settings(**{"rule.name": rule, "num-server-rounds": 1}), nodes=2)
     state = checkpoint.load(tmp_path / "run/checkpoints/round-0001.safetensors", rule)
-    down, _ = wire.unpack_state(grid.sent[4].content.array_records["state"], rule=rule)
+    down, _ = wire.unpack_state(grid.sent[2].content.array_records["state"], rule=rule)
     recipe = Recipe.around(RULES[rule]())
     parts = recipe.rule.plan(0).sent
     assert {part for _, part, _ in down.tensors} == recipe.structure.parts - {"s"} - recipe.drawn
@@ -167,7 +167,10 @@ def other_node(content: RecordDict) -> RecordDict:
         (other_rule, r"a message of another rule .*expected fedit, got ffa-lora"),
         (other_round, r"an update of another round .*expected round 0, got round 7"),
         (other_node, r"an update signed by another node: expected node-001, got node-000"),
-        (lambda content: RecordDict({"metrics": content["metrics"]}), r"a reply without an update"),
+        (
+            lambda content: RecordDict({name: content[name] for name in ("metrics", "score")}),
+            r"a reply without an update",
+        ),
         (lambda content: RecordDict({"failure": ConfigRecord({"reason": "out of memory"})}), r"out of memory"),
     ],
 )
@@ -187,7 +190,7 @@ def test_nodes_of_several_ranks_train_together(rule, settings, tmp_path):
     grid = run_in_process(settings(**changes), nodes=2, node_config={1: {"lora-rank": 2}})
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["after"]["all"] < summary["before"]["all"]
-    headers = [wire.unpack_state(message.content.array_records["state"], rule=rule)[0] for message in grid.sent[4:6]]
+    headers = [wire.unpack_state(message.content.array_records["state"], rule=rule)[0] for message in grid.sent[2:4]]
     assert [header.rank for header in headers] == [8, 2]
     up = [line["bytes_up"] for line in lines(tmp_path / "run") if line["phase"] == "train" and line["round"] == 1]
     assert up[1] == pytest.approx(up[0] / 4, rel=0.05)
@@ -198,7 +201,7 @@ def test_a_node_of_a_smaller_rank_trains_some_of_ravans_heads(settings, tmp_path
     grid = run_in_process(settings(**changes), nodes=2, node_config={1: {"lora-rank": 32}})
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["after"]["all"] < summary["before"]["all"]
-    headers = [wire.unpack_state(message.content.array_records["state"], rule="ravan")[0] for message in grid.sent[4:6]]
+    headers = [wire.unpack_state(message.content.array_records["state"], rule="ravan")[0] for message in grid.sent[2:4]]
     assert [len(header.slots) for header in headers] == [0, 2]
     up = [line["bytes_up"] for line in lines(tmp_path / "run") if line["phase"] == "train" and line["round"] == 1]
     assert up[1] == pytest.approx(up[0] / 2, rel=0.05)
@@ -340,7 +343,7 @@ def test_a_head_is_shared_local_or_frozen(head, settings, tmp_path):
         ),
         nodes=2,
     )
-    down, _ = wire.unpack_state(grid.sent[4].content.array_records["state"], rule="fedit")
+    down, _ = wire.unpack_state(grid.sent[2].content.array_records["state"], rule="fedit")
     assert ("W" in {part for _, part, _ in down.tensors}) == (head == "shared")
     kept = sorted((tmp_path / "state").rglob("personal-0002.safetensors"))
     assert len(kept) == (2 if head == "local" else 0)

@@ -23,6 +23,7 @@ RUN_ID = 1
 OPEN = str(Path(__file__).with_name("open_policy.toml"))
 # Everything that a node with a budget has to name, as wide as the tests' private runs need it.
 NAMED = str(Path(__file__).with_name("budget_policy.toml"))
+SCORE = {"loss": 2.0, "correct": 1, "count": 2}
 Tamper = Callable[[RecordDict], RecordDict | None]
 
 
@@ -39,6 +40,22 @@ def pose_as_an_app() -> None:
 def introduction(name: str, rank: int = 8) -> dict[str, Any]:
     """What a node of this code, over the embedded model, says of itself."""
     return {"name": name, "rank": rank, "code": fingerprint(), "base": base.digest(ModelConfig()), "where": "here"}
+
+
+def asks_for_score(message: Message) -> bool:
+    """Whether a node is to score the state that it is sent to train from."""
+    return message.content.config_records["config"].get("score") is True
+
+
+def with_its_score(content: RecordDict, change: Callable[[RecordDict], RecordDict | None]) -> RecordDict:
+    """A reply in which the score that comes with it, if one does, is changed as that of an evaluation would be."""
+    if "score" not in content:
+        return content
+    told = {"score": "metrics", "tallies": "tallies", "sample": "sample"}
+    score = RecordDict({name: content[own] for own, name in told.items() if own in content})
+    kept = {name: record for name, record in content.items() if name not in told}
+    changed = {"score" if name == "metrics" else name: record for name, record in (change(score) or {}).items()}
+    return RecordDict({**kept, **changed})
 
 
 def travelled(content: RecordDict) -> RecordDict:
@@ -91,6 +108,8 @@ class InProcessGrid(LocalGrid):
         tampered = message.metadata.message_type == self.tampered
         if change is not None and tampered:
             content = change(content)
+        elif change is not None and self.tampered == MessageType.EVALUATE:
+            content = with_its_score(content, change)
         if content is not None:
             reply.content = content
             late = self.late.get(partition, 0.0) if tampered else 0.0
@@ -147,10 +166,12 @@ class StubGrid(AnsweringGrid):
         elif reason := self.failing(node):
             content = RecordDict({"failure": ConfigRecord({"reason": reason})})
         elif kind == MessageType.EVALUATE:
-            content = RecordDict({"metrics": MetricRecord({"loss": 2.0, "correct": 1, "count": 2})})
+            content = RecordDict({"metrics": MetricRecord(SCORE)})
         else:
             record = wire.pack_update(self._made(message), "fedit", self._round, name)
             content = RecordDict({"update": record, "metrics": MetricRecord({"loss": 2.0})})
+            if asks_for_score(message):
+                content["score"] = MetricRecord(SCORE)
         return Message(travelled(content), reply_to=message)
 
     def _made(self, message: Message) -> Update:

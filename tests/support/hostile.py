@@ -12,7 +12,7 @@ from common.adapter.spec import Spec
 from common.adapter.values import Key, State, Update
 from common.models import adapted
 from strategies import Recipe
-from tests.support.grid import AnsweringGrid, introduction, travelled
+from tests.support.grid import AnsweringGrid, asks_for_score, introduction, travelled, with_its_score
 from tests.support.replies import bare, packed
 
 HONEST, HOSTILE = (1, 2, 3, 4), 5
@@ -25,6 +25,11 @@ def received(message: Message, recipe: Recipe, spec: Spec) -> State:
     drawn = recipe.draw(spec, SEED, state.round)
     held = {key: leading(key, tensor, header.rank) for key, tensor in drawn.items()}
     return State(held | state.adapter, state.scale, state.round, state.offset, slots=state.slots)
+
+
+def score_of(node: int) -> MetricRecord:
+    """What a node scores of whatever state."""
+    return MetricRecord({"loss": 2.0 + node / 10, "correct": node, "count": 10 * node})
 
 
 class Nodes(AnsweringGrid):
@@ -40,8 +45,11 @@ class Nodes(AnsweringGrid):
     def _reply(self, message: Message) -> Message:
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
         content = self._honest(node, message)
-        if node == HOSTILE and self.spoil is not None and self.spoil.kind == kind:
-            content = self.spoil(content)
+        if node == HOSTILE and self.spoil is not None:
+            if self.spoil.kind == kind:
+                content = self.spoil(content)
+            elif self.spoil.kind == MessageType.EVALUATE:
+                content = with_its_score(content, self.spoil)
         return Message(travelled(content), reply_to=message)
 
     def _honest(self, node: int, message: Message) -> RecordDict:
@@ -49,7 +57,7 @@ class Nodes(AnsweringGrid):
             rank = 4 if self.rule.mixed_ranks and node == 2 else 8
             return RecordDict({"node": ConfigRecord(introduction(f"node-{node}", rank))})
         if message.metadata.message_type == MessageType.EVALUATE:
-            return RecordDict({"metrics": MetricRecord({"loss": 2.0 + node / 10, "correct": node, "count": 10 * node})})
+            return RecordDict({"metrics": score_of(node)})
         state = received(message, self.recipe, self.spec)
         generator = torch.Generator().manual_seed(100 * state.round + node)
         local = {
@@ -60,7 +68,10 @@ class Nodes(AnsweringGrid):
         }
         update = Update(self.rule.send(state, local), 10.0 * node, state.scale, state.slots)
         record = wire.pack_update(update, self.rule.name, state.round, f"node-{node}")
-        return RecordDict({"update": record, "metrics": MetricRecord({"loss": 2.0, "examples": 10 * node})})
+        content = RecordDict({"update": record, "metrics": MetricRecord({"loss": 2.0, "examples": 10 * node})})
+        if asks_for_score(message):
+            content["score"] = score_of(node)
+        return content
 
 
 class Spoil:

@@ -47,6 +47,9 @@ def quiet(**changes: str) -> dict[str, str]:
     return environment(SIMULATION | LOCAL_PORTS | {"HF_HUB_OFFLINE": "1"} | changes)
 
 
+Bare = Callable[[Path], tuple[list[str], dict[str, str]]]
+
+
 class Process:
     """A program with its children in a session of its own."""
 
@@ -133,9 +136,14 @@ class Wire:
 
 
 class Federation:
-    """A site, its coordinator and its nodes, all on loopback with TLS and node keys; a wire between the two sides."""
+    """A site, its coordinator and its nodes, all on loopback with TLS and node keys; a wire between the two sides.
 
-    def __init__(self, folder: Path, nodes: int, settings: Callable[[int], list[str]]) -> None:
+    A node is started as its kit does it, or by the command and with the environment that ``bare`` makes of its kit.
+    """
+
+    def __init__(
+        self, folder: Path, nodes: int, settings: Callable[[int], list[str]], bare: Bare | None = None
+    ) -> None:
         self.folder, self.site = folder, folder / "site"
         self.fleet, self.control, listen = free_port(), free_ports(2), free_port()
         self.names = [f"node-{number:03d}" for number in range(nodes)]
@@ -158,7 +166,9 @@ class Federation:
         self.superexec = Process([str(self.site / "coordinator/superexec.sh")], folder / "superexec.log", **unlike)
         wait_for(lambda: listens(self.control) and listens(listen), "the SuperLink")
         bouquet("site", "register", str(self.site))
-        self.nodes = {name: Process([str(self.site / f"kits/{name}/start.sh")], self.log(name)) for name in self.names}
+        kits = {name: self.site / "kits" / name for name in self.names}
+        commands = {name: bare(kit) if bare else ([str(kit / "start.sh")], {}) for name, kit in kits.items()}
+        self.nodes = {name: Process(command, self.log(name), **own) for name, (command, own) in commands.items()}
 
     def allow(self, *kits: str, app: Path | None = None) -> None:
         """Let the bundle of an app, without one this release's, run where these kits are."""
@@ -227,9 +237,11 @@ class Federation:
 
 
 @contextmanager
-def federation(folder: Path, nodes: int, settings: Callable[[int], list[str]]) -> Iterator[Federation]:
+def federation(
+    folder: Path, nodes: int, settings: Callable[[int], list[str]], bare: Bare | None = None
+) -> Iterator[Federation]:
     with ExitStack() as stack:
-        running = Federation(folder, nodes, settings)
+        running = Federation(folder, nodes, settings, bare)
         stack.callback(running.close)
         yield running
 

@@ -257,7 +257,8 @@ def test_a_local_model_is_loaded_where_the_policy_lists_it(model, tmp_path):
         (
             "train",
             RecordDict({"notes": ConfigRecord({})}),
-            "records of a reply: expected metrics or update, got 'notes'",
+            "records of a reply: expected failure or metrics or sample or score or tallies or unscored or update, "
+            "got 'notes'",
         ),
     ],
 )
@@ -269,6 +270,24 @@ def test_what_may_not_leave_does_not(kind, content, message, tmp_path):
     allowed.check_reply("train", reply(weight=3.0), config, 3.0)
     with pytest.raises(RefusalError, match=re.escape(message)):
         allowed.check_reply(kind, content, config, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ({"score": MetricRecord({"merit": 3.5, "count": 7.5}), "metrics": MetricRecord({})}, ""),
+        ({"unscored": ConfigRecord({"reason": "no room", "refused": False})}, ""),
+        ({"metrics": MetricRecord({"merit": 3.5})}, "figures in a private run: expected none, got 'merit'"),
+        ({"tallies": MetricRecord({"count": 36})}, "figures in a private run: expected none, got 'count'"),
+        ({"score": MetricRecord({"loss": 1.5})}, "figures in a private run: expected none, got 'loss'"),
+        ({"unscored": ConfigRecord({"text": "def "})}, "facts in a private run: expected base or code"),
+        ({"sample": ConfigRecord({"reason": "def "})}, "facts in a private run: expected base or code"),
+    ],
+)
+def test_what_comes_with_an_update_leaves_in_its_own_record_alone(beside, message):
+    config = read_config({**PRIVATE, "privacy.score-noise": 4.0})
+    with pytest.raises(RefusalError, match=re.escape(message)) if message else nullcontext():
+        Policy().check_reply("train", RecordDict({**reply(), **beside}), config, 1.0)
 
 
 def test_updates_that_will_be_too_large_are_refused_uncharged(settings, tmp_path):

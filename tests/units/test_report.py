@@ -67,7 +67,7 @@ def test_a_run_ends_with_a_report_of_everything(plain):
             [summary[when][node] for when in ("before", "after")], 1e-3
         )
         assert row[4] == ("2" if node == "ward-2" else "3")
-    for part in ("ward-2 train, round 2", "nodes train, updates travel", "the coordinator", "torch 2.13"):
+    for part in ("ward-2 train, round 2", "nodes score and train, updates travel", "the coordinator", "torch 2.13"):
         assert part in said, part
     errors = [event["overall"] for event in lines(plain) if event["phase"] == "aggregation-error"]
     assert all(f"{100 * error:.2g}%" in said for error in errors)

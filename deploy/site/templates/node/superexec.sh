@@ -4,7 +4,7 @@
 set -eu
 umask 077
 cd "$(dirname "$0")"
-export @quiet
+export @quiet @often
 export FLWR_HOME="@state/flower" BOUQUET_BUNDLES="${BOUQUET_BUNDLES:-$PWD/bundles.txt}"
 mkdir -p "$FLWR_HOME"
 exec bouquet-superexec --insecure --runtime-api-address 127.0.0.1:@port \
