@@ -1,4 +1,4 @@
-"""Direct preference optimisation: of two replies the better one gets likelier, against the base.
+"""Direct preference optimisation: of two replies the better one gets likelier.
 
 Rafailov et al., *Direct Preference Optimization: Your Language Model is Secretly a Reward Model*, arXiv:2305.18290.
 

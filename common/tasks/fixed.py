@@ -1,4 +1,4 @@
-"""Sums of fractions as whole numbers, so that a tally is the same in whatever order nodes and batches are added."""
+"""Fractions as whole numbers, whose sums are the same in whatever order they are added."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""What the tasks have in common in which a head says something of a text, or of a pair of texts."""
+"""What the tasks share in which a head says something of a text, or of a pair."""
 
 import random
 from abc import abstractmethod
