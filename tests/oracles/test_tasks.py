@@ -10,11 +10,14 @@ from sklearn.metrics import f1_score, root_mean_squared_error
 from torch.nn.functional import binary_cross_entropy_with_logits
 from trl import DPOTrainer, KTOTrainer
 
+from client_app.clipping import Clip
 from common import tasks
 from common.config.run import TaskConfig
+from common.privacy.accounting import Release
 from common.tasks import Example, Output, Score
 from common.tasks.kto import DESIRABLE, UNDESIRABLE
 from common.tasks.task import IGNORED
+from tests.support.private_steps import PRIVATE, brute_force, fresh, gradients, relative, train_here
 
 TOKENS, N = 6, 5
 
@@ -152,3 +155,16 @@ def test_regression_is_scored_as_scikit_learn_and_scipy_do():
     assert kind.sums(Output(values, true)).tolist() == pytest.approx((values[:, 0] - true).square().tolist())
     alike = kind.score(Output(torch.full((4, 1), 0.3), true[:4]))
     assert list(kind.figures(alike)) == ["rmse"]
+
+
+def test_a_pair_is_clipped_as_one_example():
+    kind, model = task("dpo"), fresh("none")
+    examples = [kind.made_up(list(range(10 + 7 * n, 16 + 8 * n)), n) for n in range(5)]
+    each = brute_force(model, model.train_only(model.keys), examples, kind)
+    norms = each.norm(dim=1)
+    privacy = PRIVATE.model_copy(update={"clip": float(norms.median()), "expected_batch": 1})
+    bound = Clip(privacy, 0.0).mechanism.bound
+    expected = (each * (bound / norms).clamp(max=1.0)[:, None]).sum(0)
+    with gradients() as seen:
+        train_here(model, examples, Release(0.0, 1.0, 1), privacy, task=kind)
+    assert relative(seen[0], expected) < 1e-5
