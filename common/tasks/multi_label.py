@@ -27,8 +27,8 @@ HITS, FALSE_ALARMS, MISSES = "hits", "false-alarms", "misses"
 class MultiLabel(Headed):
     """Labels are a list of classes, one text with ``task.separator`` between them, or a 0 or 1 for each class.
 
-    A list or a text that is empty is that of a text with none of the classes. ``task.class-weights`` say what a class
-    that is there weighs against one that is not.
+    An empty list, or in JSON an empty text, says none of the classes; a blank cell of a table is no label.
+    ``task.class-weights`` say what a class that is there weighs against one that is not.
     """
 
     name = "multi-label"
