@@ -19,19 +19,10 @@ class Classes:
         self.names = config.names or [str(number) for number in range(config.labels)]
         numbers = {str(number): number for number in range(config.labels)} | {"false": 0, "true": 1}
         self._numbers = {label(name): number for number, name in enumerate(config.names)} or numbers
-        self._expected = (
-            f"one of {', '.join(config.names)}" if config.names else f"a whole number from 0 to {self.last}"
-        )
-        self.facts: Mapping[str, str] = (
-            {"classes": ", ".join(f"{number}: {name}" for number, name in enumerate(config.names))}
-            if config.names
-            else {}
-        )
-
-    @property
-    def last(self) -> int:
-        """The number of the last class."""
-        return len(self.names) - 1
+        told = ", ".join(f"{number}: {name}" for number, name in enumerate(config.names))
+        self.facts: Mapping[str, str] = {"classes": told} if told else {}
+        named = f"one of {', '.join(config.names)}"
+        self._expected = named if config.names else f"a whole number from 0 to {config.labels - 1}"
 
     def number(self, said: str, got: Any) -> int:
         """The class that a label names. Raises :class:`BouquetError`, with what was ``got``, where it names none."""
