@@ -22,7 +22,7 @@ PRIVACY = (
     Mutant(
         "a task whose examples look at each other is trained in private",
         "strategies/laws.py",
-        "if privacy.per_example and not TASKS[choices.config.task.name].apart:",
+        "if privacy.per_example and not task.apart:",
         "if False:",
         ("tests/runs/test_tasks.py",),
     ),
