@@ -15,6 +15,9 @@ from tests.mutants.rules import RULES
 from tests.mutants.step import STEP
 from tests.support import ROOT
 
+NO_SUCH_TEST = 4
+"""pytest's exit code for it."""
+
 MUTANTS = RULES + EDGES + AXES + STEP + PRIVACY + BUDGET
 
 
@@ -26,7 +29,15 @@ def caught(mutant: Mutant, folder: Path) -> bool:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--durations=0", "-p", "no:cacheprovider", *mutant.tests]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     file.write_text(source)
+    if run.returncode == NO_SUCH_TEST:
+        raise ValueError(f"there are no such tests: {run.stdout}{run.stderr}")
     return run.returncode == 1
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What a copy does without: of the checkout's own folders also what runs have left there."""
+    whatever = shutil.ignore_patterns(".*", "__pycache__")(folder, names)
+    return whatever | ({"runs", "comparisons"} if Path(folder) == ROOT else set())
 
 
 def main() -> int:
@@ -35,8 +46,7 @@ def main() -> int:
     wanted = [mutant for mutant in MUTANTS if not sys.argv[1:] or mutant.file in sys.argv[1:]]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "copy"
-        ignored = shutil.ignore_patterns(".*", "__pycache__", "runs", "comparisons")
-        shutil.copytree(ROOT, folder, ignore=ignored)
+        shutil.copytree(ROOT, folder, ignore=_left_out)
         for mutant in wanted:
             killed = caught(mutant, folder)
             survivors += not killed
