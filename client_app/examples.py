@@ -37,7 +37,8 @@ def node_examples(
     tasks.build(task).check(fields(found), where=node.data or data.source)
     kind = lengths.fitted(task, model, found, tokenizer)
     encoded, counts = tasks.encoded(kind, found, tokenizer)
-    base.check_words(model, (token for record in encoded for example in record for token in example.tokens))
+    texts = (text for record in encoded for example in record for text in example.texts)
+    base.check_words(model, (token for text in texts for token in text.tokens))
     if len(usable := list(filter(None, encoded))) < 2:
         raise BouquetError(
             "a node has too few examples",

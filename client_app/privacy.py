@@ -180,7 +180,7 @@ class _Batches:
 def _physical_batches(sample: Sequence[Unit], size: int) -> Iterator[Sequence[Unit]]:
     """Whole units of like length, together at most ``size`` examples; a unit of more is by itself."""
     batch: list[Unit] = []
-    for unit in sorted(filter(None, sample), key=lambda unit: max(len(example.tokens) for example in unit)):
+    for unit in sorted(filter(None, sample), key=lambda unit: max(example.length for example in unit)):
         if batch and sum(map(len, batch)) + len(unit) > size:
             yield batch
             batch = []

@@ -141,10 +141,10 @@ def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "def
 
 
 def demand_language(name: str, config: RunConfig) -> None:
-    """Raise :class:`BouquetError` for an adapter of a classifier."""
+    """Raise :class:`BouquetError` for an adapter of a model with a head."""
     if tasks.classes(config.task):
         raise BouquetError(
-            "a classifier continues no text",
+            "a model with a head continues no text",
             where=name,
             expected="an adapter of a language model",
             got=f"task.name = '{config.task.name}'",

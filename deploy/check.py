@@ -71,9 +71,8 @@ def _node(config: RunConfig, node: NodeConfig, *, coloured: bool) -> Iterator[st
     yield f"\n{node.label}: {counts}, {counts.examples:,} examples of at most {counts.length:,} tokens"
     if not examples:
         return
-    yield from _histogram([len(example.tokens) for example in examples])
-    if task.sequence_classification:
-        yield from _labels(examples, config)
+    yield from _histogram([example.length for example in examples])
+    yield from _labels(examples, task)
     yield _shown(examples[0], task, tokenizer, coloured)
 
 
@@ -95,11 +94,11 @@ def _histogram(lengths: Sequence[int]) -> Iterator[str]:
         yield _bar(f"{bar * step + 1} to {(bar + 1) * step} tokens", bars[bar], len(lengths))
 
 
-def _labels(examples: "Sequence[Example]", config: RunConfig) -> Iterator[str]:
+def _labels(examples: "Sequence[Example]", task: "Task") -> Iterator[str]:
     """How many examples each class has."""
-    counts = Counter(example.labels[0] for example in examples)
-    for number, name in enumerate(config.task.names or map(str, range(config.task.labels))):
-        yield _bar(printable(name), counts[number], len(examples))
+    counts = Counter(label for example in examples for label in task.told(example))
+    for name in task.classes:
+        yield _bar(printable(name), counts[name], len(examples))
 
 
 def _bar(name: str, count: int, whole: int) -> str:
@@ -108,20 +107,21 @@ def _bar(name: str, count: int, whole: int) -> str:
 
 def _shown(example: "Example", task: "Task", tokenizer: Any, coloured: bool) -> Text:
     """An example as the model sees it; what is learned in colour, or between marks."""
+    from common.tasks.task import IGNORED  # with torch, which takes seconds to import
+
     shown = Text("    ")
-    if task.sequence_classification:
-        names = task.config.names
-        shown.append(printable(_decoded(example.tokens, tokenizer)))
-        answer = printable(names[example.labels[0]] if names else str(example.labels[0]))
-        shown.append(" ")
-        return shown.append(*_marked(answer, coloured))
-    learned = [label >= 0 for label in example.labels]
-    place = 0
-    for own, run in groupby(learned):
-        size = len(list(run))
-        text = printable(_decoded(example.tokens[place : place + size], tokenizer)).replace("\n", "\n    ")
-        place += size
-        shown.append(*(_marked(text, coloured) if own else (text, None)))
+    for number, text in enumerate(example.texts):
+        shown.append("\n    against:\n    " if number else "")
+        # What a head says is learned of a text as a whole.
+        labels = [IGNORED] * len(text.tokens) if task.sequence_classification else text.labels
+        place = 0
+        for own, run in groupby(label >= 0 for label in labels):
+            size = len(list(run))
+            part = printable(_decoded(text.tokens[place : place + size], tokenizer)).replace("\n", "\n    ")
+            place += size
+            shown.append(*(_marked(part, coloured) if own else (part, None)))
+    if told := task.told(example):
+        shown.append(" ").append(*_marked(printable(", ".join(told)), coloured))
     return shown
 
 

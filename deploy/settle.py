@@ -11,10 +11,9 @@ from common import tasks
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.sources import records
-from common.sources.fields import in_order, words
+from common.sources.fields import in_order
 from common.sources.files import files
 from common.sources.records import Placed, broken, content, fields
-from common.tasks.classify import label
 from deploy.settings import SHIPPED
 from strategies import read_config
 
@@ -47,7 +46,7 @@ def settled(flat: Mapping[str, Any], nodes: int) -> tuple[dict[str, Any], list[s
         partition, why = _partition(read, config.data.partition_field, nodes)
         chosen["data.partition"] = partition
         said.append(f"data.partition={partition}: {why}")
-    if tasks.classes(config.task) and not config.task.names:
+    if not config.task.names:
         classes = _classes(read, config)
         if classes:
             chosen["task.classes"] = ",".join(classes)
@@ -84,8 +83,8 @@ def _classes(read: Sequence[Placed], config: RunConfig) -> list[str]:
 
     Raises :class:`BouquetError` where what stands in the field is no label.
     """
-    name = config.task.label
-    found = {label(said) for placed in read if (said := words(content(placed).get(name), name))}
+    name, task = config.task.label, tasks.build(config.task)
+    found = {label for placed in read for label in task.named(content(placed))}
     if found <= {*map(str, range(config.task.labels)), "true", "false"}:
         return []
     odd = sorted(each for each in found if "," in each) or sorted(found)

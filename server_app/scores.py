@@ -12,6 +12,8 @@ from strategies.replies import LARGEST_FIGURE, Metrics, read_metrics
 
 MOST = 2**31
 """Of held-out examples or tokens."""
+MOST_TALLIED = 2**62
+"""Of what is counted of them, or summed in parts of a unit."""
 WORST = 1e6
 """Of a loss: far above that of a model which is sure of what is wrong."""
 TIMES = 100.0
@@ -33,7 +35,7 @@ def read_score(message: Message, task: Task, record: str = "metrics") -> tuple[S
     tallies = {}
     for name, size in task.tally_sizes().items():
         values = told.get(name)
-        if not (isinstance(values, list) and len(values) == size and all(_is_count(value) for value in values)):
+        if not (isinstance(values, list) and len(values) == size and all(map(_is_tally, values))):
             raise BouquetError(
                 "a score without its tallies",
                 where=name,
@@ -76,5 +78,5 @@ def judged(scores: Mapping[str, Score]) -> float:
     return total.loss / total.count
 
 
-def _is_count(value: float) -> bool:
-    return isinstance(value, int) and 0 <= value <= MOST
+def _is_tally(value: float) -> bool:
+    return isinstance(value, int) and 0 <= value <= MOST_TALLIED

@@ -2,6 +2,7 @@
 
 from common.error import BouquetError
 from common.method import AUTO, listed
+from common.tasks import TASKS
 from strategies.choices import Choices
 from strategies.gradients import GRADIENTS
 from strategies.inits import INITS
@@ -19,6 +20,7 @@ def check(choices: Choices) -> None:
     _check_node(choices)
     _check_memory(choices)
     _check_privacy(choices)
+    _check_task(choices)
 
 
 def _check_rule(choices: Choices) -> None:
@@ -155,4 +157,17 @@ def _check_privacy(choices: Choices) -> None:
             where="privacy.mode = 'update-local'",
             expected=rule.shrinks,
             cure="Choose another rule, or privacy.mode = 'example', whose training is private as a whole.",
+        )
+
+
+def _check_task(choices: Choices) -> None:
+    task, privacy = TASKS[choices.config.task.name], choices.config.privacy
+    if privacy.per_example and not task.apart:
+        raise BouquetError(
+            f"an example of the task '{task.name}' has a loss that depends on its companions, so no clipping bounds "
+            "what it adds",
+            where="task.name, privacy.mode = 'example'",
+            expected=listed([name for name, kind in TASKS.items() if kind.apart]),
+            got=task.name,
+            cure="Choose another task, or privacy.mode = 'update-local' or 'update-central'.",
         )

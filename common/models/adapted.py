@@ -215,7 +215,7 @@ class LoraModel:
         """The task's held-out sums over ``examples``, batched by length."""
         self.network.eval()
         total = Score()
-        by_length = sorted(examples, key=lambda example: len(example.tokens))
+        by_length = sorted(examples, key=lambda example: example.length)
         for first in range(0, len(by_length), batch_size):
             batch = task.collate(by_length[first : first + batch_size], self.pad)
             total += task.score(self.outputs(batch))

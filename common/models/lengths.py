@@ -59,7 +59,7 @@ def fitted(task: TaskConfig, model: ModelConfig, found: Sequence[Placed], tokeni
     if task.max_length or widest.windows:
         return widest
     encoded, _ = tasks.encoded(widest, found, tokenizer)
-    lengths = sorted(len(example.tokens) for record in encoded for example in record)
+    lengths = sorted(example.length for record in encoded for example in record)
     if not lengths:
         return widest
     needed = lengths[min(len(lengths) - 1, int(SHARE * len(lengths)))]

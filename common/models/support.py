@@ -11,8 +11,12 @@ from transformers import (
 )
 
 from common.error import BouquetError
+from common.method import listed
+from common.tasks import TASKS
 
 TOKENS = 4
+HEADED = listed([name for name, task in TASKS.items() if task.sequence_classification])
+"""The tasks that an encoder can learn."""
 
 
 def check(config: PretrainedConfig, classes: int, where: str) -> None:
@@ -22,7 +26,7 @@ def check(config: PretrainedConfig, classes: int, where: str) -> None:
         raise BouquetError(
             "an encoder-decoder cannot be trained here",
             where=kind,
-            expected="a decoder, or an encoder for task.name = 'classify'",
+            expected=f"a decoder, or an encoder for task.name = {HEADED}",
             cure="Choose another model.",
         )
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
@@ -31,7 +35,7 @@ def check(config: PretrainedConfig, classes: int, where: str) -> None:
             "an encoder cannot learn to continue a text: each of its positions sees the token that it is to predict",
             where=kind,
             expected="a decoder",
-            cure="Choose a causal language model, or task.name = 'classify'.",
+            cure=f"Choose a causal language model, or task.name = {HEADED}.",
         )
     able = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if classes else MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in able:

@@ -57,7 +57,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The special token that a turn of the assistant ends with, as it is learned; None where there is no such."""
     if tokenizer.chat_template is None:
         return None
-    learned = [label for label in _conversation(tokenizer).labels if label != IGNORED]
+    learned = [int(label) for label in _conversation(tokenizer).labels if label != IGNORED]
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return learned[-1] if learned and learned[-1] in special else None
 

@@ -5,12 +5,18 @@ from collections.abc import Mapping
 from common.config.run import TaskConfig
 from common.tasks.chat import Chat
 from common.tasks.classify import Classify
+from common.tasks.dpo import Dpo
 from common.tasks.encoding import encoded
 from common.tasks.instruct import Instruct
+from common.tasks.kto import Kto
+from common.tasks.multi_label import MultiLabel
+from common.tasks.regress import Regress
 from common.tasks.task import Batch, Example, Output, Score, Task
 from common.tasks.text import Text
 
-TASKS: Mapping[str, type[Task]] = {task.name: task for task in (Text, Instruct, Chat, Classify)}
+TASKS: Mapping[str, type[Task]] = {
+    task.name: task for task in (Text, Instruct, Chat, Classify, MultiLabel, Regress, Dpo, Kto)
+}
 
 
 def build(config: TaskConfig) -> Task:
@@ -19,8 +25,8 @@ def build(config: TaskConfig) -> Task:
 
 
 def classes(config: TaskConfig) -> int:
-    """The classes that a model's head must tell apart; 0 for a language model."""
-    return config.labels if TASKS[config.name].sequence_classification else 0
+    """How many numbers the model's head says of a text, one a class; 0 for a language model."""
+    return TASKS[config.name].outputs(config)
 
 
 __all__ = ["TASKS", "Batch", "Example", "Output", "Score", "Task", "build", "classes", "encoded"]

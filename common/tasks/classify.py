@@ -1,70 +1,70 @@
 """Sequence classification: one class for a text, or for a pair of texts."""
 
+import random
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from common.config.run import TaskConfig
-from common.error import BouquetError
-from common.sources.fields import LeftOut, text, words
-from common.tasks.task import Example, Output, Score, Task, tokenized
+from common.sources.fields import LeftOut, words
+from common.tasks.classes import Classes, label
+from common.tasks.headed import Headed
+from common.tasks.task import Example, Output, Score
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-LARGEST = 10**18
-"""A label beyond is a word, whatever it is."""
 # A confusion matrix of more would be larger than an adapter.
 MOST_CLASSES = 512
 
 
-class Classify(Task):
+class Classify(Headed):
     """Classes are those of ``task.classes``, or the whole numbers from 0 to ``task.labels`` - 1, true and false."""
 
     name = "classify"
 
-    sequence_classification = True
+    label_type = torch.long
     metric = "accuracy"
     further = "macro-f1"
 
     def __init__(self, config: TaskConfig) -> None:
         super().__init__(config)
-        numbers = {str(number): number for number in range(config.labels)} | {"false": 0, "true": 1}
-        self._classes = {label(name): number for number, name in enumerate(config.names)} or numbers
-        self._weights = torch.tensor(config.weights or [1.0] * (1 + max(self._classes.values())))
+        self._classes = Classes(config)
+        self._weights = torch.tensor(config.weights or [1.0] * len(self.classes))
 
-    def fields(self) -> list[str]:
-        return [field for field in (self.config.text, self.config.text_pair, self.config.label) if field]
+    @property
+    def classes(self) -> Sequence[str]:
+        return self._classes.names
 
-    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
-        said = words(record.get(self.config.label), self.config.label)
-        if not said:
+    def named(self, record: Mapping[str, Any]) -> Sequence[str]:
+        return [label(said)] if (said := words(record.get(self.config.label), self.config.label)) else []
+
+    def told(self, example: Example) -> Sequence[str]:
+        return [self.classes[int(number)] for number in example.labels]
+
+    def facts(self) -> Mapping[str, str]:
+        return self._classes.facts
+
+    def readings(self, values: Tensor) -> Mapping[str, float]:
+        """The probability of each class."""
+        return dict(zip(self.classes, values.float().softmax(-1).tolist(), strict=True))
+
+    def read(self, record: Mapping[str, Any]) -> Sequence[int]:
+        if not (said := words(record.get(self.config.label), self.config.label)):
             raise LeftOut("label")
-        if (number := self._classes.get(label(said), -1)) < 0:
-            raise BouquetError(
-                "a label is out of range",
-                where=f"field '{self.config.label}'",
-                expected=self._expected(),
-                got=repr(record[self.config.label])[:80],
-                cure="Set task.classes to the labels in their order, with commas, or task.labels to their number.",
-            )
-        first = text(record, self.config.text)
-        pair = text(record, self.config.text_pair) if self.config.text_pair else None
-        return [self._asked(first, pair, tokenizer)._replace(labels=[number])]
+        return [self._classes.number(said, record[self.config.label])]
 
-    def _expected(self) -> str:
-        names = self.config.names
-        return f"one of {', '.join(names)}" if names else f"a whole number from 0 to {self.config.labels - 1}"
+    def any_label(self, draw: random.Random) -> str:
+        return draw.choice(self.classes)
+
+    def wrong_label(self, record: Mapping[str, Any], draw: random.Random) -> str:
+        return draw.choice([name for name in self.classes if name != str(record.get(self.config.label))])
 
     def weighed(self, examples: Sequence[Example]) -> "Classify":
         """The task with the weights that balance the classes of ``examples``, where the run wants that."""
         if self.config.class_weights != "balanced":
             return self
-        counts = torch.tensor([label for example in examples for label in example.labels]).bincount(
+        counts = torch.tensor([int(label) for example in examples for label in example.labels]).bincount(
             minlength=self.config.labels
         )
         balanced = type(self)(self.config)
@@ -74,27 +74,9 @@ class Classify(Task):
     def made_up(self, tokens: list[int], number: int) -> Example:
         return Example(tokens, [number % self.config.labels])
 
-    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
-        """The text; where the task is about pairs, two texts with a tab between them."""
-        if not self.config.text_pair:
-            return self._asked(text, None, tokenizer)
-        first, tab, second = text.partition("\t")
-        if not tab:
-            raise BouquetError("one text where two are compared", expected="a tab between them", got=repr(text))
-        return self._asked(first, second, tokenizer)
-
-    def _asked(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> Example:
-        encoded = tokenized(tokenizer, text, pair, verbose=False)
-        if cut := len(encoded["input_ids"]) > self.length:
-            encoded = tokenized(tokenizer, text, pair, truncation=True, max_length=self.length)
-        return Example(encoded["input_ids"], [], encoded.get("token_type_ids", ()), cut)
-
     def sums(self, output: Output) -> Tensor:
         weights = self.weights(output.labels)
         return weights * cross_entropy(output.values.float(), output.labels, reduction="none")
-
-    def losses(self, output: Output) -> Tensor:
-        return self.sums(output)
 
     def weights(self, labels: Tensor) -> Tensor:
         return self._weights.to(labels.device)[labels]
@@ -150,22 +132,8 @@ class Classify(Task):
         if "confusion" not in score.tallies:
             return {}
         rows = torch.tensor(score.tallies["confusion"], dtype=torch.float64).view(self.config.labels, -1)
-        names = self.config.names or [str(number) for number in range(self.config.labels)]
         found = {}
-        for name, row, right in zip(names, rows, rows.diagonal(), strict=True):
+        for name, row, right in zip(self.classes, rows, rows.diagonal(), strict=True):
             recall = {"recall": float(right / row.sum())} if row.sum() else {}
             found[name] = {"share": float(row.sum() / max(1, score.count)), **recall}
         return found
-
-
-def label(said: str) -> str:
-    """One text for all forms of a label that a file format gives it: 0, 0.0 and "0" are one, True and "true"."""
-    said = said.strip()
-    if said.casefold() in ("true", "false"):
-        return said.casefold()
-    try:
-        number = Decimal(said)
-        whole = abs(number) < LARGEST and number == int(number)
-    except (ArithmeticError, ValueError):
-        return said
-    return str(int(number)) if whole else said

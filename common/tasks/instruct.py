@@ -1,5 +1,6 @@
 """Instructions, of which only the answer is predicted and scored."""
 
+import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,15 @@ class Instruct(Text):
             question += f"\n\n{context}"
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return conversation(turns, tokenizer, self.length)
+
+    def written(self, text: str, prompt: str, draw: random.Random) -> Mapping[str, Any]:
+        return {self.config.prompt: prompt, self.config.context: "", self.config.answer: text}
+
+    def mislabelled(
+        self, record: Mapping[str, Any], other: Mapping[str, Any], draw: random.Random
+    ) -> Mapping[str, Any]:
+        """The answer to another prompt."""
+        return {self.config.answer: other.get(self.config.answer)}
 
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """An instruction, up to where the answer begins."""

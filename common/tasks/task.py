@@ -1,5 +1,6 @@
 """The contract of a task: from a record to token ids, from a model's output to a loss and a score."""
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,16 +42,28 @@ class Output(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One training example: token ids, and a label a token (``IGNORED`` where none) or one class.
+    """One training example: token ids, and a label a token (``IGNORED`` where none), or what a head is to say of them.
 
     ``segments`` tell the two texts of a pair apart, a number a token, for models that are told; empty where none is.
-    ``cut`` says that the record holds more than fits.
+    ``cut`` says that the record holds more than fits. ``against`` is the text that this one is compared with, for tasks
+    whose examples are two rows of a batch.
     """
 
     tokens: list[int]
-    labels: list[int]
+    labels: Sequence[float]
     segments: Sequence[int] = ()
     cut: bool = False
+    against: "Example | None" = None
+
+    @property
+    def texts(self) -> "tuple[Example, ...]":
+        """The rows that the example is in a batch."""
+        return (self,) if self.against is None else (self, self.against)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest of its texts."""
+        return max(len(each.tokens) for each in self.texts)
 
 
 def token_ids(tokenizer: "PreTrainedTokenizerBase", text: Any, **options: Any) -> list[int]:
@@ -97,6 +110,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     sequence_classification: ClassVar[bool] = False
+    """Whether a head says something of a whole text, in the place of its next words."""
     rows: ClassVar[int] = 1
     """How many rows of a batch are one example: the first rows of all of N, then the second ones, and so on."""
     apart: ClassVar[bool] = True
@@ -111,6 +125,16 @@ class Task(ABC):
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
+
+    @classmethod
+    def outputs(cls, config: TaskConfig) -> int:
+        """How many numbers a head says of a text; 0 of a language model."""
+        return config.labels if cls.sequence_classification else 0
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the classes, in their order; none where nothing is told apart."""
+        return ()
 
     @abstractmethod
     def fields(self) -> list[str]:
@@ -128,6 +152,35 @@ class Task(ABC):
         Raises :class:`LeftOut` where it holds nothing to learn, :class:`BouquetError` where it is not
         what the task reads.
         """
+
+    def named(self, record: Mapping[str, Any]) -> Sequence[str]:
+        """The classes that a record names, whatever the config says of them.
+
+        Raises :class:`BouquetError` on what can be no label.
+        """
+        return ()
+
+    def told(self, example: Example) -> Sequence[str]:
+        """The labels of an example in words; none where all that is learned stands among its tokens."""
+        return ()
+
+    def facts(self) -> Mapping[str, str]:
+        """What whoever is given a trained model has to know, by title."""
+        return {}
+
+    def readings(self, values: Tensor) -> Mapping[str, float]:
+        """What a head's values of one text (C) mean, by name: shares of the classes, or a number in its own unit."""
+        raise NotImplementedError(f"{self.name} has no head")
+
+    @abstractmethod
+    def written(self, text: str, prompt: str, draw: random.Random) -> Mapping[str, Any]:
+        """The fields of a made-up record: ``text`` is what is learned, or labelled; ``prompt`` what goes before it."""
+
+    @abstractmethod
+    def mislabelled(
+        self, record: Mapping[str, Any], other: Mapping[str, Any], draw: random.Random
+    ) -> Mapping[str, Any]:
+        """The fields of ``record`` that teach something, exchanged for something wrong; ``other`` is another record."""
 
     @abstractmethod
     def made_up(self, tokens: list[int], number: int) -> Example:
@@ -191,21 +244,25 @@ class Task(ABC):
         return {}
 
     def collate(self, examples: Sequence[Example], pad: int) -> Batch:
-        """Pad on the right to the longest of ``examples``; shapes ``N x T``, labels ``N x T`` or ``N``."""
-        longest = max(len(example.tokens) for example in examples)
-        tokens = torch.full((len(examples), longest), pad)
+        """Pad on the right to the longest; shapes ``N x T``, and N is :attr:`rows` times as many as ``examples``."""
+        texts = [*examples, *(example.against for example in examples if example.against is not None)]
+        longest = max(len(text.tokens) for text in texts)
+        tokens = torch.full((len(texts), longest), pad)
         mask, segments = torch.zeros_like(tokens), torch.zeros_like(tokens)
-        labels = torch.full_like(tokens, IGNORED)
-        for row, example in enumerate(examples):
-            length = len(example.tokens)
-            tokens[row, :length] = torch.tensor(example.tokens)
+        for row, text in enumerate(texts):
+            length = len(text.tokens)
+            tokens[row, :length] = torch.tensor(text.tokens)
             mask[row, :length] = 1
-            segments[row, : len(example.segments)] = torch.tensor(example.segments)
-            labels[row, : len(example.labels)] = torch.tensor(example.labels)
-        if self.sequence_classification:
-            labels = labels[:, 0]
-        told = {"token_type_ids": segments} if any(example.segments for example in examples) else {}
-        return {"input_ids": tokens, "attention_mask": mask, "labels": labels} | told
+            segments[row, : len(text.segments)] = torch.tensor(text.segments)
+        told = {"token_type_ids": segments} if any(text.segments for text in texts) else {}
+        return {"input_ids": tokens, "attention_mask": mask, "labels": self.targets(texts, longest)} | told
+
+    def targets(self, texts: Sequence[Example], longest: int) -> Tensor:
+        """The labels of a batch: ``N x T``, or what a head is to say, ``N`` or ``N x C``."""
+        labels = torch.full((len(texts), longest), IGNORED)
+        for row, text in enumerate(texts):
+            labels[row, : len(text.labels)] = torch.tensor(text.labels)
+        return labels
 
     def check(self, columns: Sequence[str], where: str) -> None:
         """Raise :class:`BouquetError` if a field that the task reads is not among ``columns``."""

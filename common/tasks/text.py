@@ -1,6 +1,7 @@
 """Plain text: every token predicted from those before it."""
 
 import math
+import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,16 @@ class Text(Task):
         if not (examples := [Example(window, window) for window in windows if len(window) > 1]):
             raise LeftOut("short")
         return examples
+
+    def written(self, text: str, prompt: str, draw: random.Random) -> Mapping[str, Any]:
+        return {self.config.text: text}
+
+    def mislabelled(
+        self, record: Mapping[str, Any], other: Mapping[str, Any], draw: random.Random
+    ) -> Mapping[str, Any]:
+        """The same words in another order."""
+        words = str(record.get(self.config.text)).split()
+        return {self.config.text: " ".join(draw.sample(words, len(words)))}
 
     def made_up(self, tokens: list[int], number: int) -> Example:
         # A prompt of two tokens, which is no shorter than any that an answer follows.

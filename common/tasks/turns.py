@@ -6,6 +6,7 @@ turn is compared with the text after it. Where a template changes earlier turns 
 drop a model's thoughts, every turn of the assistant is an example of its own, with what comes before it.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -13,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from common.error import BouquetError
-from common.sources.fields import LeftOut
+from common.sources.fields import LeftOut, words
 from common.tasks.task import IGNORED, Example, tokenized
 
 if TYPE_CHECKING:
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
 Turn = Mapping[str, Any]
 Span = tuple[int, int]
 """Where something begins and ends in a text, in characters."""
+
+# Who speaks, by the names that data sets have for it.
+ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
 
 # For tokenizers that have no template of their own.
 PLAIN = (
@@ -33,19 +49,59 @@ PLAIN = (
 )
 
 
+def unpacked(value: Any, field: str) -> list[Any]:
+    """A list, which a table holds as JSON. Raises :class:`BouquetError` on anything else."""
+    try:
+        found = json.loads(value) if isinstance(value, str) and value.strip() else value or []
+    except ValueError:
+        found = value
+    if not isinstance(found, list):
+        raise BouquetError(
+            "a field is not a conversation",
+            where=f"field '{field}'",
+            expected="a list of objects with 'role' and 'content', or 'from' and 'value'",
+            got=type(value).__name__,
+        )
+    return found
+
+
+def turn_of(turn: Any, field: str) -> Turn:
+    """One turn, in the words of chat templates; what else it holds, such as calls of tools, is left to the template."""
+    named = turn if isinstance(turn, dict) else {}
+    who, said = named.get("role", named.get("from")), named.get("content", named.get("value"))
+    if (role := ROLES.get(str(who).casefold())) is None:
+        raise BouquetError(
+            "a turn of nobody's",
+            where=f"field '{field}'",
+            expected=f"one of {', '.join(ROLES)} as its 'role' or 'from'",
+            got=repr(who)[:80],
+        )
+    if isinstance(said, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in said):
+        said = "".join(str(part.get("text")) for part in said)
+    rest = {name: value for name, value in named.items() if name not in ("from", "value") and value is not None}
+    return {**rest, "role": role, "content": words(said, field)}
+
+
 def conversation(
-    turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", length: int, tools: Sequence[Any] | None = None
+    turns: Sequence[Turn],
+    tokenizer: "PreTrainedTokenizerBase",
+    length: int,
+    tools: Sequence[Any] | None = None,
+    first: int = 1,
 ) -> list[Example]:
     """The examples in a conversation, of at most ``length`` tokens: whole turns as far as they fit.
+
+    Of the assistant's turns those are learned that stand at place ``first`` or later, counted from 0.
 
     Raises :class:`LeftOut` where nothing that is learned fits, :class:`BouquetError` where the model's
     template does not take these turns.
     """
-    if "{% generation" in re.sub(r"\{%-?\s*", "{% ", tokenizer.chat_template or ""):
+    # A template's own marks do not say whose turn they are of.
+    if first == 1 and "{% generation" in re.sub(r"\{%-?\s*", "{% ", tokenizer.chat_template or ""):
         marked = _rendered(turns, tokenizer, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         read = [(list(marked["input_ids"]), list(map(bool, marked["assistant_masks"])))]
     else:
-        read = [_read(text, spans, tokenizer) for text, spans in _texts(turns, tokenizer, tools)]
+        read = [_read(text, spans, tokenizer) for text, spans in _texts(turns, tokenizer, tools, first)]
     fitted = [example for tokens, learned in read if (example := _fitted(tokens, learned, length))]
     if not fitted:
         raise LeftOut("room")
@@ -73,13 +129,13 @@ def _rendered(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools
 
 
 def _texts(
-    turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any
+    turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any, first: int
 ) -> Iterator[tuple[str, Sequence[Span]]]:
     """The texts of a conversation, each with where it is learned: one, or one a turn of the assistant's."""
     learned = []
     # What nobody has asked for, a first turn of the assistant's, is read and not learned; nor is one that says nothing.
     said = [turn["role"] == "assistant" and (_content(turn) or turn.get("tool_calls")) for turn in turns]
-    for place in [place for place, own in enumerate(said) if place and own]:
+    for place in [place for place, own in enumerate(said) if place >= first and own]:
         before, after = _around(turns[: place + 1], tokenizer, tools)
         end = _end(after, len(before), _content(turns[place]), tokenizer)
         text = after[:end] if end else after + (tokenizer.eos_token or "")

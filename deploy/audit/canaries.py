@@ -39,7 +39,8 @@ class Maker:
         self._tokenizer = base.load_tokenizer(config.model)
         self._random = random.Random()
         self._made = 0
-        length = lengths.bounded(config.task, config.model, private=True).max_length
+        self._task = tasks.build(lengths.bounded(config.task, config.model, private=True))
+        length = self._task.length
         self._kinds: dict[str, Callable[[], Record]] = {
             "random": lambda: self._filled(self._words(length // 2)),
             "mislabelled": self._mislabelled,
@@ -64,30 +65,12 @@ class Maker:
 
     def _filled(self, text: str) -> Record:
         """One of the own records, with ``text`` in the place of its own, and any label."""
-        task = self._config.task
-        fields: dict[str, dict[str, Any]] = {
-            "text": {task.text: text},
-            "instruct": {task.prompt: self._words(4), task.context: "", task.answer: text},
-            "classify": {task.text: text, task.label: self._random.choice(task.names or range(task.labels))},
-            "chat": {"messages": [_said("user", self._words(4)), _said("assistant", text)]},
-        }
-        pair: dict[str, Any] = {task.text_pair: self._words(4)} if task.text_pair else {}
-        return {**self._random.choice(self._own), **fields[task.name], **pair}
+        return {**self._random.choice(self._own), **self._task.written(text, self._words(4), self._random)}
 
     def _mislabelled(self) -> Record:
         """One of the own records, with what it teaches exchanged for something wrong."""
-        task, record = self._config.task, dict(self._own[self._made % len(self._own)])
-        if tasks.classes(task):
-            classes = [str(each) for each in task.names or range(task.labels)]
-            others = [each for each in classes if each != str(record.get(task.label))]
-            return {**record, task.label: self._random.choice(others)}
-        if task.name == "chat":
-            wrong = list(self._random.choice(self._own).get("messages") or ())[-1:]
-            return {**record, "messages": [*list(record.get("messages") or ())[:-1], *wrong]}
-        if task.name == "instruct":
-            return {**record, task.answer: self._random.choice(self._own).get(task.answer)}
-        words = str(record.get(task.text)).split()
-        return {**record, task.text: " ".join(self._random.sample(words, len(words)))}
+        record = self._own[self._made % len(self._own)]
+        return {**record, **self._task.mislabelled(record, self._random.choice(self._own), self._random)}
 
     def _words(self, count: int) -> str:
         # Blanks are no text, and a record without one is left out.
@@ -95,10 +78,6 @@ class Maker:
             tokens = self._random.choices(range(len(self._tokenizer)), k=count)
             if (words := str(self._tokenizer.decode(tokens, skip_special_tokens=True))).strip():
                 return words
-
-
-def _said(role: str, content: str) -> Mapping[str, str]:
-    return {"role": role, "content": content}
 
 
 def usable(bench: Bench, maker: Maker, kind: str, wanted: int) -> list[Canary]:

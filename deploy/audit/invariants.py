@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from client_app.privacy import train_privately
 from client_app.training import turn_of
 from client_app.units import Unit
+from common import tasks
 from common.adapter.values import State
 from common.config.ranges import LEAST_NOISE
 from common.config.run import RunConfig
@@ -58,10 +59,9 @@ def neighbours(own: Sequence[Record], canaries: Sequence[Canary], unit: str) -> 
 
 def unreadable(own: Sequence[Record], config: RunConfig) -> Iterator[Neighbour]:
     """Of a data set: each with a line more that no task can use."""
-    task = config.task
+    fields = tasks.build(config.task).fields()
     first = dict(own[0]) if own else {}
-    for name, value in (("nothing", None), ("a number", 7), ("a list", []), ("a wrong label", task.labels)):
-        fields = [task.text, task.prompt, task.answer, task.label]
+    for name, value in (("nothing", None), ("a number", 7), ("a list", []), ("a wrong label", config.task.labels)):
         yield Neighbour(f"{name} in every field added", [*own, {**first, **dict.fromkeys(fields, value)}])
     yield Neighbour("a record without fields added", [*own, {}])
     yield Neighbour("a line that is no JSON added", [*own, '{"text": '])

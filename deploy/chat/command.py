@@ -72,11 +72,11 @@ def _texts(console: Console) -> Iterator[str]:
 
 def _answer(model: "Model", text: str, options: argparse.Namespace, console: Console) -> None:
     """Print what the model says to one text."""
-    if model.classifies:
-        names = model.names
-        for name, share in zip(names, model.probabilities(text), strict=True):
-            shown = f"{printable(name):{max(map(len, names))}}  {share:6.1%}  {'█' * round(40 * share)}"
-            console.print(shown, markup=False)
+    if model.has_head:
+        readings = model.readings(text)
+        for name, value in readings.items():
+            shown = f"{value:6.1%}  {'█' * round(40 * value)}" if model.tells_apart else f"{value:.4g}"
+            console.print(f"{printable(name):{max(map(len, readings))}}  {shown}", markup=False)
         return
     for with_adapter in (True, False) if options.base else (True,):
         if options.base:

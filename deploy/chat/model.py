@@ -1,7 +1,7 @@
 """A model with an adapter, to which a person talks."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,31 +26,28 @@ class Model:
         self._device = next(self._network.parameters()).device
 
     @property
-    def classifies(self) -> bool:
-        """Whether it answers with a class."""
+    def has_head(self) -> bool:
+        """Whether it answers with what a head says."""
         return self._task.sequence_classification
 
     @property
-    def names(self) -> list[str]:
-        """The names of the classes, or their numbers."""
-        config = self._task.config
-        return config.names or [f"class {number}" for number in range(config.labels)]
+    def tells_apart(self) -> bool:
+        """Whether that is a share for each class."""
+        return bool(self._task.classes)
 
     def demand_base(self) -> None:
         """Raise :class:`BouquetError` where the base model by itself has nothing to say."""
-        if self.classifies:
+        if self.has_head:
             raise BouquetError(
-                "the base model has no classes of its own",
+                "the base model has no head of its own",
                 where="--base",
-                cure="Its head came with training: leave it out.",
+                cure="The head came with training: leave it out.",
             )
 
     @torch.no_grad()
-    def probabilities(self, text: str) -> list[float]:
-        """The probability of each class."""
-        logits = self._network(**self._encode(text)).logits
-        shares: list[float] = logits.float().softmax(-1)[0].tolist()
-        return shares
+    def readings(self, text: str) -> Mapping[str, float]:
+        """What the head says, by name."""
+        return self._task.readings(self._network(**self._encode(text)).logits[0])
 
     @torch.no_grad()
     def stream(

@@ -125,7 +125,7 @@ def _row(method: str, setting: str, results: list[Result], quality: str, choose:
     """A line over its seeds, of the first round or of the last."""
     cell = results[0].cell
     at = [result.nodes[choose(result.nodes)] for result in results if result.nodes]
-    better = min if results[0].metric == "perplexity" else max
+    better = max if TASKS[cell.config["task.name"]].rises else min
     worst = max if better is min else min
     untrained, alone = method == BASE, method in (BASE, *BASELINES)
     histories = [result.central if quality == "central" else result.on_nodes for result in results]

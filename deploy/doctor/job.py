@@ -116,7 +116,7 @@ def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
     """Bytes that training takes: weights, adapter, optimizer, activations and logits.
 
     Activations of a layer are ``T B (34 H + 5 a T)`` bytes in 16 bits (Korthikanti et al., arXiv:2205.05198, eq. 1),
-    for batch B, sequence T, width H and a heads; with checkpointing, one layer's and every layer's input.
+    for B rows of a batch, sequence T, width H and a heads; with checkpointing, one layer's and every layer's input.
     """
     classes = tasks.classes(config.task)
     skeleton = base.skeleton(config.model, classes)
@@ -126,7 +126,7 @@ def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
     weights = linear * BYTES_A_WEIGHT.get(config.model.quantization, wide) + (whole - linear) * wide
     shape: Any = skeleton.config
     length = lengths.widest(config).length
-    tokens = config.train.batch_size * length
+    tokens = config.train.batch_size * tasks.TASKS[config.task.name].rows * length
     heads, layers = shape.num_attention_heads, shape.num_hidden_layers
     one = tokens * (34 * shape.hidden_size + 5 * heads * length) * wide / 2
     inputs = tokens * shape.hidden_size * wide * layers

@@ -106,8 +106,7 @@ def _facts(export: Export) -> Iterator[tuple[str, str]]:
     yield "base while training", config.model.quantization if config.model.quantization != "none" else "not quantised"
     yield "rank", export.made
     yield "task", config.task.name
-    if config.task.names and tasks.classes(config.task):
-        yield "classes", ", ".join(f"{number}: {name}" for number, name in enumerate(config.task.names))
+    yield from tasks.build(config.task).facts().items()
     yield "aggregation rule", f"`{config.rule}` ({RULES[config.rule].paper})"
     yield "rounds", str(source.state.round)
     sizes = _sizes(source.run) if source.run else {}
@@ -173,6 +172,6 @@ def _loading(export: Export, name: str) -> str:
     return LOADING[kind].format(
         folder=name,
         base=base.location(config.model.name),
-        labels=f"id2label={dict(enumerate(names))}" if names else f"num_labels={config.task.labels}",
+        labels=f"id2label={dict(enumerate(names))}" if names else f"num_labels={classes}",
         auto="AutoModelForSequenceClassification" if classes else "AutoModelForCausalLM",
     )

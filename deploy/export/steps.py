@@ -112,7 +112,7 @@ def _next_steps(export: card.Export, target: Path) -> Iterator[str]:
     """What serves the folder."""
     config = export.source.config
     if tasks.classes(config.task):
-        yield "a classifier: its README.md has the lines that load it; vLLM and llama.cpp serve language models"
+        yield "a model with a head: its README.md has the lines that load it; vLLM and llama.cpp serve language models"
         return
     place, path = base.location(config.model.name), target.resolve()
     if export.merged:

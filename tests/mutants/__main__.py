@@ -15,6 +15,9 @@ from tests.mutants.rules import RULES
 from tests.mutants.step import STEP
 from tests.support import ROOT
 
+NO_SUCH_TEST = 4
+"""pytest's exit code for it."""
+
 MUTANTS = RULES + EDGES + AXES + STEP + PRIVACY + BUDGET
 
 
@@ -26,13 +29,15 @@ def caught(mutant: Mutant, folder: Path) -> bool:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--durations=0", "-p", "no:cacheprovider", *mutant.tests]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     file.write_text(source)
+    if run.returncode == NO_SUCH_TEST:
+        raise ValueError(f"there are no such tests: {run.stdout}{run.stderr}")
     return run.returncode == 1
 
 
 def _left_out(folder: str, names: list[str]) -> set[str]:
-    """What is no code: what is hidden or compiled, and at the top what runs have left; tests have a room ``runs``."""
-    left = {"runs", "comparisons"} if Path(folder) == ROOT else set()
-    return {name for name in names if name.startswith(".") or name == "__pycache__" or name in left}
+    """What a copy does without: of the checkout's own folders also what runs have left there."""
+    whatever = shutil.ignore_patterns(".*", "__pycache__")(folder, names)
+    return whatever | ({"runs", "comparisons"} if Path(folder) == ROOT else set())
 
 
 def main() -> int:

@@ -13,6 +13,20 @@ NOISE = (
 
 PRIVACY = (
     Mutant(
+        "the replies of a pair are clipped with those of other pairs",
+        "client_app/privacy.py",
+        "for _ in unit]).repeat(self._task.rows)",
+        "for _ in unit]).repeat_interleave(self._task.rows)",
+        ("tests/oracles/test_tasks.py",),
+    ),
+    Mutant(
+        "a task whose examples look at each other is trained in private",
+        "strategies/laws.py",
+        "if privacy.per_example and not task.apart:",
+        "if False:",
+        ("tests/runs/test_tasks.py",),
+    ),
+    Mutant(
         "Opacus with a model's own loss: the mean over all tokens of the batch",
         "common/tasks/task.py",
         "        weights = self.weights(output.labels)\n",

@@ -200,6 +200,9 @@ TASKS = {
     "instruct": ({"instruction": "Add", "input": "", "output": "1"}, ["longest"]),
     "classify": ({"text": "well", "label": 1}, KINDS),
     "chat": ({"messages": [{"role": "user", "content": "Add"}]}, ["longest"]),
+    "multi-label": ({"text": "well", "label": ["1"]}, KINDS),
+    "regress": ({"text": "well", "label": 1}, KINDS),
+    "dpo": ({"instruction": "Add", "chosen": "1", "rejected": "2"}, KINDS),
 }
 
 

@@ -45,12 +45,12 @@ def test_a_classifier_gives_every_class_its_probability(tmp_path, capsys):
     run_directory(tmp_path / "pairs", **settings, **{"model.name": tiny_bert(tmp_path)})
     place = str(tmp_path / "pairs")
     assert main(["chat", place, "--prompt", "first\tsecond"]) == 0
-    shares = [float(line.split()[2].strip("%")) for line in capsys.readouterr().out.splitlines()]
+    shares = [float(line.split()[1].strip("%")) for line in capsys.readouterr().out.splitlines()]
     assert sum(shares) == pytest.approx(100, abs=0.3)
     assert main(["chat", place, "--prompt", "one"]) == 2
     assert "one text where two are compared: expected a tab between them, got 'one'" in capsys.readouterr().err
     assert main(["chat", place, "--base"]) == 2
-    assert "the base model has no classes of its own (--base)" in capsys.readouterr().err
+    assert "the base model has no head of its own (--base)" in capsys.readouterr().err
 
 
 def test_what_steers_a_terminal_is_not_shown(tmp_path, capsys, monkeypatch):

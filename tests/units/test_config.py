@@ -11,6 +11,7 @@ from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.config.section import ConfigError, flatten
 from common.error import BouquetError
+from common.tasks import TASKS
 from deploy.command import main
 from strategies import AXES, RULES, Recipe, read_config
 from strategies.registries import NAMES
@@ -50,7 +51,7 @@ def test_every_mistake_is_told_at_once_in_the_users_keys():
     assert lines[0] == "6 mistakes in the run config:"
     names = ", ".join(RULES)
     assert f"rule.name: expected one of {names}, got 'fedex'. Did you mean 'fedex-lora'?" in lines
-    assert "task.name: expected one of text, instruct, chat, classify, got 'txt'. Did you mean 'text'?" in lines
+    assert f"task.name: expected one of {', '.join(TASKS)}, got 'txt'. Did you mean 'text'?" in lines
     assert "lora.rank: expected greater than or equal to 1, got 0" in lines
     assert "lora.rnak: unknown key. Did you mean 'lora.rank'?" in lines
     assert (

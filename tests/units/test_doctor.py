@@ -462,6 +462,9 @@ def test_the_estimate_grows_with_batch_sequence_and_precision():
     assert bytes_for(**{"task.max-length": 256}) > small
     assert bytes_for(**{"model.quantization": "none"}) > bytes_for(**{"model.quantization": "int8"}) > small
     assert bytes_for(**{"model.gradient-checkpointing": True}) < small
+    # An example is two rows.
+    answers, pairs = (bytes_for(**{"task.max-length": 256, "task.name": name}) for name in ("instruct", "dpo"))
+    assert pairs > answers
 
 
 PRIVATE = {

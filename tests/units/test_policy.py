@@ -18,6 +18,7 @@ from common.config.node import NodeConfig
 from common.config.section import ConfigError
 from common.error import BouquetError, RefusalError
 from common.privacy import ledger
+from common.tasks import TASKS
 from strategies import Recipe, read_config
 from tests.support.grid import NAMED, run_in_process, with_budget
 from tests.support.outcome import events
@@ -102,7 +103,7 @@ def test_a_run_that_takes_more_of_the_machine_than_it_may_is_refused(tmp_path):
         ('[task]\nlabels = [2, "12"]', "task.labels: expected a whole number, got '12'"),
         (
             '[task]\nname = "clasify"',
-            "task.name: expected one of text, instruct, chat, classify, got 'clasify'. Did you mean 'classify'?",
+            f"task.name: expected one of {', '.join(TASKS)}, got 'clasify'. Did you mean 'classify'?",
         ),
         (
             'models = ["./llama"]',

@@ -221,7 +221,7 @@ def test_what_cannot_be_served_together_is_refused(tmp_path, capsys):
     assert main(["serve", flu, plain]) == 2
     assert "the adapters are of different base models (flu, plain): expected 'embedded' for all" in _error(capsys)
     assert main(["serve", plain]) == 2
-    assert "a classifier continues no text (plain)" in _error(capsys)
+    assert "a model with a head continues no text (plain)" in _error(capsys)
     assert main(["serve", unfinished]) == 2
     assert "the run has left no adapter" in _error(capsys)
     assert main(["serve", flu, "--engine", "vllm"]) == 2

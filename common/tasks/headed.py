@@ -1,0 +1,76 @@
+"""What the tasks share in which a head says something of a text, or of a pair."""
+
+import random
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from common.error import BouquetError
+from common.sources.fields import text
+from common.tasks.task import IGNORED, Example, Output, Task, tokenized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Headed(Task):
+    """A text, or a text and a second one, with a label; the head is trained beside the adapter."""
+
+    sequence_classification = True
+    label_type: ClassVar[torch.dtype] = torch.float32
+    """What the labels of a batch are."""
+
+    def fields(self) -> list[str]:
+        return [field for field in (self.config.text, self.config.text_pair, self.config.label) if field]
+
+    @abstractmethod
+    def read(self, record: Mapping[str, Any]) -> Sequence[float]:
+        """What the head is to say of a record. Raises as :meth:`encode` does."""
+
+    @abstractmethod
+    def any_label(self, draw: random.Random) -> Any:
+        """A label as a record may have it."""
+
+    @abstractmethod
+    def wrong_label(self, record: Mapping[str, Any], draw: random.Random) -> Any:
+        """A label that a record may have, and this one does not."""
+
+    def encode(self, record: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
+        labels = self.read(record)
+        first = text(record, self.config.text)
+        pair = text(record, self.config.text_pair) if self.config.text_pair else None
+        return [self._asked(first, pair, tokenizer)._replace(labels=labels)]
+
+    def written(self, text: str, prompt: str, draw: random.Random) -> Mapping[str, Any]:
+        pair = {self.config.text_pair: prompt} if self.config.text_pair else {}
+        return {self.config.text: text, **pair, self.config.label: self.any_label(draw)}
+
+    def mislabelled(
+        self, record: Mapping[str, Any], other: Mapping[str, Any], draw: random.Random
+    ) -> Mapping[str, Any]:
+        return {self.config.label: self.wrong_label(record, draw)}
+
+    def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
+        """The text; where the task is about pairs, two texts with a tab between them."""
+        if not self.config.text_pair:
+            return self._asked(text, None, tokenizer)
+        first, tab, second = text.partition("\t")
+        if not tab:
+            raise BouquetError("one text where two are compared", expected="a tab between them", got=repr(text))
+        return self._asked(first, second, tokenizer)
+
+    def _asked(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> Example:
+        encoded = tokenized(tokenizer, text, pair, verbose=False)
+        if cut := len(encoded["input_ids"]) > self.length:
+            encoded = tokenized(tokenizer, text, pair, truncation=True, max_length=self.length)
+        return Example(encoded["input_ids"], [], encoded.get("token_type_ids", ()), cut)
+
+    def targets(self, texts: Sequence[Example], longest: int) -> Tensor:
+        """``N`` for one label a text, else ``N x C``."""
+        return torch.tensor([text.labels or [IGNORED] for text in texts], dtype=self.label_type).squeeze(1)
+
+    def losses(self, output: Output) -> Tensor:
+        return self.sums(output)
