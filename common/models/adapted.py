@@ -12,11 +12,9 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from common import tasks
 from common.adapter.lora import Lora
@@ -25,7 +23,7 @@ from common.adapter.structure import Pair, Structure
 from common.adapter.values import HEAD, Key, LayerShape, Tensors, check_shapes
 from common.config.run import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
-from common.models import base, head, kept
+from common.models import base, head, kept, targets
 from common.models.packing import Packing
 from common.models.token_losses import TokenLosses
 from common.tasks import Batch, Example, Output, Score, Task
@@ -56,18 +54,13 @@ def load(
     return LoraModel(kept.base(model, tasks.classes(task), device, mode).bare(), lora, structure)
 
 
-def is_transposed(network: nn.Module) -> bool:
-    """Whether the model keeps its weights as GPT-2 does, d_in x d_out."""
-    return any(isinstance(module, Conv1D) for module in network.modules())
-
-
 class LoraModel:
     """A frozen base with one trained adapter, one frozen offset, and a head where the task has one."""
 
     def __init__(self, network: nn.Module, lora: LoraConfig, structure: Structure = PLAIN) -> None:
         heads = head.find(network)
-        self._targets = _targets(network, lora.targets, heads)
-        self._transposed = is_transposed(network)
+        self._targets = targets.find(network, lora.targets, heads)
+        self._transposed = targets.transposed(network)
         self.network: Any = peft.PeftModel(network, self._peft_config(lora.rank, lora.dropout))
         self._layers: dict[str, Any] = {
             name.removeprefix(PREFIX): module
@@ -85,7 +78,7 @@ class LoraModel:
             scale=lora.scale,
             structure=structure,
         )
-        self._token_losses = TokenLosses(network) if _output_layer(network) is not None else None
+        self._token_losses = TokenLosses(network) if targets.output_layer(network) is not None else None
         self._packing = Packing(network)
         self._inject()
         self._rescale(lora.scale)
@@ -285,51 +278,6 @@ class LoraModel:
             target_modules=self._targets,
             fan_in_fan_out=self._transposed,
         )
-
-
-def _targets(network: nn.Module, wanted: str, heads: Sequence[str]) -> list[str]:
-    """Full names of the linear layers to adapt. Raises :class:`BouquetError` where none matches."""
-    output = _output_layer(network)
-    linear = [
-        name
-        for name, module in network.named_modules()
-        if _is_linear(module) and module is not output and not head.inside(name, heads)
-    ]
-    linear = _taken_as_they_are(network, linear)
-    if wanted == "all-linear":
-        return linear
-    suffixes = [suffix.strip() for suffix in wanted.split(",")]
-    missing = [suffix for suffix in suffixes if not any(f".{name}".endswith(f".{suffix}") for name in linear)]
-    if missing:
-        held = [name for name, _ in network.named_parameters() if name.split(".")[-1] in missing]
-        raise BouquetError(
-            "the model's experts cannot be adapted" if held else "the model has no such layer",
-            where="lora.targets",
-            expected=f"'all-linear' or some of {', '.join(sorted({name.split('.')[-1] for name in linear}))}",
-            got=", ".join(missing) + (", weights of all experts in one tensor" if held else ""),
-        )
-    return [name for name in linear if any(f".{name}".endswith(f".{suffix}") for suffix in suffixes)]
-
-
-def _output_layer(network: nn.Module) -> nn.Module | None:
-    """What makes words of the last hidden state; None for what is no language model."""
-    found: nn.Module | None = getattr(network, "get_output_embeddings", lambda: None)()
-    return found
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Whether PEFT adapts a module as a linear layer; those of GPTQ and AWQ are of no common class."""
-    return isinstance(module, nn.Linear | Conv1D) or hasattr(module, "qweight")
-
-
-def _taken_as_they_are(network: nn.Module, names: list[str]) -> list[str]:
-    """The layers that PEFT adapts as they are: of a model whose experts share one tensor it takes some for the experts.
-
-    It does so by their last names alone, and whoever loads an adapter would get the same.
-    """
-    config = peft.LoraConfig(target_modules=names)
-    convert_peft_config_for_transformers(config, network, None)
-    return [name for name in names if name in (config.target_modules or ())]
 
 
 def _head_parameters(network: nn.Module, heads: Sequence[str]) -> Iterator[tuple[Key, Any]]:

@@ -30,7 +30,7 @@ from common.adapter.structures import stacked
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import RunConfig
 from common.error import BouquetError
-from common.models import adapted, base
+from common.models import adapted, base, targets
 
 SUFFIX = {"A": "lora_A.weight", "B": "lora_B.weight", "W": "weight", "b": "bias"}
 ABOUT = "bouquet.json"
@@ -71,7 +71,7 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
         task_type=_task_type(config),
         base_model_name_or_path=base.location(config.model.name),
         revision=commit,
-        fan_in_fan_out=adapted.is_transposed(base.skeleton(config.model, tasks.classes(config.task))),
+        fan_in_fan_out=targets.transposed(base.skeleton(config.model, tasks.classes(config.task))),
         inference_mode=True,
     )
     settings.save_pretrained(str(folder))
