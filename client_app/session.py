@@ -257,8 +257,7 @@ class Session:
             figures = self._noised_score(model, state) if self.config.privacy.scored else {}
             return RecordDict({"metrics": MetricRecord(dict(figures))})
         started = time.monotonic()
-        heldout = self.examples().heldout
-        score = model.score(self.task, heldout[: config.limit or None], config.batch_size)
+        score = model.score(self.task, self.examples().heldout[: config.limit or None], config.batch_size)
         metrics: dict[str, Any] = {
             "loss": score.loss / score.count,
             self.task.metric: self.task.figure(score),
