@@ -171,3 +171,11 @@ def _check_task(choices: Choices) -> None:
             got=task.name,
             cure="Choose another task, or privacy.mode = 'update-local' or 'update-central'.",
         )
+    if task.compares and choices.config.model.adapter:
+        raise BouquetError(
+            f"the task '{task.name}' compares with the base, and not with an adapter on it that the run starts from",
+            where="task.name, model.adapter",
+            expected="model.adapter = ''",
+            got=choices.config.model.adapter,
+            cure="Merge the adapter into its base (bouquet export --form merged) and name that as model.name.",
+        )

@@ -34,6 +34,7 @@ class Preference(Task):
     """
 
     rows = 2
+    compares = True
     metric = "reward-accuracy"
     further = "reward-margin"
 

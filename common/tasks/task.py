@@ -115,6 +115,8 @@ class Task(ABC):
     """How many rows of a batch are one example: the first rows of all of N, then the second ones, and so on."""
     apart: ClassVar[bool] = True
     """Whether what an example adds to the loss depends on its own rows alone."""
+    compares: ClassVar[bool] = False
+    """Whether what is learned is compared with what the base says."""
     windows: ClassVar[bool] = False
     """Whether a long text is several examples, so that none is cut."""
     metric: ClassVar[str]

@@ -113,6 +113,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         )
         for private in (PRIVATE, LOCAL, CENTRAL)
     },
+    "an example that looks at its companions": (
+        {**PRIVATE, "task.name": "kto"},
+        "an example of the task 'kto' has a loss that depends on its companions, so no clipping bounds what it adds "
+        "(task.name, privacy.mode = 'example'): expected text,",
+    ),
+    "a reference that the start is not": (
+        {"task.name": "dpo", "model.adapter": "/adapters/taught"},
+        "the task 'dpo' compares with the base, and not with an adapter on it that the run starts from (task.name, "
+        "model.adapter): expected model.adapter = '', got /adapters/taught. Merge the adapter into its base",
+    ),
     "noise on a mean that is not enough": (
         {**CENTRAL, "rule.name": "flora"},
         "the rule 'flora' needs more of the updates than their mean, so no noise on the mean makes it private "
