@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from queue import Queue
 
@@ -22,7 +21,7 @@ from deploy.simulation.grid import COORDINATOR, simulated_nodes
 from deploy.simulation.places import VISIBLE, places
 from deploy.simulation.workers import Errand, Workers
 from tests.support.grid import RUN_ID, run_in_process
-from tests.support.processes import CORES
+from tests.support.processes import CORES, wait_for
 
 NODES = 2
 
@@ -37,7 +36,8 @@ def workers(tmp_path_factory) -> Iterator[Workers]:
 
 def processes() -> set[int]:
     """The processes that answer for nodes of this one."""
-    return {child.pid for child in psutil.Process().children() if "deploy.simulation.worker" in child.cmdline()}
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return {child.pid for child in alive if "deploy.simulation.worker" in child.cmdline()}
 
 
 @pytest.mark.slow
@@ -81,11 +81,10 @@ def test_a_process_that_dies_is_an_error_of_its_node_and_replaced(workers, setti
 
     for process in processes():
         os.kill(process, signal.SIGKILL)
-    time.sleep(0.1)
+        os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)  # dead, and left to be found so
     ask()
-    while not (new := processes()):
-        time.sleep(0.01)
-    os.kill(*new, signal.SIGKILL)  # which imports for seconds before it answers
+    wait_for(processes, "the process in its place", pause=0.01)
+    os.kill(*processes(), signal.SIGKILL)  # which imports for seconds before it answers
     died = replies.get(timeout=60)
     assert died.has_error()
     assert f"the node's process ended before it had answered ({tmp_path}/log): got exit code -9." in died.error.reason
