@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from common.config.run import TaskConfig
 from common.sources.fields import LeftOut, words
-from common.tasks.classes import Classes, label
-from common.tasks.headed import Headed
+from common.tasks.classes import label
+from common.tasks.headed import Classed
 from common.tasks.task import Example, Output, Score
 
 # A confusion matrix of more would be larger than an adapter.
 MOST_CLASSES = 512
 
 
-class Classify(Headed):
+class Classify(Classed):
     """Classes are those of ``task.classes``, or the whole numbers from 0 to ``task.labels`` - 1, true and false."""
 
     name = "classify"
@@ -27,23 +26,11 @@ class Classify(Headed):
     metric = "accuracy"
     further = "macro-f1"
 
-    def __init__(self, config: TaskConfig) -> None:
-        super().__init__(config)
-        self._classes = Classes(config)
-        self._weights = torch.tensor(config.weights or [1.0] * len(self.classes))
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self._classes.names
-
     def named(self, record: Mapping[str, Any]) -> Sequence[str]:
         return [label(said)] if (said := words(record.get(self.config.label), self.config.label)) else []
 
     def told(self, example: Example) -> Sequence[str]:
         return [self.classes[int(number)] for number in example.labels]
-
-    def facts(self) -> Mapping[str, str]:
-        return self._classes.facts
 
     def readings(self, values: Tensor) -> Mapping[str, float]:
         """The probability of each class."""

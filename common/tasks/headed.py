@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from common.config.run import TaskConfig
 from common.error import BouquetError
 from common.sources.fields import text
+from common.tasks.classes import Classes
 from common.tasks.task import IGNORED, Example, Output, Task, tokenized
 
 if TYPE_CHECKING:
@@ -74,3 +76,19 @@ class Headed(Task):
 
     def losses(self, output: Output) -> Tensor:
         return self.sums(output)
+
+
+class Classed(Headed):
+    """A text of one class or several, each with a weight in the loss."""
+
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config)
+        self._classes = Classes(config)
+        self._weights = torch.tensor(config.weights or [1.0] * len(self.classes))
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self._classes.names
+
+    def facts(self) -> Mapping[str, str]:
+        return self._classes.facts

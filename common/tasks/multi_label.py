@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from common.config.run import TaskConfig
 from common.error import BouquetError
 from common.sources.fields import LeftOut, words
-from common.tasks.classes import Classes, label
-from common.tasks.headed import Headed
+from common.tasks.classes import label
+from common.tasks.headed import Classed
 from common.tasks.task import Example, Output, Score
 
 HITS, FALSE_ALARMS, MISSES = "hits", "false-alarms", "misses"
 
 
-class MultiLabel(Headed):
+class MultiLabel(Classed):
     """Labels are a list of classes, one text with ``task.separator`` between them, or a 0 or 1 for each class.
 
     An empty list, or in JSON an empty text, says none of the classes; a blank cell of a table is no label.
@@ -36,24 +35,12 @@ class MultiLabel(Headed):
     metric = "micro-f1"
     further = "macro-f1"
 
-    def __init__(self, config: TaskConfig) -> None:
-        super().__init__(config)
-        self._classes = Classes(config)
-        self._weights = torch.tensor(config.weights or [1.0] * len(self.classes))
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self._classes.names
-
     def named(self, record: Mapping[str, Any]) -> Sequence[str]:
         given = self._given(record)
         return [] if given is None or _is_flags(given, len(given)) else [label(self._word(each)) for each in given]
 
     def told(self, example: Example) -> Sequence[str]:
         return [name for name, there in zip(self.classes, example.labels, strict=True) if there]
-
-    def facts(self) -> Mapping[str, str]:
-        return self._classes.facts
 
     def readings(self, values: Tensor) -> Mapping[str, float]:
         """The probability of each class, whatever that of the others."""
