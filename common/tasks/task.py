@@ -2,7 +2,8 @@
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -72,13 +73,20 @@ def token_ids(tokenizer: "PreTrainedTokenizerBase", text: Any, **options: Any) -
 
 
 def tokenized(tokenizer: "PreTrainedTokenizerBase", text: Any, pair: Any = None, **options: Any) -> Mapping[str, Any]:
-    """What a tokenizer makes of a text, or of a pair. Raises :class:`BouquetError` where it breaks down over them.
+    """What a tokenizer makes of a text, or of a pair. Raises :class:`BouquetError` where it breaks down over them."""
+    with tokenizing():
+        encoded: Mapping[str, Any] = tokenizer(text, pair, **options)
+        return encoded
+
+
+@contextmanager
+def tokenizing() -> Iterator[None]:
+    """Raise :class:`BouquetError` where a tokenizer breaks down.
 
     Tokenizers are written in Rust, whose panics are no ``Exception``: unturned, one text would end the process.
     """
     try:
-        encoded: Mapping[str, Any] = tokenizer(text, pair, **options)
-        return encoded
+        yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise

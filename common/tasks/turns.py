@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.error import BouquetError
 from common.sources.fields import LeftOut, words
-from common.tasks.task import IGNORED, Example, tokenized
+from common.tasks.task import IGNORED, Example, tokenized, tokenizing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,7 +98,9 @@ def conversation(
     """
     # A template's own marks do not say whose turn they are of.
     if first == 1 and "{% generation" in re.sub(r"\{%-?\s*", "{% ", tokenizer.chat_template or ""):
-        marked = _rendered(turns, tokenizer, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        wanted = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        with tokenizing():
+            marked = _rendered(turns, tokenizer, tools, **wanted)
         read = [(list(marked["input_ids"]), list(map(bool, marked["assistant_masks"])))]
     else:
         read = [_read(text, spans, tokenizer) for text, spans in _texts(turns, tokenizer, tools, first)]

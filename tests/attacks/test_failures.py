@@ -157,15 +157,28 @@ def test_a_file_that_is_gone_is_refused_in_words_that_are_always_the_same(run, t
     assert str(tmp_path) not in said[0] + said[1]
 
 
-@pytest.mark.parametrize("settings", [TEXT, CLASSIFY, INSTRUCT], ids=lambda settings: settings["name"])
+MARKED = (
+    "{% for turn in messages %}{% if turn.role == 'assistant' %}A:{% generation %}{{ turn.content }}{% endgeneration %}"
+    "{% else %}Q:{{ turn.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+)
+"""A chat template that says itself what is learned, so that the tokenizer is called from within it."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "template"),
+    [(TEXT, ""), (CLASSIFY, ""), (INSTRUCT, ""), (INSTRUCT, MARKED)],
+    ids=["text", "classify", "instruct", "instruct, marked"],
+)
 @pytest.mark.parametrize("run", [{}, LOCAL, PLAIN], ids=["example", "update-local", "none"])
-def test_a_text_over_which_the_tokenizer_breaks_down_ends_nothing(run, settings, tmp_path):
+def test_a_text_over_which_the_tokenizer_breaks_down_ends_nothing(run, settings, template, tmp_path):
     """Its pattern backtracks, and what is written in Rust then raises what is no ``Exception``."""
     model = shutil.copytree(tiny_llama(), tmp_path / "model")
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     split = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
     tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, tokenizer["pre_tokenizer"]]}
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    if template:
+        (model / "chat_template.jinja").write_text(template)
     usual = [{**record, "answer": "yes"} for record in RECORDS]
     breaking = {"text": "a" * 60, "label": 0, "answer": "yes"}
     run = {"model.name": str(model), **run, **task(settings)}
