@@ -68,9 +68,9 @@ def overall(scores: Mapping[str, Score]) -> tuple[Score, list[str]]:
 
 
 def judged(scores: Mapping[str, Score]) -> float:
-    """The loss by which rounds are compared: the median of the nodes' own, which no single one decides.
+    """The loss by which a round is known: the median of the nodes' own, which none of them can push out of all bounds.
 
-    Of fewer than four nodes, whose median one of them may be, it is the loss over all examples.
+    Of fewer than four nodes it is the loss over all examples.
     """
     if len(scores) >= FEWEST:
         return median(score.loss / score.count for score in scores.values())

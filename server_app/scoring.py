@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TypedDict
 
 from flwr.app import ConfigRecord, Message, MessageType
@@ -14,6 +15,7 @@ from server_app.costs import Stopwatch
 from server_app.nodes import Nodes
 from server_app.record import Record
 from server_app.scores import judged, overall, read_noised, read_score
+from server_app.scrutiny import FEWEST
 from server_app.transport import state_bytes
 from strategies.replies import Metrics, explained, raise_failure
 from strategies.strategy import LoraStrategy, choose
@@ -34,17 +36,29 @@ class Figures(TypedDict):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out figures of one state: the task's metric over all nodes and for each, and the loss to judge it by."""
+    """Held-out figures of one state: the task's metric over all nodes and for each, the nodes' losses, and one for all."""
 
     overall: float
     judged: float
     nodes: dict[str, float]
     sample: str
+    losses: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def with_all(self) -> dict[str, float]:
         """The figure of each node, and that of all of them under ``all``, which no node is called."""
         return self.nodes | {"all": self.overall}
+
+    def above(self, other: "Evaluation") -> float:
+        """By how much the loss is higher than that of ``other``: the median over the nodes that have scored both.
+
+        Nodes' data are unlike, and so are their losses: of the median loss itself a single node could take the place.
+        Of fewer than four nodes in common it is the difference of the losses that the states are known by.
+        """
+        both = self.losses.keys() & other.losses.keys()
+        if len(both) < FEWEST:
+            return self.judged - other.judged
+        return median(self.losses[name] - other.losses[name] for name in both)
 
 
 @dataclass
@@ -211,8 +225,9 @@ class Scoring:
         classes = self._task.by_class(total) or None
         self._record.event(events.HeldOut(round=round, **self._named(figures), loss=loss, classes=classes))
         by_node = {name: self._task.figure(score) for name, score in sorted(scores.items())}
-        evaluation = Evaluation(self._task.figure(total), judged(scores), by_node, sample)
-        self._record.event(events.Judged(round=round, by=evaluation.judged))
+        losses = {name: score.loss / score.count for name, score in sorted(scores.items())}
+        evaluation = Evaluation(self._task.figure(total), judged(scores), by_node, sample, losses)
+        self._record.event(events.Judged(round=round, by=evaluation.judged, losses=losses))
         noised = ", noised" if self._private else ""
         self._record.say(f"    held-out {_listed(figures)} over {len(scores)} nodes{noised}")
         return evaluation

@@ -30,13 +30,13 @@ class Standing:
     def judge(self, state: State, evaluation: Evaluation | None) -> None:
         """Take in the score of one more state; None where no node has scored it."""
         before = self.best[1]
-        if before is None or (evaluation is not None and evaluation.judged < before.judged):
+        if before is None or (evaluation is not None and evaluation.above(before) < 0):
             self.best, self.stale = (state, evaluation), 0
         else:
             self.stale += 1
         if evaluation is None or not state.round:
             return
-        if self.chosen is None or evaluation.judged <= self.chosen[1].judged:
+        if self.chosen is None or evaluation.above(self.chosen[1]) <= 0:
             self.chosen = state.round, evaluation
 
     def next_may_end(self, patience: int) -> bool:
@@ -54,13 +54,15 @@ def _remembered(done: int, folder: Path, checkpoints: Path) -> tuple[int, Evalua
     if not done:
         return None
     run, there = Run.read(folder), checkpoint.rounds(checkpoints)
-    judged = run.history(events.Judged, lambda event: event.by)
-    losses = {turn: loss for turn, loss in judged.items() if turn in there and turn <= done}
-    if not losses:
-        return None
-    turn = min(losses, key=lambda turn: (losses[turn], -turn))
     scores = {
         node: figures(own, lambda event: event.score) for node, own in sorted(run.by_node(events.Evaluate).items())
     }
-    told = {node: own[turn] for node, own in scores.items() if turn in own}
-    return turn, Evaluation(run.held_out[turn], losses[turn], told, "")
+    best: tuple[int, Evaluation] | None = None
+    for turn, judged in sorted(run.by_round(events.Judged).items()):
+        if turn not in there or turn > done or judged.by is None:
+            continue
+        told = {node: own[turn] for node, own in scores.items() if turn in own}
+        evaluation = Evaluation(run.held_out[turn], judged.by, told, "", judged.losses or {})
+        if best is None or evaluation.above(best[1]) <= 0:
+            best = turn, evaluation
+    return best

@@ -34,7 +34,7 @@ class RoundConfig(Section):
     """When a round is over, and when the run is; what a node may send. The record shows which sizes are usual.
 
     A round counts if enough of the nodes that belong to the run, or of the share that is asked, have replied. Patience
-    goes by the median of the nodes' losses, of four nodes or more, else by the loss over all.
+    goes by what most of the nodes' own losses do, of four nodes or more, else by the loss over all.
     """
 
     deadline: Positive = 3600.0

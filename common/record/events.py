@@ -195,10 +195,11 @@ class HeldOut(Scored):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged(Event):
-    """The held-out loss ``by`` which this round is compared with others."""
+    """The held-out loss ``by`` which this round is known, and the nodes' own, which are compared with other rounds'."""
 
     phase: ClassVar[str] = "judged"
     by: float | None
+    losses: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

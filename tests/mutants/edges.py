@@ -186,4 +186,11 @@ EDGES = (
         "json.dumps(list(record))",
         ("tests/units/test_data.py",),
     ),
+    Mutant(
+        "rounds are compared by the median loss, whoever's that is",
+        "server_app/scoring.py",
+        "if len(both) < FEWEST:",
+        "if True:",
+        ("tests/units/test_scores.py",),
+    ),
 )

@@ -13,6 +13,13 @@ NOISE = (
 
 PRIVACY = (
     Mutant(
+        "a tokenizer that breaks down within a chat template ends the process",
+        "common/tasks/turns.py",
+        "with tokenizing():",
+        "if True:",
+        ("tests/attacks/test_failures.py",),
+    ),
+    Mutant(
         "the replies of a pair are clipped with those of other pairs",
         "client_app/privacy.py",
         "for _ in unit]).repeat(self._task.rows)",

@@ -13,6 +13,7 @@ from common.models import adapted, base
 from common.tasks import Example, Output, Score
 from common.tasks.task import IGNORED
 from server_app.scores import judged, read_score
+from server_app.scoring import Evaluation
 from tests.support.grid import pose_as_an_app
 
 CLASSES = tasks.build(TaskConfig(name="classify", labels=4))
@@ -73,10 +74,17 @@ def test_exact_match_is_what_greedy_decoding_gives():
 
 @pytest.mark.parametrize("lie", [0.0, 1e6])
 def test_no_single_node_of_four_decides_which_round_is_better(lie):
-    def round_of(*losses: float) -> dict[str, Score]:
-        return {str(node): Score(100 * loss, 0, 100) for node, loss in enumerate(losses)}
+    def round_of(*losses: float) -> Evaluation:
+        scores = {str(node): Score(100 * loss, 0, 100) for node, loss in enumerate(losses)}
+        return Evaluation(0.0, judged(scores), {}, "", {name: score.loss / 100 for name, score in scores.items()})
 
-    assert judged(round_of(1.0, 1.2, 1.4, lie)) < judged(round_of(2.0, 2.2, 2.4, 1e6 - lie))
+    # The nodes' data are unlike: what each gains is far less than what lies between them.
+    earlier, later = round_of(1.0, 2.0, 3.0, 1e6 - lie), round_of(0.9, 1.8, 2.7, lie)
+    assert later.above(earlier) < 0 < earlier.above(later)
+
+
+def test_of_fewer_than_four_nodes_rounds_are_judged_by_the_loss_over_all():
+    assert Evaluation(0.0, 1.0, {}, "", {"a": 9.0}).above(Evaluation(0.0, 3.0, {}, "", {"a": 1.0})) == -2
     assert judged({"a": Score(10.0, 0, 10), "b": Score(60.0, 0, 20)}) == pytest.approx(70 / 30)
 
 
