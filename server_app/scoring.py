@@ -36,7 +36,7 @@ class Figures(TypedDict):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out figures of one state: the task's metric over all nodes and for each, the nodes' losses, and one for all."""
+    """Held-out figures of one state: the task's metric over all nodes and for each, and the losses likewise."""
 
     overall: float
     judged: float

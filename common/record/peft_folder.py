@@ -50,7 +50,8 @@ def given(model: ModelConfig, spec: Spec) -> Tensors | None:
     layers = list(dict.fromkeys(key.layer for key in factors))
     _check_known(folder, layers, spec.layers, "layers that the run does not adapt", "Name them in lora.targets.")
     others = (str(key) for key in head)
-    _check_known(folder, others, map(str, spec.head), "tensors beside its factors that the run does not train")
+    beside, cure = "tensors beside its factors", "Set task.name to the task that it was trained for, or name another."
+    _check_known(folder, others, map(str, spec.head), f"{beside} that the run does not train", cure)
     scales, shapes = {}, dict(spec.head) if head else {}
     for layer in layers:
         rank, scales[layer] = _scale(folder, settings, layer.removeprefix(POOLED) if model.pooled else layer)

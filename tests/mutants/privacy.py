@@ -17,7 +17,7 @@ PRIVACY = (
         "common/tasks/turns.py",
         "with tokenizing():",
         "if True:",
-        ("tests/attacks/test_failures.py",),
+        ("tests/units/test_turns.py",),
     ),
     Mutant(
         "the replies of a pair are clipped with those of other pairs",

@@ -179,7 +179,7 @@ REFUSED = {
     ),
     "whole layers": (
         lambda folder: renamed(folder, "q_proj.lora_A.weight", "lm_head.weight"),
-        "tensors beside its factors that the run does not train .*lm_head:W",
+        "tensors beside its factors that the run does not train .*lm_head:W.* Set task.name to the task that it was",
     ),
     "no numbers": (spoilt, r"the adapter .* out of range \(model.layers.*expected values within 1e.06, got nan"),
     "torn": (

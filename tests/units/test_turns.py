@@ -1,6 +1,7 @@
 """Conversations: the assistant's turns are learned with what ends them, whatever the template, and nothing else is."""
 
 import pytest
+from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
 
 from common import tasks
@@ -174,3 +175,12 @@ def test_a_template_that_breaks_down_is_told(template, tokenizer):
     tokenizer.chat_template = template
     with pytest.raises(BouquetError, match="the model's chat template does not take a conversation"):
         examples(tokenizer, {"messages": TURNS})
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["prefixes", "marks"])
+def test_a_tokenizer_that_breaks_down_over_a_turn_is_told(template, tokenizer):
+    """Its pattern backtracks, and what is written in Rust then raises what is no ``Exception``."""
+    tokenizer.chat_template = template
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")
+    with pytest.raises(BouquetError, match="the tokenizer breaks down over a text"):
+        examples(tokenizer, {"messages": [{"role": "user", "content": "a" * 60}, TURNS[2]]})
