@@ -1,0 +1,70 @@
+"""Which PEFT models can be borrowed: those that are one plain LoRA, and the rest is refused by name."""
+
+import peft
+import pytest
+import torch
+
+from common.config.run import ModelConfig
+from common.error import RefusalError
+from common.models import base
+from common.models.borrowed import borrow
+from tests.support.architectures import save
+
+PLAIN = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture
+def network(tmp_path):
+    return base.load(ModelConfig(name=str(save("llama", tmp_path)), quantization="none"), 0, torch.device("cpu"))
+
+
+def two(network):
+    model = peft.get_peft_model(network, peft.LoraConfig(**PLAIN))
+    model.add_adapter("other", peft.LoraConfig(**PLAIN))
+    return model
+
+
+def adapted(**changes):
+    return lambda network: peft.get_peft_model(network, peft.LoraConfig(**PLAIN | changes))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda network: network, r"without an adapter \(peft_config\): expected a PEFT model, got LlamaForCausalLM"),
+        (two, r"another adapter than one \(peft_config\): expected 'default', got default, other"),
+        (adapted(use_dora=True), r"no plain LoRA \(peft_config\): .*got LORA, another one at \S+q_proj, .* and 1 more"),
+        (adapted(target_modules=["q_proj", "embed_tokens"]), r"no plain LoRA .*embed_tokens"),
+        (adapted(modules_to_save=["lm_head"]), r"more is trained than an adapter \(requires_grad\): .*got \S+lm_head"),
+        (adapted(bias="lora_only", lora_bias=True), r"more is trained than an adapter .*lora_B.default.bias"),
+        (adapted(rank_pattern={"q_proj": 2}), r"several ranks or scales .*got rank 2 at scale 4, rank 4 at scale 2"),
+        (
+            lambda network: peft.get_peft_model(
+                network, peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+            ),
+            "no plain LoRA .*got IA3",
+        ),
+    ],
+)
+def test_what_is_not_one_plain_lora_is_refused_by_name(make, message, network):
+    with pytest.raises(RefusalError, match=message):
+        borrow(make(network))
+
+
+def test_a_16_bit_adapter_becomes_float32(network):
+    model = adapted()(network)
+    model.to(torch.bfloat16)
+    assert {parameter.dtype for parameter in borrow(model).live(borrow(model).keys).values()} == {torch.float32}
+
+
+def test_another_base_and_another_rank_are_refused(network, tmp_path):
+    model = borrow(adapted()(network))
+    own = ModelConfig(name=str(tmp_path), quantization="none")
+    model.check(model.spec, own)
+    with pytest.raises(
+        RefusalError, match=r"another base model than the run's \(model.name\): expected embedded, got /"
+    ):
+        model.check(model.spec, ModelConfig(quantization="none"))
+    model.resize(4)
+    with pytest.raises(RefusalError, match=r"another rank than the run's \(lora-rank\): expected 4, got 2"):
+        model.resize(2)
