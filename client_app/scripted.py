@@ -7,7 +7,6 @@ model, which is the trainer's, a round's training, and the score.
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
@@ -22,7 +21,6 @@ from common.adapter.lora import Lora
 from common.adapter.values import State
 from common.config.node import NodeConfig
 from common.error import RefusalError
-from common.models import adapted
 from common.models.adapted import LoraModel
 from common.models.borrowed import borrow
 from common.sources import files
@@ -44,8 +42,9 @@ def session_of(context: Context, node: NodeConfig) -> Session:
 class ScriptSession(Session):
     """A session whose model, examples and training are those of a script's trainer.
 
-    In a run whose noise is the node's own the script is run, and may fail, on account of the records. Then Bouquet's
-    own model stands in: it takes what is received, learns nothing, and the noise leaves alone.
+    The script has read the records when it hands its trainer over. So in a run whose noise is the node's own, nothing
+    may tell that it failed, nor that it did not: where it cannot be used, for whatever reason, Bouquet's own model
+    stands in, takes what is received, learns nothing, and the noise leaves alone.
     """
 
     def __init__(self, context: Context) -> None:
@@ -55,26 +54,25 @@ class ScriptSession(Session):
 
     @cached_property
     def _trainer(self) -> Any:
-        """What the script has handed over; None where it fails and that may not be told."""
+        """What the script has handed over; None where it cannot be used and that may not be told."""
         try:
-            return trainer.trainer_of(self.node.script, self._stamp())
+            return self._fitting()
         except Exception:
             if not self.config.privacy.guarded:
                 raise
             traceback.print_exc()
             return None
 
+    def _fitting(self) -> Any:
+        """The script's trainer. Raises whatever the script raises, and :class:`RefusalError` for another model."""
+        return trainer.fitting(self.node.script, self.config)
+
     def load(self) -> LoraModel:
-        """The trainer's own model. Raises :class:`RefusalError` where it is not what the run trains."""
-        if self._trainer is None:
-            return super().load()
-        config, model = self.config, borrow(self._trainer.model)
-        model.check(adapted.describe(config.model, config.lora, config.task), config.model)
-        return model
+        """The trainer's own model, or what stands in for it."""
+        return super().load() if self._trainer is None else borrow(self._trainer.model)
 
     def examples(self) -> Examples:
         """What the trainer learns from, and what it is scored on, as it has them."""
-        self.load()
         train, heldout = self._trainer.train_dataset, self._trainer.eval_dataset or ()
         self.policy.check_data(len(train))
         number = len(train) + len(heldout)
@@ -85,20 +83,11 @@ class ScriptSession(Session):
         return Units([()] if self._trainer else [], [])
 
     def _check_units(self) -> None:
-        """Raise whatever the script raises."""
-        trainer.trainer_of(self.node.script, self._stamp())
+        """Raise what is wrong with the script or its trainer."""
+        self._fitting()
 
     def _stamp(self) -> files.Stamp:
-        """The state of the script. Raises :class:`RefusalError` where there is none."""
-        try:
-            return files.stamp_of([Path(self.node.script).expanduser()])
-        except OSError as error:
-            raise RefusalError(
-                "a node's script cannot be read",
-                where="script, of the node's config",
-                got=f"{self.node.script}: {error.strerror}",
-                cure="Name a Python file that whoever runs the node can read.",
-            ) from error
+        return trainer.stamp(self.node.script)
 
     def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
         seed = f"{self.config.seed}/{self.node.label}/{state.round}"

@@ -18,9 +18,12 @@ from typing import Any
 import torch
 
 from client_app.training import Training, Turn, peak_memory
+from common.config.run import RunConfig
 from common.error import BouquetError, RefusalError
+from common.models import adapted
 from common.models.adapted import LoraModel
-from common.sources.files import Stamp
+from common.models.borrowed import borrow
+from common.sources import files
 from common.tasks import Score
 from common.tasks.task import IGNORED
 
@@ -54,33 +57,56 @@ def _refuse(what: str, where: str, expected: str, got: str) -> None:
     raise BouquetError(what, where=where, expected=expected, got=got, cure="Change the script.")
 
 
-@lru_cache(maxsize=1)
-def trainer_of(script: str, stamp: Stamp) -> Any:
-    """The trainer that a script hands over; it is run once a process, and again where its ``stamp`` is another.
+def stamp(script: str) -> files.Stamp:
+    """The state of a script. Raises :class:`RefusalError` where there is none."""
+    try:
+        return files.stamp_of([Path(script).expanduser()])
+    except OSError as error:
+        raise RefusalError(
+            "a node's script cannot be read",
+            where="script, of the node's config",
+            got=f"{script}: {error.strerror}",
+            cure="Name a Python file that whoever runs the node can read.",
+        ) from error
+
+
+def trainer_of(script: str) -> Any:
+    """The trainer that a script hands over; it is run once a process, and again where it has been changed.
 
     Raises :class:`BouquetError` where it hands none over, and whatever else the script raises.
     """
+    return _trainer_of(str(Path(script).expanduser()), stamp(script))
+
+
+def fitting(script: str, config: RunConfig) -> Any:
+    """:func:`trainer_of`; raises :class:`RefusalError` where its model is not what the run trains."""
+    trainer = trainer_of(script)
+    borrow(trainer.model).check(adapted.describe(config.model, config.lora, config.task), config.model)
+    return trainer
+
+
+@lru_cache(maxsize=1)
+def _trainer_of(program: str, _: files.Stamp) -> Any:
     _handed_over.clear()
-    program = str(Path(script).expanduser())
     with _as_a_program(program):
         try:
             runpy.run_path(program, run_name="__main__")
         except SystemExit as ended:
-            raise BouquetError("a node's script ends itself", where=script, got=f"exit {ended.code}") from ended
+            raise BouquetError("a node's script ends itself", where=program, got=f"exit {ended.code}") from ended
     if not _handed_over:
         raise BouquetError(
             "a node's script hands over no trainer",
-            where=script,
+            where=program,
             cure="Let it call bouquet.patch(trainer) where it would call trainer.train().",
         )
     return _handed_over.pop()
 
 
 @contextmanager
-def _as_a_program(script: str) -> Iterator[None]:
+def _as_a_program(program: str) -> Iterator[None]:
     """While it lasts, the process has the arguments that a program has which was started without any."""
     arguments = sys.argv
-    sys.argv = [script]
+    sys.argv = [program]
     try:
         yield
     finally:

@@ -44,27 +44,24 @@ class BorrowedModel(LoraModel):
             module.lora_B["default"].float()
         rank, scale = modules[0].r["default"], modules[0].scaling["default"]
         self._find_adapter(network.get_base_model(), (), rank, scale, Lora())
+        self._given = self.spec
 
     def check(self, wanted: Spec, model: ModelConfig) -> None:
         """Raise :class:`RefusalError` unless this is the base of a run, with the adapter that it ``wanted``."""
         _check_base(self.network.get_base_model(), model)
-        own, run = self.spec.layers, wanted.layers
+        given = self._given
+        own, run = given.layers, wanted.layers
         if own != run:
             missing, further = run.keys() - own.keys(), own.keys() - run.keys()
             differing = [layer for layer in run.keys() & own.keys() if own[layer] != run[layer]]
             lists = {"no": missing, "also": further, "of another shape": differing}
             got = "; ".join(f"{word} {_listed(names)}" for word, names in lists.items() if names)
             raise _unlike("other layers than the run's", "lora.targets", f"{len(run)} layers", got)
-        if self.spec.rank != wanted.rank:
-            raise _unlike("another rank than the run's", "lora.rank", str(wanted.rank), str(self.spec.rank))
-        if self.spec.scale != wanted.scale:
-            expected, got = f"{wanted.scale:g} (alpha / rank)", f"{self.spec.scale:g}"
+        if given.rank != wanted.rank:
+            raise _unlike("another rank than the run's", "lora.rank", str(wanted.rank), str(given.rank))
+        if given.scale != wanted.scale:
+            expected, got = f"{wanted.scale:g} (alpha / rank)", f"{given.scale:g}"
             raise _unlike("another scale than the run's", "lora.alpha", expected, got)
-
-    def resize(self, rank: int) -> None:
-        """Raise :class:`RefusalError` for another rank: the factors are somebody else's."""
-        if rank != self.spec.rank:
-            raise _unlike("another rank than the run's", "lora-rank", str(self.spec.rank), str(rank))
 
 
 def _check_adapter(network: Any) -> None:
@@ -76,7 +73,7 @@ def _check_adapter(network: Any) -> None:
     modules = {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
     plain = [name for name, module in modules.items() if _is_plain(module)]
     if not modules or len(plain) < len(modules):
-        kind = network.peft_config["default"].peft_type.value
+        kind = str(network.peft_config["default"].peft_type.value)  # type: ignore[union-attr]
         got = f"{kind}, another one at {_listed(modules.keys() - set(plain))}" if modules else kind
         raise _unlike("an adapter that is no plain LoRA", "peft_config", "LoRA's A and B on linear layers", got)
     factors = {f"{name}.lora_{part}.default.weight" for name in modules for part in "AB"}

@@ -17,8 +17,8 @@ from common import wire
 from common.config.node import NodeConfig
 from common.config.section import ConfigError
 from common.error import BouquetError, RefusalError
+from common.models.adapted import LoraModel
 from common.models.borrowed import borrow
-from common.sources import files
 from strategies import Recipe, read_config
 from strategies.gradients import Fast
 from tests.support import ROOT
@@ -43,10 +43,6 @@ def script(tmp_path_factory):
     return file
 
 
-def trainer_of(script):
-    return trainers.trainer_of(str(script), files.stamp_of([script]))
-
-
 def broken(tmp_path, text: str) -> dict[str, str]:
     """The node config of a node with another script."""
     file = tmp_path / "broken.py"
@@ -59,7 +55,7 @@ def test_a_trl_script_and_an_ordinary_node_learn_together(settings, tmp_path, sc
 
     def look(content: RecordDict) -> RecordDict:
         _, update = wire.unpack_update(content["update"], rule="ffa-lora", round=len(sent))
-        own = borrow(trainer_of(script).model).tensors()
+        own = borrow(trainers.trainer_of(str(script)).model).tensors()
         assert {key.part for key in update.tensors} == {"B"}
         for key, tensor in update.tensors.items():
             torch.testing.assert_close(tensor, own[key], rtol=0, atol=0)
@@ -81,7 +77,7 @@ def test_a_trl_script_and_an_ordinary_node_learn_together(settings, tmp_path, sc
 
 
 def test_every_round_begins_anew_and_sees_the_examples_in_an_order_of_its_own(script):
-    trainer = trainer_of(script)
+    trainer = trainers.trainer_of(str(script))
     model = borrow(trainer.model)
     start, ends = model.tensors(), []
     for seed in ("0/ward-3/0", "0/ward-3/0", "0/ward-3/1"):
@@ -106,6 +102,13 @@ def test_a_script_that_fails_in_a_private_run_is_noise_alone(settings, tmp_path,
         flat = torch.cat([tensor.flatten() for key, tensor in change.items() if key.part == "B"])
         assert 0.9 < flat.std() < 1.1  # 2 C z, where a node learns far less than C
     assert [row.mechanism for row in spent(tmp_path)] == ["update-local"] * 2
+
+
+def test_a_private_run_that_does_not_fit_is_not_told_that_the_script_has_worked(settings, script, capsys):
+    """Else a coordinator would learn by it, at no cost, that the records let the script come to its end."""
+    node, flat = {"script": str(script), "policy": OPEN}, settings(**RUN, **PRIVATE, **{"lora.rank": 4})
+    assert type(ScriptSession(Context(1, 1, node, RecordDict(), flat)).load()) is LoraModel
+    assert "another rank than the run's (lora.rank): expected 4, got 8" in capsys.readouterr().err
 
 
 REFUSED = {
@@ -144,14 +147,16 @@ def test_a_script_is_refused_that_hands_nothing_over(tmp_path):
     }.items():
         file = broken(tmp_path, text)["script"]
         with pytest.raises(BouquetError, match=message):
-            trainers.trainer_of(file, files.stamp_of([tmp_path / "broken.py"]))
+            trainers.trainer_of(file)
 
 
 def test_a_script_that_is_not_there_is_named(settings, tmp_path):
     missing = {"script": str(tmp_path / "none.py"), "policy": OPEN}
     with pytest.raises(RefusalError, match=r"cannot be read \(script, of the node's config\): got \S+none.py: No such"):
         ScriptSession(Context(1, 1, missing, RecordDict(), settings(**RUN))).examples()
-    with pytest.raises(ConfigError, match="data: expected none beside a script, which has its own, got '/notes.jsonl'"):
+    with pytest.raises(
+        ConfigError, match=r"data: expected none beside a script, which has its own, got '/notes.jsonl'"
+    ):
         NodeConfig.from_flower({"script": "/notes.py", "data": "/notes.jsonl"})
 
 
