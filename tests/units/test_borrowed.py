@@ -6,9 +6,11 @@ import peft
 import pytest
 import torch
 
-from common.config.run import ModelConfig
+from common.adapter.values import Key
+from common.config.run import LoraConfig, ModelConfig
 from common.error import RefusalError
 from common.models import base
+from common.models.adapted import LoraModel
 from common.models.borrowed import borrow
 from tests.support.architectures import save
 
@@ -68,3 +70,22 @@ def test_another_base_is_refused(network, tmp_path):
         model.check(model.spec, ModelConfig(quantization="none"))
     model.resize(2)  # a smaller rank in a run does not make it another model for the next
     model.check(replace(model.spec, rank=4), own)
+
+
+def test_it_computes_what_bouquets_own_model_does_over_an_offset_too(network, tmp_path):
+    config = ModelConfig(name=str(tmp_path), quantization="none")
+    own = LoraModel(base.load(config, 0, torch.device("cpu")), LoraConfig(rank=4, alpha=8, targets="q_proj,v_proj"))
+    borrowed = borrow(adapted()(network))
+    assert borrowed.spec == own.spec
+    tensors = {key: torch.randn(shape) / 8 for key, shape in own.spec.factor_shapes().items()}
+    shapes = own.spec.layers
+    offset = {Key(layer, "Q"): torch.randn(shapes[layer].d_out, 2) / 8 for layer in shapes}
+    offset |= {Key(layer, "P"): torch.randn(2, shapes[layer].d_in) / 8 for layer in shapes}
+    batch = {name: torch.tensor([[1, 5, 9, 7]]) for name in ("input_ids", "labels")}
+    batch["attention_mask"] = torch.ones(1, 4, dtype=torch.long)
+    for model in (own, borrowed):
+        model.install(tensors, 2.0, offset)
+        model.network.eval()
+    torch.testing.assert_close(borrowed.outputs(batch).values, own.outputs(batch).values)
+    trained = borrowed.train_only(borrowed.keys)
+    assert [id(p) for p in borrowed.network.parameters() if p.requires_grad] == [id(p) for p in trained]
