@@ -16,7 +16,7 @@
     steps = 100_000                       # of a round: train.steps * train.accumulation
 
     [data]
-    sources = ["stdlib", "/data/public"]  # for a node without `data`: names, files, folders with all below them
+    sources = ["stdlib", "/data/public"]  # for a node without `data` or `script`: names, files, folders and all below
 
     [tell]
     text = false                          # generated text

@@ -19,6 +19,9 @@ from common.config.section import ConfigError
 from common.error import BouquetError, RefusalError
 from common.models.adapted import LoraModel
 from common.models.borrowed import borrow
+from common.privacy import ledger
+from deploy.doctor import job
+from deploy.doctor.budget import budget
 from strategies import Recipe, read_config
 from strategies.gradients import Fast
 from tests.support import ROOT
@@ -160,13 +163,24 @@ def test_a_script_that_is_not_there_is_named(settings, tmp_path):
         NodeConfig.from_flower({"script": "/notes.py", "data": "/notes.jsonl"})
 
 
-def test_a_node_reads_its_script_and_not_what_the_coordinator_names(settings, tmp_path, script):
-    """Its policy lets no source in, which says nothing of a script; its ledger does not ask the run's source either."""
-    file = tmp_path / "policy.toml"
+def test_a_release_of_a_script_is_not_charged_to_a_data_set_that_the_coordinator_names(settings, tmp_path, script):
+    file = tmp_path / "policy.toml"  # which lets in no source of the run's
     file.write_text('models = ["*"]\n[budget]\nfields = ["text"]\n')
-    node = {"script": str(script), "policy": str(file)}
-    session = ScriptSession(Context(1, 1, node, RecordDict(), settings(**RUN, **PRIVATE)))
-    assert session.spending._dataset() is None
+    node = {"script": str(script), "policy": str(file), "state-directory": str(tmp_path / "own")}
+    spending = ScriptSession(Context(1, 1, node, RecordDict(), settings(**RUN, **PRIVATE))).spending
+    spending.charge(spending.plan(), 1)
+    (row,) = ledger.read(spending.node.ledger, spending.node.witness)
+    assert row.dataset == ""
+    assert re.match("epsilon .* after the run", budget(spending.config, spending.node))
+
+
+def test_doctor_says_whether_a_script_works_and_fits(tmp_path, script):
+    node = NodeConfig(script=str(script))
+    assert job.data(read_config(RUN), node) == f"{script}: a SFTTrainer that fits the run, with 32 examples"
+    with pytest.raises(RefusalError, match="another rank than the run's"):
+        job.data(read_config({**RUN, "lora.rank": 4}), node)
+    with pytest.raises(BouquetError, match=r"the node's script fails \(\S+broken.py\): got ValueError: no"):
+        job.data(read_config(RUN), NodeConfig(**broken(tmp_path, "raise ValueError('no')")))
 
 
 def trainer(**changes: object) -> SimpleNamespace:
