@@ -123,8 +123,6 @@ def train(trainer: Any, model: LoraModel, turn: Turn) -> Training:
     trainer.optimizer = None
     started = time.monotonic()
     done = trainer.train()
-    # What mixed precision wraps around the model would be one layer thicker after every round.
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if not math.isfinite(done.training_loss):
         raise BouquetError(
             "the training loss is not finite",

@@ -35,6 +35,7 @@ class BorrowedModel(LoraModel):
 
     def __init__(self, network: Any) -> None:
         self.network = network
+        base.keep_trainable(network)
         modules = [module for module in network.modules() if isinstance(module, LoraLayer)]
         self._targets = sorted(network.targeted_module_names)
         self._transposed = network.peft_config["default"].fan_in_fan_out
