@@ -28,6 +28,7 @@ NAMES = {
     "State": "common.adapter.values",
     "Update": "common.adapter.values",
     "BouquetError": "common.error",
+    "patch": "client_app.trainer",
 }
 """The public names and where they are at home; each is imported when it is asked for.
 

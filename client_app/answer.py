@@ -32,9 +32,9 @@ def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig],
     try:
         if (node := NodeConfig.from_flower(context.node_config)).warm and elsewhere is not None:
             return elsewhere(node)
-        from client_app.session import Session
+        from client_app.scripted import session_of
 
-        session = Session(context)
+        session = session_of(context, node)
         content = _work(session, message, context)
         session.check(message.metadata.message_type, content)
     except Exception as error:

@@ -1,5 +1,6 @@
 """The examples of a node in a run without privacy, or one whose coordinator is trusted: read whole, or not at all."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,8 +20,8 @@ from common.tasks import Example
 class Examples:
     """A node's tokenised examples, and what became of the records that it has."""
 
-    train: list[Example]
-    heldout: list[Example]
+    train: Sequence[Example]
+    heldout: Sequence[Example]
     counts: Counts
 
 

@@ -1,5 +1,6 @@
 """What a node receives and sends: a state that is checked, completed and installed, and an update that is packed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +14,6 @@ from common.adapter.values import OFFSET, State, Tensors, Update, check_range
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.error import BouquetError
-from common.models import adapted
 from common.models.adapted import LoraModel
 from common.wire.codecs import CODECS
 from strategies import Recipe
@@ -21,11 +21,12 @@ from strategies import Recipe
 
 @dataclass(frozen=True)
 class Exchange:
-    """The two ends of a message on a node, between the wire and the model."""
+    """The two ends of a message on a node, between the wire and the model that ``load`` gives."""
 
     recipe: Recipe
     node: NodeConfig
     memory: Memory
+    load: Callable[[], LoraModel]
 
     @property
     def config(self) -> RunConfig:
@@ -40,9 +41,7 @@ class Exchange:
 
     def receive(self, message: Message) -> tuple[LoraModel, State]:
         """The state in a message: checked, completed with what this side has of it, and installed in the model."""
-        recipe, config, rule = self.recipe, self.config, self.recipe.rule
-        structure, mode = recipe.structure, config.privacy.mode
-        model = adapted.load(config.model, config.lora, config.task, self.node.device, structure, mode)
+        recipe, rule, model = self.recipe, self.recipe.rule, self.load()
         spec, record = self._whole(model), message.content.array_records["state"]
         most, fits = spec.most_tensors, partial(check_form, spec=spec)
         header, state = wire.unpack_state(record, rule=rule.name, most=most, fits=fits)

@@ -16,7 +16,7 @@
     steps = 100_000                       # of a round: train.steps * train.accumulation
 
     [data]
-    sources = ["stdlib", "/data/public"]  # for a node without `data`: names, files, folders with all below them
+    sources = ["stdlib", "/data/public"]  # for a node without `data` or `script`: names, files, folders and all below
 
     [tell]
     text = false                          # generated text
@@ -145,11 +145,12 @@ class Policy(Section):
             *self._outside_task(config.task, node),
             *self.cost.mistakes(config),
         ]
-        if not node.data and not any(_covers(source, config.data.source) for source in self.data.sources):
+        own = node.data or node.script
+        if not own and not any(_covers(source, config.data.source) for source in self.data.sources):
             allowed = " or ".join(self.data.sources) or "nothing"
             mistakes.append(f"data.source: expected {allowed} (data.sources), got {config.data.source!r}")
         # One record of a new kind would move all others to another node; only one user of all nodes need not mind.
-        if private.guarded and not node.data and ANY not in self.data.sources:
+        if private.guarded and not own and ANY not in self.data.sources:
             mistakes += _outside("data.partition", [config.data.partition], ["iid", "none"])
         if node.privacy_epsilon:
             mistakes += self._silent()

@@ -33,12 +33,12 @@ from common import durable
 from common.adapter.values import State, Tensors, Update
 from common.config.node import NodeConfig
 from common.error import BouquetError
-from common.models import base, lengths
+from common.models import adapted, base, lengths
 from common.models.adapted import LoraModel
 from common.privacy.accounting import Release
 from common.record.export import export
 from common.sources import files
-from common.tasks import Example, Task
+from common.tasks import Example, Score, Task
 from common.version import ROOT, fingerprint
 from strategies import Recipe
 
@@ -62,10 +62,15 @@ class Session:
         self.task: Task = lengths.widest(self.config)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         self.memory = Memory(self.node.state, run := run_name(context), self.node.label, self.config.privacy.mode)
-        self.exchange = Exchange(self.recipe, self.node, self.memory)
+        self.exchange = Exchange(self.recipe, self.node, self.memory, self.load)
         self.spending = Spending(self.config, self.node, self.policy, self.rule.name, run)
         self.round = 0  # as the run's record counts: of training from 1, of a score alone the round before it
         self.epsilon: float | None = None
+
+    def load(self) -> LoraModel:
+        """The model of this node, with the adapter that the recipe wants."""
+        config, structure = self.config, self.recipe.structure
+        return adapted.load(config.model, config.lora, config.task, self.node.device, structure, config.privacy.mode)
 
     def examples(self) -> Examples:
         """The node's examples. Raises :class:`BouquetError` where they cannot be read, with pieces of them."""
@@ -249,7 +254,6 @@ class Session:
 
         In a private run nothing is scored but under noise that is charged, where the run and the policy want it.
         """
-        config = self.config.evaluation
         model, state = self.exchange.receive(message)
         self.round = state.round
         if self.config.privacy.on:
@@ -257,7 +261,7 @@ class Session:
             figures = self._noised_score(model, state) if self.config.privacy.scored else {}
             return RecordDict({"metrics": MetricRecord(dict(figures))})
         started = time.monotonic()
-        score = model.score(self.task, self.examples().heldout[: config.limit or None], config.batch_size)
+        score = self._score(model)
         metrics: dict[str, Any] = {
             "loss": score.loss / score.count,
             self.task.metric: self.task.figure(score),
@@ -273,6 +277,10 @@ class Session:
         if prompt and self.policy.tell.text:
             content["sample"] = ConfigRecord({"text": model.generate(str(prompt), self.tokenizer)})
         return content
+
+    def _score(self, model: LoraModel) -> Score:
+        config = self.config.evaluation
+        return model.score(self.task, self.examples().heldout[: config.limit or None], config.batch_size)
 
     def _noised_score(self, model: LoraModel, state: State) -> dict[str, float]:
         """The private score of the held-out units, charged before any of them is looked at."""

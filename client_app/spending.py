@@ -70,8 +70,8 @@ class Spending:
         return entry.epsilon
 
     def _dataset(self) -> DataSet | None:
-        """The data set that a release is charged to; None for all of the node's, by default and where none is read."""
-        if not (fields := self.policy.budget.fields):
+        """The data set that a release is charged to; None for all of the node's: by default, and where none is read."""
+        if not (fields := self.policy.budget.fields) or self.node.script:
             return None
         try:
             found = stable.node_records(self.config.data, self.node, self.config.seed)

@@ -135,7 +135,7 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
         steps=steps,
         tokens=tokens,
         seconds=time.monotonic() - started,
-        peak_memory=_peak_memory(model.device),
+        peak_memory=peak_memory(model.device),
         remembered={name: tensor.cpu() for name, tensor in zip(named, kept, strict=True)} if kept else {},
     )
 
@@ -186,7 +186,7 @@ def _at(tensors: Tensors, name: Key, parameter: nn.Parameter) -> torch.Tensor:
     return kept.to(parameter) if kept is not None and kept.shape == parameter.shape else torch.zeros_like(parameter)
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """The most that was allocated on a GPU in this round, or that the process has had on a CPU; bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -32,6 +32,8 @@ class NodeConfig(Section):
     """The node's stable name; empty for one by its part. On a site the roster decides."""
     data: str = ""
     """The node's own data, which replaces `data.source` and is used whole; empty for the run's."""
+    script: AbsolutePath = ""
+    """The operator's own Python script, whose trainer learns in place of `data`; empty for none."""
     lora_rank: CountOrOff = 0
     """The node's own, smaller rank, under rules of mixed ranks; 0 for the run's."""
     device: str = "auto"
@@ -61,6 +63,8 @@ class NodeConfig(Section):
             mistakes.append("state-directory: expected a folder of its own for privacy-epsilon, got none")
         if state and witness and Path(str(witness)).is_relative_to(Path(str(state))):
             mistakes.append(f"privacy-witness: expected a file outside the state-directory {state}, got {witness!r}")
+        if flat.get("script") and flat.get("data"):
+            mistakes.append(f"data: expected none beside a script, which has its own, got {flat['data']!r}")
         where, place = (
             f"node config {file}" if file else "node config",
             file or "--node-config of this flower-supernode",

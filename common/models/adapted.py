@@ -62,6 +62,12 @@ class LoraModel:
         self._targets = targets.find(network, lora.targets, heads)
         self._transposed = targets.transposed(network)
         self.network: Any = peft.PeftModel(network, self._peft_config(lora.rank, lora.dropout))
+        self._find_adapter(network, heads, lora.rank, lora.scale, structure)
+
+    def _find_adapter(
+        self, network: nn.Module, heads: Sequence[str], rank: int, scale: float, structure: Structure
+    ) -> None:
+        """Get to know the adapted layers and the ``heads`` of a base that PEFT has adapted."""
         self._layers: dict[str, Any] = {
             name.removeprefix(PREFIX): module
             for name, module in self.network.named_modules()
@@ -74,14 +80,14 @@ class LoraModel:
                 for layer, module in self._layers.items()
             },
             head={key: tuple(parameter.shape) for key, parameter in self._head.items()},
-            rank=lora.rank,
-            scale=lora.scale,
+            rank=rank,
+            scale=scale,
             structure=structure,
         )
         self._token_losses = TokenLosses(network) if targets.output_layer(network) is not None else None
         self._packing = Packing(network)
         self._inject()
-        self._rescale(lora.scale)
+        self._rescale(scale)
 
     @property
     def layers(self) -> dict[str, Any]:

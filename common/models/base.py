@@ -104,11 +104,9 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
     auto = _auto(model, classes)
     network, found = _from_hub(auto, model, output_loading_info=True, ignore_mismatched_sizes=bool(classes), **options)
     weights.check_whole(found, ["pooler"] if auto is AutoModel else heads, location(model.name))
+    keep_trainable(network)
     for module in network.modules():
         if isinstance(module, Linear4bit):
-            # On CPUs with bfloat16 units, the first evaluation would repack the weights for inference, for good and
-            # with loss, and no gradient would pass the layer again.
-            module.support_avx512bf16_for_cpu = False
             # Whatever the base was saved with.
             module.compute_dtype = compute
     if model.gradient_checkpointing:
@@ -120,6 +118,17 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
         network.generation_config.eos_token_id = vocabulary.ends(tokenizer, config, network.generation_config)
     loaded: nn.Module = network
     return loaded
+
+
+def keep_trainable(network: nn.Module) -> None:
+    """Keep bitsandbytes from making 4-bit weights of a network fit for inference alone.
+
+    On CPUs with bfloat16 units, the first evaluation would repack them, for good and with loss, and no gradient would
+    pass the layer again.
+    """
+    for module in network.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 @lru_cache(maxsize=1)

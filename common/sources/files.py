@@ -1,5 +1,6 @@
 """Which files a source of data is, and whether they are still what they were."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.error import BouquetError
@@ -10,7 +11,12 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 def stamp(source: str, setting: str = "data.source") -> Stamp:
     """What tells the files of a source from what they were before; nothing for what is no path."""
-    facts = [(str(file), file.stat()) for file in files(source, setting) or ()]
+    return stamp_of(files(source, setting) or ())
+
+
+def stamp_of(found: Iterable[Path]) -> Stamp:
+    """What tells files from what they were before. Raises :class:`OSError` where one is missing."""
+    facts = [(str(file), file.stat()) for file in found]
     return tuple((name, fact.st_mtime_ns, fact.st_size, fact.st_ino) for name, fact in facts)
 
 

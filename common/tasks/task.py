@@ -180,7 +180,7 @@ class Task(ABC):
 
     def readings(self, values: Tensor) -> Mapping[str, float]:
         """What a head's values of one text (C) mean, by name: shares of the classes, or a number in its own unit."""
-        raise NotImplementedError(f"{self.name} has no head")
+        raise NotImplementedError("a task without a head")
 
     @abstractmethod
     def written(self, text: str, prompt: str, draw: random.Random) -> Mapping[str, Any]:

@@ -82,6 +82,7 @@ def _releases(config: RunConfig, planned: Release, done: int) -> list[Release]:
 
 
 def _dataset(config: RunConfig, node: NodeConfig) -> DataSet | None:
-    """The data set that has a budget of its own; None where the node has one for all, as without a policy."""
-    fields = Policy.of(node).budget.fields
-    return DataSet.of(stable.node_records(config.data, node, config.seed), fields) if fields else None
+    """The data set that has a budget of its own; None where the node has one for all."""
+    if not (fields := Policy.of(node).budget.fields) or node.script:
+        return None
+    return DataSet.of(stable.node_records(config.data, node, config.seed), fields)

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
+from client_app import trainer
 from client_app.policy import Policy
 from common import readable, tasks
 from common.adapter.spec import Spec
@@ -55,7 +56,12 @@ def model(config: RunConfig) -> str:
 
 
 def data(config: RunConfig, node: NodeConfig) -> str:
-    """Every record of the node against the task's schema. Raises :class:`BouquetError` with the first that fail."""
+    """Every record of the node against the task's schema, or what its script hands over.
+
+    Raises :class:`BouquetError` with the first records that fail, and whatever the script raises.
+    """
+    if node.script:
+        return _script(config, node.script)
     source = node.data or config.data.source
     found = list(dealing.each(source))
     good = [placed for placed in found if not isinstance(placed.found, BouquetError)]
@@ -76,6 +82,16 @@ def data(config: RunConfig, node: NodeConfig) -> str:
     own = len(dealing.node_records(config.data, node, config.seed))
     unnamed = f"; {nobody:,} have no '{unit}' and are left out" if nobody else ""
     return f"{source}: {counts}, {counts.examples:,} examples; this node trains on {own:,} records{unnamed}"
+
+
+def _script(config: RunConfig, script: str) -> str:
+    try:
+        own = trainer.fitting(script, config)
+    except BouquetError:
+        raise
+    except Exception as error:  # a boundary: whatever it raises, the script is what does not work
+        raise BouquetError("the node's script fails", where=script, got=f"{type(error).__name__}: {error}") from error
+    return f"{script}: a {type(own).__name__} that fits the run, with {len(own.train_dataset):,} examples"
 
 
 def policy(config: RunConfig, node: NodeConfig) -> str:
@@ -106,7 +122,7 @@ def memory(config: RunConfig, node: NodeConfig) -> str:
 
 def _length(config: RunConfig, node: NodeConfig) -> int:
     """The most tokens of an example on this node."""
-    if config.privacy.on or config.task.max_length:
+    if config.privacy.on or config.task.max_length or node.script:
         return lengths.widest(config).length
     found = dealing.node_records(config.data, node, config.seed)
     return lengths.fitted(config.task, config.model, found, base.load_tokenizer(config.model)).length

@@ -101,7 +101,12 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
     usual = {"name": name, "state-directory": state, "privacy-witness": witness}
     settings = {**usual, "policy": f"{place.installed}/policy.toml", **settings}
     node = NodeConfig.from_flower(settings)
-    for key, path in (("data", node.data), ("state-directory", node.state_directory), ("policy", node.policy)):
+    for key, path in (
+        ("data", node.data),
+        ("script", node.script),
+        ("state-directory", node.state_directory),
+        ("policy", node.policy),
+    ):
         if path and not Path(path).is_absolute():
             raise BouquetError(
                 "a path that is not absolute",

@@ -11,6 +11,13 @@ LAWS = ("tests/units/test_laws.py", "tests/units/test_privacy.py")
 
 AXES = (
     Mutant(
+        "a script's trainer begins every round with the same examples",
+        "client_app/trainer.py",
+        "dataloader_config.data_seed = seed",
+        "dataloader_config.data_seed = 7",
+        ("tests/runs/test_script.py",),
+    ),
+    Mutant(
         "LoRA-GA: what the start adds is not taken off the frozen weight",
         "strategies/recipe.py",
         "if not self.init.moves and b.any() and (right := self.structure.right(adapter, layer)).any():",

@@ -11,6 +11,13 @@ SCORES = ("tests/runs/test_scoring.py",)
 
 BUDGET = (
     Mutant(
+        "what a script's trainer gives away is charged to a data set that the coordinator names",
+        "client_app/spending.py",
+        "if not (fields := self.policy.budget.fields) or self.node.script:",
+        "if not (fields := self.policy.budget.fields):",
+        ("tests/runs/test_script.py",),
+    ),
+    Mutant(
         "a noised score is asked and paid for again where its round is tried again",
         "server_app/scoring.py",
         "done = sheet.asked if self._noised else sheet.scores.keys()",

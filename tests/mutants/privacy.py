@@ -20,6 +20,13 @@ PRIVACY = (
         ("tests/units/test_turns.py",),
     ),
     Mutant(
+        "a coordinator is told that a script has failed over the records",
+        "client_app/scripted.py",
+        "if not self.config.privacy.guarded:",
+        "if True:",
+        ("tests/runs/test_script.py",),
+    ),
+    Mutant(
         "the replies of a pair are clipped with those of other pairs",
         "client_app/privacy.py",
         "for _ in unit]).repeat(self._task.rows)",

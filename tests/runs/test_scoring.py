@@ -47,7 +47,10 @@ def test_a_score_that_comes_with_an_update_is_the_one_that_a_message_of_its_own_
     strategy = LoraStrategy(Recipe.read(config))
     state = checkpoint.load(checkpoint.file_of(tmp_path / "run/checkpoints", 1), rule)
     messages = strategy.messages(MessageType.EVALUATE, state, [Recipient(1000), Recipient(1001)])
-    for reply, node in zip(grid.send_and_receive(messages), ("node-000", "node-001"), strict=True):
+    nodes = {1000: "node-000", 1001: "node-001"}
+    replies = {nodes[reply.metadata.src_node_id]: reply for reply in grid.send_and_receive(messages)}
+    assert set(replies) == {"node-000", "node-001"}
+    for node, reply in replies.items():
         scored = reply.content.metric_records["metrics"]
         assert scored["loss"] == told[1, node]["loss"]
         assert scored["perplexity"] == told[1, node]["score"]
