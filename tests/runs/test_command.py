@@ -93,7 +93,13 @@ def test_an_interruption_while_the_command_is_imported_is_told(monkeypatch, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [[], ["--in-process"]], ids=["by Flower", "in one program"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param([], id="by Flower", marks=pytest.mark.exhaustive),
+        pytest.param(["--in-process"], id="in one program"),
+    ],
+)
 def test_a_run_tells_each_round_and_ends_when_ended_from_outside(way, tmp_path):
     runs = tmp_path / "runs"
     # What 40 rounds print fits in a pipe's buffer: held back, it would come when all have ended.
