@@ -1,4 +1,4 @@
-"""Whether a run has come anywhere, which is said at its end where it has not."""
+"""Whether a run has come anywhere, or the wrong way, which is said at its end."""
 
 from common.adapter.structures import stacked
 from common.adapter.values import Key, State
@@ -11,21 +11,23 @@ HARDLY = 0.02
 
 
 def stalled(outcome: Outcome, recipe: Recipe, task: Task) -> str:
-    """A line for a run that ended where it began; empty for one that did not.
+    """A line for a run that ended where it began, or worse; empty for one that learned, or had nothing left to learn.
 
-    Either the nodes' view of the last state adds nothing to the base model, or their held-out figure is what it was.
+    Either the nodes' view of the last state adds nothing to the base model, or their held-out figure is no better.
     """
     state, before, after = outcome.state, outcome.before, outcome.after
-    rate = recipe.config.train.learning_rate
-    cure = f"raise train.learning-rate ({rate:g} in this run), train.steps or num-server-rounds"
+    rate = f"train.learning-rate ({recipe.config.train.learning_rate:g} in this run)"
+    cure = f"raise {rate}, train.steps or num-server-rounds"
     if not recipe.personal and _is_base(recipe.rule.view(state, state.rank)):
         return f"the adapter adds nothing to the base model after {state.round} rounds: {cure}"
     if before is None or after is None or before is after:
         return ""
     gain = after.overall - before.overall if task.rises else 1 - after.overall / max(before.overall, 1e-9)
-    if gain >= HARDLY:
+    if gain >= HARDLY or (task.rises and after.overall > 1 - HARDLY):
         return ""
     figures = f"{task.metric} {before.overall:.4g} before and {after.overall:.4g} after"
+    if gain <= -HARDLY:
+        return f"the run ended worse than it began, held-out {figures}: lower {rate}"
     return f"the run ended where it began, held-out {figures}: {cure}"
 
 
