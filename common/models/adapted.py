@@ -6,7 +6,7 @@ The base is never written to. The adapter is PEFT's ``default``; the frozen offs
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import peft
@@ -38,7 +38,6 @@ def describe(model: ModelConfig, lora: LoraConfig, task: TaskConfig, structure: 
     return LoraModel(base.skeleton(model, tasks.classes(task)), lora, structure).spec
 
 
-@lru_cache(maxsize=1)
 def load(
     model: ModelConfig,
     lora: LoraConfig,
@@ -51,7 +50,8 @@ def load(
 
     The base itself is kept for that one too, within a privacy ``mode``: the model that had it before is then of no use.
     """
-    return LoraModel(kept.base(model, tasks.classes(task), device, mode).bare(), lora, structure)
+    base_model = kept.base(model, tasks.classes(task), device, mode)
+    return base_model.wearing((lora, structure), lambda network: LoraModel(network, lora, structure))
 
 
 class LoraModel:

@@ -1,6 +1,8 @@
 """The base model that a process keeps: loaded once, for one adapter after another."""
 
+from collections.abc import Callable, Hashable
 from functools import lru_cache
+from typing import Any, TypeVar
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -8,14 +10,26 @@ from torch import nn
 from common.config.run import ModelConfig
 from common.models.base import find_device, load
 
+Worn = TypeVar("Worn")
+
 
 class Kept:
     """A loaded base. What an adapter's life has left in its buffers is undone; the values of a head are not."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
+        self._worn: tuple[Hashable, Any] | None = None
         # All names of a buffer that several modules share.
         self._buffers = {name: buffer.clone() for name, buffer in network.named_buffers(remove_duplicate=False)}
+
+    def wearing(self, adapter: Hashable, put_on: Callable[[nn.Module], Worn]) -> Worn:
+        """What ``put_on`` made of the bare network for this ``adapter``, while it wears no other."""
+        if self._worn is None or self._worn[0] != adapter:
+            # Forgotten first: where the next one cannot be put on, the one before is off all the same.
+            self._worn = None
+            self._worn = adapter, put_on(self.bare())
+        worn: Worn = self._worn[1]
+        return worn
 
     def bare(self) -> nn.Module:
         """The network without the adapter that it has worn until now, which is of no use from then on."""

@@ -322,3 +322,18 @@ def test_a_loss_that_is_not_finite_stops_the_round_with_a_reason():
         BouquetError, match=r"the training loss is not finite \(round 1, step .*Lower train.learning-rate"
     ):
         train_plainly(model, tasks.build(TEXT), EXAMPLES, config)
+
+
+def test_an_adapter_that_cannot_be_put_on_costs_the_base_nothing():
+    """What was worn before is off by then, and is put on anew when it is asked for."""
+    config = ModelConfig.model_validate({"quantization": "none"})
+    for targets in ("q_proj", "no_such_layer", "q_proj"):
+        wanted = LoraConfig.model_validate({"targets": targets})
+        if targets == "no_such_layer":
+            with pytest.raises(BouquetError, match="the model has no such layer"):
+                adapted.load(config, wanted, TEXT, "cpu")
+            continue
+        model = adapted.load(config, wanted, TEXT, "cpu")
+        model.train_only(model.keys)
+        assert model.outputs(tasks.build(TEXT).collate(EXAMPLES, model.pad)).values.requires_grad
+    assert adapted.load(config, wanted, TEXT, "cpu") is model
