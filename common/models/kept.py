@@ -27,11 +27,11 @@ class Kept:
         if self._worn is None or self._worn[0] != adapter:
             # Forgotten first: where the next one cannot be put on, the one before is off all the same.
             self._worn = None
-            self._worn = adapter, put_on(self.bare())
+            self._worn = adapter, put_on(self._bare())
         worn: Worn = self._worn[1]
         return worn
 
-    def bare(self) -> nn.Module:
+    def _bare(self) -> nn.Module:
         """The network without the adapter that it has worn until now, which is of no use from then on."""
         for name, module in list(self._network.named_modules()):
             if isinstance(module, LoraLayer):

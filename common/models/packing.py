@@ -63,6 +63,11 @@ class Packing:
         if not self.works or bool(mask.all()):
             yield None
             return
+        with self._packed(mask) as layout:
+            yield layout
+
+    @contextmanager
+    def _packed(self, mask: Tensor) -> Iterator[Layout]:
         layout = Layout(mask, self._device)
         hooks = [block.register_forward_pre_hook(partial(_enter, layout), with_kwargs=True) for block in self._blocks]
         hooks.append(self._blocks[-1].register_forward_hook(partial(_leave, layout)))
@@ -81,7 +86,6 @@ class Packing:
         finally:
             self.works = works
 
-    @torch.no_grad()
     def _same(self) -> bool:
         """Whether made-up texts come out of this model packed as they do padded."""
         mask = torch.tensor([[1] * length + [0] * (max(LENGTHS) - length) for length in LENGTHS])
@@ -89,20 +93,15 @@ class Packing:
         tokens = torch.arange(1, 1 + mask.numel()).view_as(mask) % config.vocab_size
         tokens[mask == 0] = getattr(config, "pad_token_id", None) or 0
         batch = {"input_ids": tokens.to(self._device), "attention_mask": mask.to(self._device)}
-        training = self._network.training
-        self._network.eval()
-        self.works = True
-        try:
+
+        def both() -> tuple[Tensor, Tensor]:
             padded = self._network(**batch).logits
-            with self.on(mask):
+            with self._packed(mask):
                 packed = self._network(**batch).logits
-        except Exception:  # a boundary: whatever the model raises, it cannot be packed
-            return False
-        finally:
-            self._network.train(training)
-        if packed.dim() == 3:
-            padded, packed = padded[mask.bool()], packed[mask.bool()]
-        return agree(packed, padded, self._network)
+            # Of a language model, what it says of padding is of no use.
+            return (packed[mask.bool()], padded[mask.bool()]) if packed.dim() == 3 else (packed, padded)
+
+        return agree(self._network, both)
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:

@@ -71,21 +71,16 @@ class TokenLosses:
             logits: Tensor = self._network(input_ids=words, use_cache=False).logits
         return logits[0]
 
-    @torch.no_grad()
     def _same(self) -> bool:
         """Whether a made-up text has the same logits either way."""
         text = {"input_ids": torch.arange(TOKENS, device=self._network.device)[None] % self._vocabulary}
         text["attention_mask"] = torch.ones_like(text["input_ids"])
-        training = self._network.training
-        self._network.eval()
-        try:
-            whole = self._network(**text, use_cache=False).logits[0]
-            apart = self._head(self._body(**text, use_cache=False).last_hidden_state[0])
-        except Exception:  # a boundary: whatever the model raises, it cannot be taken apart
-            return False
-        finally:
-            self._network.train(training)
-        return agree(apart, whole, self._network)
+
+        def both() -> tuple[Tensor, Tensor]:
+            hidden = self._body(**text, use_cache=False).last_hidden_state[0]
+            return self._head(hidden), self._network(**text, use_cache=False).logits[0]
+
+        return agree(self._network, both)
 
 
 class _Losses(torch.autograd.Function):

@@ -82,17 +82,6 @@ class Classify(Classed):
             tallies["confusion"] = tuple(confusion.flatten().tolist())
         return Score(loss, int((predicted == labels).sum()), len(labels), tallies)
 
-    def figure(self, score: Score) -> float:
-        """Accuracy, from 0 to 1."""
-        return score.correct / score.count
-
-    def merit(self, score: Score) -> float:
-        """The share of right answers."""
-        return self.figure(score)
-
-    def score_of(self, merit: float, count: float) -> Score:
-        return Score(loss=count - merit, correct=round(merit), count=round(count))
-
     def tally_sizes(self) -> Mapping[str, int]:
         """The confusion matrix, row by row: how many examples of each class were taken for each."""
         return {"confusion": self.config.labels**2} if self.config.labels <= MOST_CLASSES else {}

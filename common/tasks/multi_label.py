@@ -121,15 +121,8 @@ class MultiLabel(Classed):
     def figure(self, score: Score) -> float:
         """Micro-F1; what noised merits say of it, where there are no tallies."""
         if not score.tallies:
-            return score.correct / score.count
+            return super().figure(score)
         return _f1(*(sum(score.tallies[name]) for name in (HITS, FALSE_ALARMS, MISSES)))
-
-    def merit(self, score: Score) -> float:
-        """The unit's own micro-F1."""
-        return self.figure(score)
-
-    def score_of(self, merit: float, count: float) -> Score:
-        return Score(loss=count - merit, correct=round(merit), count=round(count))
 
     def tally_sizes(self) -> Mapping[str, int]:
         """Of each class how often it was said rightly, said wrongly, and not said."""

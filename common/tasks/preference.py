@@ -15,7 +15,7 @@ from torch import Tensor
 from common.error import BouquetError
 from common.sources.fields import LeftOut, text, words
 from common.tasks.fixed import fixed
-from common.tasks.task import Example, Output, Score, Task
+from common.tasks.task import Example, Output, Task
 from common.tasks.turns import Turn, asked, conversation, turn_of, unpacked
 
 if TYPE_CHECKING:
@@ -103,16 +103,6 @@ class Preference(Task):
 
     def weights(self, labels: Tensor) -> Tensor:
         return torch.ones(len(labels) // self.rows, device=labels.device)
-
-    def figure(self, score: Score) -> float:
-        """The share of what is on its right side, from 0 to 1."""
-        return score.correct / score.count
-
-    def merit(self, score: Score) -> float:
-        return self.figure(score)
-
-    def score_of(self, merit: float, count: float) -> Score:
-        return Score(loss=count - merit, correct=round(merit), count=round(count))
 
 
 def tally(rewards: Tensor) -> tuple[int, int]:

@@ -225,17 +225,17 @@ class Task(ABC):
     def score(self, output: Output) -> Score:
         """The held-out sums of a batch."""
 
-    @abstractmethod
     def figure(self, score: Score) -> float:
-        """The task's metric, from summed scores."""
+        """The task's metric, from summed scores: the share that is right."""
+        return score.correct / score.count
 
-    @abstractmethod
     def merit(self, score: Score) -> float:
         """How good one unit's score is, from 0 to 1: what a private run sums under noise."""
+        return self.figure(score)
 
-    @abstractmethod
     def score_of(self, merit: float, count: float) -> Score:
         """The score that merits of so much in sum stand for, over so many units."""
+        return Score(loss=count - merit, correct=round(merit), count=round(count))
 
     def tally_sizes(self) -> Mapping[str, int]:
         """The tallies of a score, and how many numbers each has."""
