@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from common.adapter.draws import layer_seed
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import TrainConfig
 from common.error import BouquetError
@@ -118,6 +119,7 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
     started = time.monotonic()
     total_loss, tokens = 0.0, 0
     for step in range(steps):
+        model.step(layer_seed(recipe.config.seed, turn.number, str(step)))
         loss, read = objective.gradients(partial(gradients, step), parameters)
         total_loss, tokens = total_loss + loss, tokens + read
         if (term := recipe.rule.penalty(model.live(turn.keys))) is not None:

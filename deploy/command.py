@@ -126,7 +126,7 @@ def rules_table() -> str:
         width, rank, nodes = EXAMPLE
         recipe = Recipe.around(built := rule())
         up, down = planned_bytes(recipe, Spec({"": LayerShape(width, width)}, {}, rank, 1.0), nodes)
-        costs = (f"{rule.learning_rate:g}", readable.size(up), readable.size(down))
+        costs = (f"{built.rate:g}", readable.size(up), readable.size(down))
         facts = (f"`{name}`", yes[built.exact], yes[rule.linear], yes[rule.mixed_ranks], privacy, *costs, rule.paper)
         rows.append(f"| {' | '.join(facts)} |")
     return "\n".join(rows)

@@ -23,7 +23,7 @@ from server_app.record import Record
 from server_app.rounds import Outcome, Rounds
 from server_app.scoring import Central, Scoring
 from strategies import Recipe
-from strategies.inits import GradientInit
+from strategies.inits import PublicInit
 from strategies.private_mean import PrivateMean
 from strategies.strategy import LoraStrategy, Weigh
 
@@ -108,9 +108,10 @@ def _start(recipe: Recipe, spec: Spec, record: Record) -> State:
 
     init, config = recipe.init, recipe.config
     given, sight = peft_folder.given(config.model, spec), None
-    if isinstance(init, GradientInit):
-        record.say(f"the start is taken from {init.examples} examples of {init.source}")
-        sight = seen(recipe, init, given)
+    if init.sees != "nothing":
+        examples = f" and {init.examples} examples of {init.source}" if isinstance(init, PublicInit) else ""
+        record.say(f"the start is taken from the base model{examples}")
+        sight = seen(recipe, given)
     state = recipe.start(spec, config.seed, sight, given)
     if given is not None:
         record.say(told(recipe, given, state))
@@ -150,7 +151,7 @@ def _told(recipe: Recipe) -> RuleFacts:
         paper=recipe.rule.paper,
         exact=recipe.rule.exact,
         personal=recipe.personal,
-        learning_rate=recipe.rule.learning_rate,
+        learning_rate=recipe.rule.rate,
     )
 
 

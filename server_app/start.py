@@ -1,39 +1,50 @@
 """What a start is made of beside the config: gradients of public data, and an adapter that is there already."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from common import tasks
 from common.adapter.algebra import squared_norm
 from common.adapter.values import HEAD, Key, State, Tensors
-from common.models import adapted, base, lengths
-from common.models.gradients import gradients
+from common.config.run import RunConfig
+from common.models import adapted, base, lengths, sights
 from common.sources import dealing
 from common.sources.records import fields
+from common.tasks import Example, Task
 from strategies import Recipe
-from strategies.inits import GradientInit
+from strategies.inits import PublicInit
 
 
-def seen(recipe: Recipe, init: GradientInit, given: Tensors | None = None) -> Callable[[str], Tensor]:
-    """By layer, the gradient that ``init`` wants to see, by the frozen weight; of the base with the adapter ``given``.
+def seen(recipe: Recipe, given: Tensors | None = None) -> Callable[[str], Tensor]:
+    """By layer, what the recipe's init has to see of the base model; examples see it with the adapter ``given``.
 
-    Here alone, and in central evaluation, the coordinator loads the base model; it needs as much memory again for the
-    gradients of the adapted layers, in float32.
+    Here alone, and in central evaluation, the coordinator loads the base model; for gradients it needs as much memory
+    again, for those of the adapted layers in float32.
     """
-    config, source, count = recipe.config, init.source, init.examples
+    config, init = recipe.config, recipe.init
+    model = adapted.load(config.model, config.lora, config.task, "auto", recipe.structure)
+    if not isinstance(init, PublicInit):
+        return partial(sights.weight, model)
+    task, examples = _public(config, init)
+    # From a start that adds nothing, in all that is trained: an adapter lets a gradient reach its layer.
+    state = Recipe.around(recipe.rule, config).start(model.spec, config.seed, given=given)
+    model.install(state.adapter, state.scale, state.offset)
+    look = sights.gradients if init.sees == "gradients" else sights.inputs
+    return look(model, task, examples).__getitem__
+
+
+def _public(config: RunConfig, init: PublicInit) -> tuple[Task, list[Example]]:
+    """The examples that an init looks at, and their task."""
+    source, count = init.source, init.examples
     tokenizer = base.load_tokenizer(config.model)
     # Each record is an example or more, unless it is left out.
     found = dealing.read(source, f"init.{init.name}.source")[: 4 * count]
     task = lengths.fitted(config.task, config.model, found, tokenizer)
     task.check(fields(found), where=source)
     encoded, _ = tasks.encoded(task, found, tokenizer)
-    examples = [example for record in encoded for example in record][:count]
-    # From the rule's own start, which adds nothing: an adapter lets a gradient reach its layer.
-    model = adapted.load(config.model, config.lora, config.task, "auto", recipe.structure)
-    state = Recipe.around(recipe.rule, config).start(model.spec, config.seed, given=given)
-    model.install(state.adapter, state.scale, state.offset)
-    return gradients(model, task, examples).__getitem__
+    return task, [example for record in encoded for example in record][:count]
 
 
 def told(recipe: Recipe, given: Tensors, state: State) -> str:

@@ -1,5 +1,6 @@
 """The laws between the axes: which choices go together, and what would fit where they do not."""
 
+from common.adapter.structures import STRUCTURES
 from common.error import BouquetError
 from common.method import AUTO, listed
 from common.tasks import TASKS
@@ -34,24 +35,31 @@ def _check_rule(choices: Choices) -> None:
             expected="mean.name = 'weighted' and server-optimizer.name = 'none'",
             cure=f"Rules that take these are {', '.join(n for n, r in RULES.items() if issubclass(r, MeanRule))}.",
         )
-    for axis, own in (("adapter", rule.structure.name), ("keep", rule.keeps)):
-        if (name := flat[f"{axis}.name"]) not in (AUTO, own):
-            raise BouquetError(
-                f"the rule '{rule.name}' goes with another choice",
-                where=f"{axis}.name",
-                expected=f"'{own}' or '{AUTO}'",
-                got=str(name),
-            )
+    if not rule.suits(rule.adapter):
+        raise BouquetError(
+            f"the rule '{rule.name}' does not know what to do with this structure",
+            where="adapter.name",
+            expected=f"'{AUTO}', or {listed([name for name, kind in STRUCTURES.items() if rule.suits(kind())])}",
+            got=rule.adapter.name,
+            cure=f"Rules that take it are {', '.join(n for n, r in RULES.items() if r.suits(rule.adapter))}.",
+        )
+    if flat["keep.name"] not in (AUTO, rule.keeps):
+        raise BouquetError(
+            f"the rule '{rule.name}' goes with another choice",
+            where="keep.name",
+            expected=f"'{rule.keeps}' or '{AUTO}'",
+            got=str(flat["keep.name"]),
+        )
 
 
 def _check_init(choices: Choices) -> None:
     """A start that is not drawn has to fit the structure, and be every node's."""
     rule, init = choices.rule, choices.init
-    if init.name == rule.init:
+    if init.name == rule.start_at:
         return
-    framed = INITS[rule.init].orthonormal
-    if init.orthonormal != framed:
-        fitting = listed([name for name, kind in INITS.items() if kind.orthonormal == framed])
+    framed = INITS[rule.start_at].orthonormal
+    if framed and not init.orthonormal:
+        fitting = listed([name for name, kind in INITS.items() if kind.orthonormal])
         raise BouquetError(
             f"an init that does not fit what the rule '{rule.name}' trains",
             where="init.name",
@@ -62,7 +70,7 @@ def _check_init(choices: Choices) -> None:
         raise BouquetError(
             f"the rule '{rule.name}' makes starts of its own, which its init has to agree with",
             where="init.name",
-            expected=f"'{AUTO}' or '{rule.init}'",
+            expected=f"'{AUTO}' or '{rule.start_at}'",
             got=init.name,
         )
 

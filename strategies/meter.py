@@ -85,7 +85,7 @@ class Estimate:
         model = self._rule.model(self._state, update)
         self._total += update.weight
         for layer, probe in self._probes.items():
-            left, right = model.adapter[Key(layer, "B")], self._rule.structure.right(model.adapter, layer)
+            left, right = self._rule.structure.factors(model.adapter, layer)
             self._sums[layer].addmm_(left, right @ probe, alpha=update.weight * model.scale)
 
     def squares(self, merged: State) -> Squares:
@@ -113,7 +113,8 @@ def _exact(rule: Rule, state: State, updates: list[Update], merged: State) -> Sq
 
 
 def _product(rule: Rule, state: State, layer: str) -> Terms:
-    return [(state.adapter[Key(layer, "B")], state.scale * rule.structure.right(state.adapter, layer))]
+    left, right = rule.structure.factors(state.adapter, layer)
+    return [(left, state.scale * right)]
 
 
 def _offset(state: State, layer: str) -> Terms:

@@ -12,16 +12,17 @@ from common import tasks
 from common.adapter.algebra import extend_offset
 from common.adapter.continued import continued
 from common.adapter.draws import layer_seed, normal
-from common.adapter.lora import Lora
 from common.adapter.spec import Spec
+from common.adapter.structures import STRUCTURES
 from common.adapter.threads import one_thread
 from common.adapter.values import FACTORS, HEAD, OFFSET, Key, State, Tensors, Update
 from common.config.run import RunConfig
 from common.error import BouquetError
+from common.method import AUTO
 from strategies import laws
 from strategies.choices import Choices
 from strategies.gradients import GRADIENTS
-from strategies.inits import INITS, GradientInit
+from strategies.inits import INITS
 from strategies.keeps import KEEPS, LocalHead
 from strategies.means import MEANS
 from strategies.objectives import OBJECTIVES
@@ -48,12 +49,14 @@ class Recipe(Choices):
         kind, given = RULES[config.rule], dict[str, Any]()
         if issubclass(kind, MeanRule):
             given = {"mean": MEANS.build(flat), "optimizer": SERVER_OPTIMIZERS.build(flat)}
+        if flat["adapter.name"] != AUTO:
+            given["adapter"] = STRUCTURES.build(flat)
         rule = RULES.build(flat, offset_energy=config.merge.offset_energy, **given)
         keeps = [KEEPS.build(flat, chosen(flat, "keep", rule.keeps))]
         private = "fast" if config.privacy.per_example else "backward"
         recipe = cls(
             rule=rule,
-            init=INITS.build(flat, chosen(flat, "init", rule.init)),
+            init=INITS.build(flat, chosen(flat, "init", rule.start_at)),
             optimizer=OPTIMIZERS.build(flat),
             objective=OBJECTIVES.build(flat),
             gradient=GRADIENTS.build(flat, chosen(flat, "gradient", private)),
@@ -66,7 +69,7 @@ class Recipe(Choices):
     @classmethod
     def around(cls, rule: Rule, config: RunConfig | None = None) -> Self:
         """A recipe of this rule, and of what it wants on the other axes."""
-        return cls(rule=rule, init=INITS[rule.init](), keeps=(KEEPS[rule.keeps](),), config=config or RunConfig())
+        return cls(rule=rule, init=INITS[rule.start_at](), keeps=(KEEPS[rule.keeps](),), config=config or RunConfig())
 
     @property
     def personal(self) -> bool:
@@ -98,7 +101,7 @@ class Recipe(Choices):
     @property
     def _starts_over_one(self) -> bool:
         """Whether the start may have an offset: an adapter, or what takes off again what the init adds."""
-        return bool(self.config.model.adapter) or (isinstance(self.init, GradientInit) and not self.init.moves)
+        return bool(self.config.model.adapter) or not (self.init.zero or self.init.moves)
 
     @property
     def continues(self) -> bool:
@@ -106,14 +109,14 @@ class Recipe(Choices):
 
         Where a rule or an init needs a start of its own, that stays, and the adapter is the offset under it.
         """
-        plain = self.structure == Lora() and not self.rule.restarts and not isinstance(self.init, GradientInit)
+        plain = self.structure.plain and not self.rule.restarts and self.init.name == "drawn"
         return plain and bool(self.config.model.adapter)
 
     @cached_property
     def drawn(self) -> frozenset[str]:
         """Parts that each side draws for itself with :meth:`draw`, so that they never travel to the nodes."""
         sent = OFFSET | (HEAD if self.config.model.adapter else frozenset())
-        if self.continues or isinstance(self.init, GradientInit) or self.rule.settled:
+        if self.continues or self.init.sees != "nothing" or self.rule.settled:
             sent |= FACTORS
         return (self.fixed | FACTORS if self.rule.restarts else self.fixed) - sent
 
@@ -173,14 +176,18 @@ class Recipe(Choices):
         """The start of the init, with a head that is drawn."""
         generator = torch.Generator().manual_seed(seed)
         adapter, offset = Tensors(), Tensors()
-        scale = 1.0 if self.init.orthonormal else spec.scale
+        linear = self.structure.trained in self.structure.linear_in
+        scale = 1.0 if self.init.unit else spec.scale
         for layer, shape in spec.layers.items():
             b, a, core = self.init.factors(shape, spec.rank, generator, None if seen is None else seen(layer))
+            if linear and not self.init.moves:
+                core = None  # what starts there and is taken off again is what starts at zero
             parts = self.structure.start(b, a, core)
             for part, _ in self.structure.layer(shape, spec.rank):
                 adapter[Key(layer, part)] = parts[part]
-            if not self.init.moves and b.any() and (right := self.structure.right(adapter, layer)).any():
-                offset[Key(layer, "Q")], offset[Key(layer, "P")] = -scale * b, right
+            left, right = self.structure.factors(adapter, layer)
+            if not self.init.moves and left.any() and right.any():
+                offset[Key(layer, "Q")], offset[Key(layer, "P")] = -scale * left, right
         for key, size in spec.head.items():
             if len(size) > 1:
                 adapter[key] = normal(size, 0.02, generator)

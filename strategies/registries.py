@@ -52,9 +52,12 @@ def chosen(flat: Mapping[str, Option], section: str, auto: str) -> str:
 def read_config(flat: Mapping[str, Any]) -> RunConfig:
     """Flower's flat run config, with the members of every axis and their hyperparameters known.
 
-    A learning rate that is left open is the rule's own from here on. Raises :class:`ConfigError` with every mistake.
+    A learning rate that is left open is the rule's own, or its structure's, from here on. Raises :class:`ConfigError`
+    with every mistake.
     """
     flat = renamed(flat)
     config = RunConfig.from_flower(flat, AXES, NAMES)
-    rate = config.train.learning_rate or RULES[config.rule].learning_rate
+    rule = RULES[config.rule]
+    structure = STRUCTURES[chosen(config.methods, "adapter", rule().structure.name)]
+    rate = config.train.learning_rate or rule.learning_rate or structure.learning_rate
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})})

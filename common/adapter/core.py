@@ -30,8 +30,11 @@ class Core(Structure):
     name = "core"
     paper = "arXiv:2411.19557"
     parts = FACTORS | {"R", "s"}
+    trained = frozenset({"R"})
     linear_in = frozenset({frozenset({"R"})})
     loose = frozenset({"s"})
+    init = "orthonormal"
+    learning_rate = 2e-2
 
     def layer(self, shape: LayerShape, rank: int) -> Iterator[tuple[str, Shape]]:
         if rank % self.blocks:
@@ -51,10 +54,11 @@ class Core(Structure):
         square = torch.zeros(rank, rank // self.blocks) if core is None else core
         return {"A": a, "B": b, "R": square, "s": torch.ones(self.blocks)}
 
-    def right(self, tensors: Tensors, layer: str) -> Tensor:
+    def factors(self, tensors: Tensors, layer: str) -> tuple[Tensor, Tensor]:
         a, core = tensors[Key(layer, "A")], tensors[Key(layer, "R")]
         size = core.shape[1]
-        return (core.reshape(-1, size, size) @ a.reshape(-1, size, a.shape[1])).reshape(a.shape)
+        right = (core.reshape(-1, size, size) @ a.reshape(-1, size, a.shape[1])).reshape(a.shape)
+        return tensors[Key(layer, "B")], right
 
     def inject(self, module: Any) -> dict[str, list[nn.Parameter]]:
         cored = module.lora_A["default"] = CoredDown(module.lora_A["default"], self.blocks)

@@ -59,7 +59,7 @@ def orthonormal_rows(rank: int, width: int, generator: torch.Generator) -> Tenso
 
 
 def layer_seed(seed: int, round: int, layer: str) -> int:
-    """The seed of what is drawn anew for a layer in the state of ``round``, in a run of this ``seed``."""
+    """The seed of what is drawn anew for a layer, or a step, in the state of ``round``, in a run of this ``seed``."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{round}/{layer}".encode()).digest()[:7])
 
 

@@ -20,6 +20,7 @@ class Lora(Structure):
     name = "lora"
     paper = "arXiv:2106.09685"
     parts = FACTORS
+    trained = FACTORS
     linear_in = frozenset({frozenset({"A"}), frozenset({"B"})})
 
     def layer(self, shape: LayerShape, rank: int) -> Iterator[tuple[str, Shape]]:
@@ -29,8 +30,8 @@ class Lora(Structure):
     def start(self, b: Tensor, a: Tensor, core: Tensor | None) -> Mapping[str, Tensor]:
         return {"A": a, "B": b if core is None else b @ core}
 
-    def right(self, tensors: Tensors, layer: str) -> Tensor:
-        return tensors[Key(layer, "A")]
+    def factors(self, tensors: Tensors, layer: str) -> tuple[Tensor, Tensor]:
+        return tensors[Key(layer, "B")], tensors[Key(layer, "A")]
 
     def inject(self, module: Any) -> dict[str, list[nn.Parameter]]:
         return {"A": [module.lora_A["default"].weight], "B": [module.lora_B["default"].weight]}

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from common.adapter.values import Key, LayerShape, Tensors
+from common.adapter.values import FACTORS, Key, LayerShape, Tensors
 from common.method import Method
 
 Shape = tuple[int, ...]
@@ -34,10 +34,16 @@ class Structure(Method):
 
     section = "adapter"
     parts: ClassVar[frozenset[str]]
+    trained: ClassVar[frozenset[str]]
+    """The parts that a rule trains which has no other plan."""
     linear_in: ClassVar[frozenset[frozenset[str]]]
     """Sets of parts in which, the others being fixed, the update of a layer is linear."""
     loose: ClassVar[frozenset[str]] = frozenset()
-    """Parts that are no linear layer's weight, so that no single example has a gradient by them."""
+    """Parts that are no linear layer's weight or diagonal, so that no single example has a gradient by them."""
+    init: ClassVar[str] = "drawn"
+    """Where it starts, by the name of an init, unless the rule or the run config names another."""
+    learning_rate: ClassVar[float] = 5e-3
+    """What it trains at unless the rule or the run config names another rate: one at which the default rounds learn."""
 
     @abstractmethod
     def layer(self, shape: LayerShape, rank: int) -> Iterator[tuple[str, Shape]]:
@@ -52,16 +58,25 @@ class Structure(Method):
         """
 
     @abstractmethod
-    def right(self, tensors: Tensors, layer: str) -> Tensor:
-        """What B is multiplied by in the layer's update, ``r x d_in``: A, or A under all that stands between."""
+    def factors(self, tensors: Tensors, layer: str) -> tuple[Tensor, Tensor]:
+        """The layer's update as a plain LoRA: ``d_out x r`` and ``r x d_in``, whose product the scale multiplies."""
 
     @abstractmethod
     def inject(self, module: Any) -> dict[str, list[nn.Parameter]]:
         """Put the structure into a layer of PEFT's; the parameters of each part, one below the other."""
 
+    def step(self, module: Any, draw: int) -> None:
+        """Prepare a layer that it was injected into for a step; ``draw`` is a random number that all nodes share."""
+        return
+
     def shapes(self, layers: Mapping[str, LayerShape], rank: int) -> dict[Key, Shape]:
         """The shapes of all tensors of these layers, in their order."""
         return {Key(name, part): size for name, shape in layers.items() for part, size in self.layer(shape, rank)}
+
+    @property
+    def plain(self) -> bool:
+        """Whether it trains the factors of a LoRA and nothing else."""
+        return self.trained == self.parts == FACTORS
 
     def chosen(self, key: Key, tensor: Tensor, slots: Sequence[int]) -> Tensor:
         """Of a tensor that has slots of its own, those that are named; any other, or without names, as it is."""

@@ -3,15 +3,23 @@
 import torch
 
 from common.adapter.core import Core
+from common.adapter.dylora import DyLora
+from common.adapter.loldu import Loldu
 from common.adapter.lora import Lora
+from common.adapter.nlora import NLora
 from common.adapter.structure import Structure
 from common.adapter.values import HEAD, Key, State, Tensors
+from common.adapter.vera import Vera
 from common.method import AUTO, Registry
 
 STRUCTURES = Registry[Structure](
     "adapter",
     Lora,
+    DyLora,
     Core,
+    NLora,
+    Loldu,
+    Vera,
     default=AUTO,
     chooses="Which tensors stand beside a frozen layer; auto is what the rule trains.",
 )
@@ -27,7 +35,8 @@ def stacked(state: State) -> Tensors:
     """Factors A and B of scale 1 with the whole update of every layer: adapter, core and offset in one."""
     structure, factors = of(state.adapter), Tensors()
     for layer in state.layers():
-        right, left = structure.right(state.adapter, layer), state.scale * state.adapter[Key(layer, "B")]
+        left, right = structure.factors(state.adapter, layer)
+        left = state.scale * left
         if Key(layer, "Q") in state.offset:
             right = torch.cat([right, state.offset[Key(layer, "P")]], dim=0)
             left = torch.cat([left, state.offset[Key(layer, "Q")]], dim=1)

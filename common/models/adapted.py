@@ -118,6 +118,11 @@ class LoraModel:
             for layer in self._layers
         ]
 
+    def step(self, draw: int) -> None:
+        """Prepare every layer for a step of training; ``draw`` is a random number that all nodes share."""
+        for module in self._layers.values():
+            self.spec.structure.step(module, draw)
+
     def live(self, keys: Sequence[Key]) -> Tensors:
         """The tensors themselves, for a loss term over them."""
         return {key: torch.cat(list(self.parameters(key))) for key in keys}

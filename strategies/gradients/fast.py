@@ -4,7 +4,7 @@ Book-keeping (Bu et al., *Differentially Private Optimization on Large Foundatio
 arXiv:2210.00038), cut to LoRA. In the one backward pass a trained linear layer ``y = x W^T + b`` hands over its input
 ``x`` (N x T x d_in) and the gradient of its output ``g`` (N x T x d_out), and leaves its ordinary weight gradient out:
 
-    G_i = sum_t g_it x_it^T
+    G_i = sum_t g_it x_it^T        of a diagonal, y = d * x:  G_i = sum_t g_it * x_it
 
 which is small, because LoRA's factors are. Ghost clipping, which never forms it, is not offered: a crafted state
 pulls its norms and what it sums apart.
@@ -13,15 +13,23 @@ pulls its norms and what it sums apart.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from common.adapter.diagonal import Diagonal
 from common.error import BouquetError
 from strategies.gradients.engine import Engine, Rows, folded
 from strategies.gradients.gradient import Gradient
+
+Trained = nn.Linear | Diagonal
+COMPUTED: Mapping[type, Callable[[Any, Tensor], Tensor]] = {
+    nn.Linear: lambda layer, x: linear(x, layer.weight, layer.bias),
+    Diagonal: lambda layer, x: x * layer.weight,
+}
+"""What the layers compute whose per-example gradients are known here, by their very type."""
 
 
 class BookKeeping(Engine):
@@ -33,16 +41,16 @@ class BookKeeping(Engine):
         self._rows: Rows | None = None
         self._layers: list[nn.Module] = []
         for name, module in layers.items():
-            if type(module) is not nn.Linear or "forward" in vars(module):
+            if type(module) not in COMPUTED or "forward" in vars(module):
                 self.__exit__()
                 raise BouquetError(
                     "a trained layer is not a plain linear layer",
                     where=name,
-                    expected="torch.nn.Linear",
+                    expected="torch.nn.Linear, or a structure's diagonal",
                     got=f"{type(module).__module__}.{type(module).__qualname__}",
                     cure="Train LoRA factors and linear heads only, or set gradient.name = 'hooks'.",
                 )
-            module.forward = partial(recorded, module, self._record)  # type: ignore[method-assign]
+            module.forward = partial(recorded, cast(Trained, module), self._record)
             self._layers.append(module)
 
     def __exit__(self, *exception: object) -> None:
@@ -55,16 +63,17 @@ class BookKeeping(Engine):
         super().forget()
         self._gradients = {}
 
-    def _record(self, layer: nn.Linear, x: Tensor, g: Tensor) -> None:
+    def _record(self, layer: Trained, x: Tensor, g: Tensor) -> None:
         if self._rows is not None:
             x, g = self._rows(x), self._rows(g)
         if len(x) != self._examples:
-            raise folded(f"an input of {self._examples} x ... x {layer.in_features}", x)
+            raise folded(f"an input of {self._examples} x ... x {x.shape[-1]}", x)
         x, g = (tensor.reshape(len(tensor), -1, tensor.shape[-1]).float() for tensor in (x, g))
         if layer.weight.requires_grad:
-            self._keep(layer.weight, torch.bmm(g.mT, x))
-        if layer.bias is not None and layer.bias.requires_grad:
-            self._keep(layer.bias, g.sum(1))
+            self._keep(layer.weight, (g * x).sum(1) if isinstance(layer, Diagonal) else torch.bmm(g.mT, x))
+        bias = getattr(layer, "bias", None)
+        if bias is not None and bias.requires_grad:
+            self._keep(bias, g.sum(1))
 
     def _keep(self, parameter: Tensor, gradient: Tensor) -> None:
         # A layer that is used twice has one gradient: the parts are added before the norm is taken.
@@ -83,38 +92,41 @@ class BookKeeping(Engine):
 
 @dataclass(frozen=True, kw_only=True)
 class Fast(Gradient):
-    """The fast engine, for linear layers."""
+    """The fast engine, for linear layers and diagonals."""
 
     name = "fast"
     paper = "arXiv:2210.00038"
     engine = BookKeeping
 
 
-Record = Callable[[nn.Linear, Tensor, Tensor], None]
+Record = Callable[[Trained, Tensor, Tensor], None]
 """Takes a layer, its input (N x ... x d_in), and the gradient of its output (N x ... x d_out)."""
 
 
-def recorded(layer: nn.Linear, record: Record, x: Tensor) -> Tensor:
+def recorded(layer: Trained, record: Record, x: Tensor) -> Tensor:
     """The layer's output; its weight's ordinary gradient is left out, and ``record`` called in its place."""
     if not torch.is_grad_enabled():
-        return linear(x, layer.weight, layer.bias)
+        return COMPUTED[type(layer)](layer, x)
     # The weight is an argument so that the layer has a gradient even where its input needs none.
-    output: Tensor = _Linear.apply(x, layer.weight, layer, record)  # type: ignore[no-untyped-call]
+    output: Tensor = _Recorded.apply(x, layer.weight, layer, record)  # type: ignore[no-untyped-call]
     return output
 
 
-class _Linear(torch.autograd.Function):
-    """A linear layer whose backward pass records in the place of forming the weight's gradient."""
+class _Recorded(torch.autograd.Function):
+    """A layer whose backward pass records in the place of forming the weight's gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: nn.Linear, record: Record) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: Trained, record: Record) -> Tensor:
         ctx.save_for_backward(x)
         # The layer itself: under gradient checkpointing a saved parameter comes back as another object.
         ctx.layer, ctx.record = layer, record
-        return linear(x, weight, layer.bias)
+        return COMPUTED[type(layer)](layer, x)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
         (g,) = outputs
         ctx.record(ctx.layer, ctx.saved_tensors[0], g)
-        return g @ ctx.layer.weight if ctx.needs_input_grad[0] else None, None, None, None
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        weight = ctx.layer.weight
+        return g * weight if isinstance(ctx.layer, Diagonal) else g @ weight, None, None, None

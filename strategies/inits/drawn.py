@@ -16,6 +16,7 @@ class Drawn(Init):
 
     name = "drawn"
     paper = "arXiv:2106.09685"
+    zero = True
 
     def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
         return Start(torch.zeros(shape.d_out, rank), kaiming(rank, shape.d_in, generator))

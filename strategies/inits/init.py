@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +23,19 @@ class Start(NamedTuple):
 class Init(Method):
     """A start. One that needs only shapes is drawn by every side from the run's seed, and never travels.
 
-    What has to see more is worked out by the coordinator, from data that it names itself, and sent once.
+    What has to see more is worked out by the coordinator, from its own base model and public data that the run names,
+    and sent once.
     """
 
     section = "init"
+    sees: ClassVar[Literal["nothing", "weights", "inputs", "gradients"]] = "nothing"
+    """What it has to see of a layer: its frozen weight, what goes into it, or the gradient by its weight."""
     orthonormal: ClassVar[bool] = False
-    """Whether both factors have orthonormal slots, so that the scale is 1 and there is no alpha to tune."""
+    """Whether both factors have orthonormal slots."""
+    unit: ClassVar[bool] = False
+    """Whether the factors are meant as they are, so that the scale is 1 and there is no alpha to tune."""
+    zero: ClassVar[bool] = False
+    """Whether B starts at zero, so that nothing has to be taken off."""
     moves: ClassVar[bool] = False
     """Whether the start is a step away from the base model, and meant to be; any other is taken off again."""
 
@@ -36,16 +43,17 @@ class Init(Method):
     def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
         """The start of one layer.
 
-        ``seen`` is what the init needs to see of it: the gradient of the mean loss by its frozen weight
-        (``d_out x d_in``); None where it needs the shape alone.
+        ``seen`` is what the init :attr:`sees` of it: the weight (``d_out x d_in``), the main directions of what goes
+        in, scaled (``k x d_in``), or the gradient of the mean loss by the weight (``d_out x d_in``). It is None for an
+        init that sees nothing, and on a node, which gets the start and has to know its shapes alone.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientInit(Init):
-    """A start that sees the gradient of the mean loss on the first ``examples`` of a public file, ``source``."""
+class PublicInit(Init):
+    """A start that sees what the first ``examples`` of a public file, ``source``, do in the base model."""
 
     source: str = option("", needed="a file of public examples")
-    """The coordinator's file of public examples whose gradient the start is made of."""
+    """The coordinator's file of public examples that the start is made of."""
     examples: int = option(64, ge=1)
     """How many examples from its beginning are looked at."""

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from common.adapter.values import LayerShape
 from common.method import option
-from strategies.inits.init import GradientInit, Start
+from strategies.inits.init import PublicInit, Start
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraGA(GradientInit):
+class LoraGA(PublicInit):
     """The leading directions of a public gradient: the first r for A, the next r for B."""
 
     stable: float = option(16.0, gt=0)
@@ -28,6 +28,7 @@ class LoraGA(GradientInit):
 
     name = "lora-ga"
     paper = "arXiv:2407.05000"
+    sees = "gradients"
 
     def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
         b, a = torch.zeros(shape.d_out, rank), torch.zeros(rank, shape.d_in)

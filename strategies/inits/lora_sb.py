@@ -16,11 +16,11 @@ from torch import Tensor
 
 from common.adapter.values import LayerShape
 from common.method import option
-from strategies.inits.init import GradientInit, Start
+from strategies.inits.init import PublicInit, Start
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraSB(GradientInit):
+class LoraSB(PublicInit):
     """The first ``examples`` of ``source``, and a ``step`` against the sign of their gradient."""
 
     examples: int = option(50, ge=1)
@@ -30,7 +30,9 @@ class LoraSB(GradientInit):
 
     name = "lora-sb"
     paper = "arXiv:2411.19557"
+    sees = "gradients"
     orthonormal = True
+    unit = True
     moves = True
 
     def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:

@@ -17,6 +17,7 @@ class Orthonormal(Init):
     name = "orthonormal"
     paper = "arXiv:2506.05568"
     orthonormal = True
+    unit = True
 
     def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
         a = orthonormal_rows(rank, shape.d_in, generator)

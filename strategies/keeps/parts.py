@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from common.adapter.values import FACTORS, HEAD
+from common.adapter.structures import STRUCTURES
+from common.adapter.values import HEAD
 from strategies.keeps.keep import Keep
 
 
@@ -26,11 +27,11 @@ class PersonalB(Keep):
 
 @dataclass(frozen=True, kw_only=True)
 class PersonalAdapter(Keep):
-    """Both factors stay."""
+    """The adapter stays, whatever its structure."""
 
     name = "adapter"
     paper = "none"
-    parts = FACTORS
+    parts = frozenset().union(*(structure.parts for structure in STRUCTURES.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

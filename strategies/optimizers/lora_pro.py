@@ -37,7 +37,7 @@ class LoraPro(AdamW):
 
     name = "lora-pro"
     paper = "arXiv:2407.18242"
-    structures = frozenset({"lora"})
+    pairwise = True
 
     def build(self, pairs: Sequence[Pair], adapter: Group, head: Group) -> torch.optim.Optimizer:
         optimizer = super().build(pairs, adapter, head)

@@ -24,13 +24,13 @@ class Optimizer(Method):
     """Builds a torch optimizer, fresh in every round."""
 
     section = "optimizer"
-    structures: ClassVar[frozenset[str] | None] = None
-    """The structures whose gradients it knows, by name; None for any."""
+    pairwise: ClassVar[bool] = False
+    """Whether it looks at a layer's two factors together, and so wants a plain LoRA."""
 
     @classmethod
     def knows(cls, structure: Structure) -> bool:
         """Whether it can step along the gradients of a structure."""
-        return cls.structures is None or structure.name in cls.structures
+        return structure.plain or not cls.pairwise
 
     @abstractmethod
     def build(self, pairs: Sequence[Pair], adapter: Group, head: Group) -> torch.optim.Optimizer:

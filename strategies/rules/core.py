@@ -1,9 +1,10 @@
 """Rules that train a small core between two frozen, orthonormal frames: ``W_0 + B R A``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.adapter.core import Core
 from common.adapter.structure import Structure
+from common.method import GIVEN
 from strategies.rules.rule import MeanRule
 
 
@@ -11,10 +12,9 @@ from strategies.rules.rule import MeanRule
 class CoreRule(MeanRule):
     """A mean of cores. The frames are common, so the mean is exact, and orthonormal, so there is no alpha to tune."""
 
-    init = "orthonormal"
-    learning_rate = 2e-2
+    adapter: Structure = field(default_factory=Core, metadata={GIVEN: True})
 
-    @property
-    def structure(self) -> Structure:
-        """One core of the whole rank."""
-        return Core()
+    @classmethod
+    def suits(cls, structure: Structure) -> bool:
+        """A core between frozen frames."""
+        return type(structure) is Core

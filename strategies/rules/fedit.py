@@ -10,12 +10,18 @@ nodes, ``sum_k p_k B_k A_k - B A = sum_k p_k (B_k - B)(A_k - A)``; it vanishes w
 
 from dataclasses import dataclass
 
+from common.adapter.structure import Structure
 from strategies.rules.rule import MeanRule
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedIT(MeanRule):
-    """Trains, sends and averages A and B."""
+    """Trains, sends and averages A and B, or whatever else the structure trains."""
 
     name = "fedit"
     paper = "arXiv:2305.05644"
+
+    @classmethod
+    def suits(cls, structure: Structure) -> bool:
+        """Any: what a structure trains is averaged."""
+        return True

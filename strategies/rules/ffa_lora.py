@@ -10,6 +10,7 @@ trained, sent and, under privacy, noised. B alone does what both factors do else
 
 from dataclasses import dataclass
 
+from common.adapter.structure import Structure
 from strategies.rules.rule import MeanRule, Plan
 
 B_ONLY = frozenset({"B"})
@@ -22,6 +23,11 @@ class FFALora(MeanRule):
     name = "ffa-lora"
     paper = "arXiv:2403.12313"
     learning_rate = 2e-2
+
+    @classmethod
+    def suits(cls, structure: Structure) -> bool:
+        """One whose update is linear in B, the rest being fixed."""
+        return structure.trained >= B_ONLY and B_ONLY in structure.linear_in
 
     def plan(self, round: int) -> Plan:
         """B, in every round."""

@@ -7,18 +7,23 @@ shared unless ``task.head`` = ``local``.
 
 from dataclasses import dataclass
 
-from common.adapter.values import FACTORS
+from common.adapter.structure import Structure
 from strategies.rules.rule import MeanRule, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Local(MeanRule):
-    """Trains A and B on the node, and keeps them there."""
+    """Trains the adapter on the node, and keeps it there."""
 
     name = "local"
     paper = "none"
     keeps = "adapter"
 
+    @classmethod
+    def suits(cls, structure: Structure) -> bool:
+        """Any: nothing is done with it."""
+        return True
+
     def plan(self, round: int) -> Plan:
-        """Both trained, neither sent, in every round."""
-        return Plan(trained=FACTORS, sent=frozenset())
+        """All that the structure trains, of which nothing is sent, in every round."""
+        return Plan(trained=self.structure.trained, sent=frozenset())

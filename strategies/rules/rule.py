@@ -17,9 +17,9 @@ from common.adapter.limits import HEAVIEST
 from common.adapter.lora import Lora
 from common.adapter.structure import Structure
 from common.adapter.threads import one_thread
-from common.adapter.values import FACTORS, HEAD, Key, State, Tensors, Update, check_shapes, check_values
+from common.adapter.values import HEAD, Key, State, Tensors, Update, check_shapes, check_values
 from common.error import BouquetError
-from common.method import Method, given
+from common.method import GIVEN, Method, given
 from strategies.means import Mean, Weighted
 from strategies.server_optimizers import ServerOptimizer, ToTheMean
 
@@ -44,12 +44,13 @@ class Rule(Method):
     """
 
     offset_energy: float = given(1.0)
+    adapter: Structure = field(default_factory=Lora, metadata={GIVEN: True})
 
     section = "rule"
     keeps: ClassVar[str] = "nothing"
     """What a node keeps for itself, by the name of a member of that axis."""
-    init: ClassVar[str] = "drawn"
-    """Where the adapter starts, by the name of a member of that axis, unless the run config names another."""
+    init: ClassVar[str] = ""
+    """Where the adapter starts, by the name of a member of that axis; empty leaves that to the structure."""
     linear: ClassVar[bool] = False
     """The server needs nothing but a weighted mean of what is sent."""
     mixed_ranks: ClassVar[bool] = False
@@ -62,13 +63,28 @@ class Rule(Method):
     """Every round begins with factors that both sides draw anew; only the offset travels to the nodes."""
     scattered: ClassVar[bool] = False
     """Nodes of a smaller rank work with slots that are drawn anew for each node and round."""
-    learning_rate: ClassVar[float] = 5e-3
-    """What the nodes train at where the run config names no rate: one at which the default rounds learn."""
+    learning_rate: ClassVar[float] = 0.0
+    """What the nodes train at where the run config names no rate; 0 leaves that to the structure."""
+
+    @classmethod
+    def suits(cls, structure: Structure) -> bool:
+        """Whether the rule's mathematics is that of such a structure: for most rules, a plain LoRA's."""
+        return structure.plain
 
     @property
     def structure(self) -> Structure:
         """What the rule trains beside a frozen layer."""
-        return Lora()
+        return self.adapter
+
+    @property
+    def start_at(self) -> str:
+        """Where the adapter starts unless the run config names another init."""
+        return self.init or self.structure.init
+
+    @property
+    def rate(self) -> float:
+        """What the nodes train at unless the run config names a rate."""
+        return self.learning_rate or self.structure.learning_rate
 
     @property
     def exact(self) -> bool:
@@ -105,7 +121,7 @@ class Rule(Method):
 
     def plan(self, round: int) -> Plan:
         """What is trained and sent in ``round``, counted from 0."""
-        return Plan(trained=FACTORS, sent=FACTORS)
+        return Plan(trained=self.structure.trained, sent=self.structure.trained)
 
     def view(self, state: State, rank: int, draw: int = 0) -> State:
         """What a node of this rank works with: the leading slots of A and B. Idempotent.

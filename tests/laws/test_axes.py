@@ -16,7 +16,7 @@ from common.config.section import ConfigError
 from common.error import BouquetError, did_you_mean
 from common.method import AUTO, GIVEN, Method, Registry
 from strategies import AXES, RULES, Recipe, read_config
-from strategies.inits import INITS, GradientInit, Init
+from strategies.inits import INITS, PublicInit, Init
 from strategies.keeps import KEEPS
 from strategies.means import MEANS
 from strategies.objectives import OBJECTIVES
@@ -26,7 +26,7 @@ from strategies.server_optimizers import SERVER_OPTIMIZERS
 from tests.support.factors import HEAD_SHAPES, LAWFUL, LAYERS
 
 # What a member cannot do without, and has no default that works.
-NEEDED = {name: {"source": "/public.jsonl"} for name, init in INITS.items() if issubclass(init, GradientInit)}
+NEEDED = {name: {"source": "/public.jsonl"} for name, init in INITS.items() if issubclass(init, PublicInit)}
 # Other values of the hyperparameters that are words.
 WORDS = {"start": "nodes", "solver": "cosine", "source": "/other.jsonl"}
 
@@ -149,7 +149,7 @@ def test_a_start_is_the_base_model_unless_it_is_meant_to_move(name):
 @pytest.mark.parametrize("name", INITS)
 def test_a_start_fits_its_layer_and_is_the_seeds_alone(name):
     init, layer = built(INITS, name), LayerShape(7, 5)
-    seen = torch.randn(layer, generator=torch.Generator().manual_seed(0)) if name in NEEDED else None
+    seen = torch.randn(layer, generator=torch.Generator().manual_seed(0)) if init.sees != "nothing" else None
     one, two = (init.factors(layer, 3, torch.Generator().manual_seed(1), seen) for _ in range(2))
     assert (one.b.shape, one.a.shape) == ((7, 3), (3, 5))
     assert one.core is None or one.core.shape == (3, 3)

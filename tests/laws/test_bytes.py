@@ -37,7 +37,7 @@ def test_flower_sends_what_the_codec_says_of_what_a_rule_sends(rule):
     (message,) = LoraStrategy(chosen).messages(MessageType.TRAIN, state, [Recipient(1, equipped=True)])
     update = wire.pack_update(trained(rule, state, 5, 1.0), rule.name, state.round, "node-000")
     # A core, or nothing at all, is so small that the names of the layers count.
-    slack = 1200 if rule.init == "orthonormal" or not rule.plan(0).sent else 0
+    slack = 1200 if rule.start_at == "orthonormal" or not rule.plan(0).sent else 0
     down, up = flowers_bytes(message.content), flowers_bytes(RecordDict({"update": update}))
     said = round_bytes(chosen, state, {"a": RANK}, ["a"])
     assert down == pytest.approx(said.down, rel=0.02, abs=slack)
@@ -90,7 +90,7 @@ def test_a_node_of_half_the_rank_sends_half(name):
     chosen = Recipe.around(rule)
     half, whole = (round_bytes(chosen, state, {"a": rank}, ["a"]).up for rank in (RANK // 2, RANK))
     assert half == whole / 2
-    slack = 1200 if rule.init == "orthonormal" else 0
+    slack = 1200 if rule.start_at == "orthonormal" else 0
     assert flowers_bytes(RecordDict({"update": update})) == pytest.approx(half, rel=0.02, abs=slack)
 
 
@@ -102,7 +102,7 @@ def test_a_node_of_half_the_rank_gets_half_unless_slots_are_drawn(name, share):
     full, half = (round_bytes(chosen, state, {"a": rank}, []).down for rank in (RANK, RANK // 2))
     assert half == share * full
     (message,) = LoraStrategy(chosen).messages(MessageType.TRAIN, state, [Recipient(1, rank=RANK // 2)])
-    slack = 2000 if rule.init == "orthonormal" else 0
+    slack = 2000 if rule.start_at == "orthonormal" else 0
     assert flowers_bytes(message.content) == pytest.approx(half, rel=0.03, abs=slack)
 
 

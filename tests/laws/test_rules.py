@@ -146,7 +146,7 @@ def test_the_first_round_starts_from_the_base_on_every_side(rule):
     assert digest(one.adapter) == digest(two.adapter) != digest(other.adapter)
     assert all(not matrix.any() for matrix in dense(one).values())
     for key, tensor in one.adapter.items():
-        if key.part == "A" and rule.init == "drawn":
+        if key.part == "A" and rule.start_at == "drawn":
             assert tensor.abs().max() <= tensor.shape[1] ** -0.5
 
 

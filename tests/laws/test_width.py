@@ -50,7 +50,7 @@ def test_a_start_has_the_sizes_of_pefts(rule):
     head = Key("classifier", "W")
     spec = Spec({"l": LayerShape(96, 1024)}, {head: (6, 512)}, RANK, 2.0, rule.structure)
     start = initial(rule, spec, seed=0)
-    if rule.init == "orthonormal":
+    if rule.start_at == "orthonormal":
         torch.testing.assert_close(start.adapter[A] @ start.adapter[A].T, torch.eye(RANK), rtol=0, atol=1e-6)
     else:
         assert looks_drawn_as_in_peft(start.adapter[A])
@@ -83,7 +83,7 @@ def learns(state: State) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "rule",
-    [rule for rule in LAWFUL.values() if rule.keeps == "nothing" and rule.init == "drawn"],
+    [rule for rule in LAWFUL.values() if rule.keeps == "nothing" and rule.start_at == "drawn"],
     ids=lambda rule: rule.name,
 )
 def test_no_slot_dies_with_one_small_or_idle_reply(rule):

@@ -20,15 +20,15 @@ AXES = (
     Mutant(
         "LoRA-GA: what the start adds is not taken off the frozen weight",
         "strategies/recipe.py",
-        "if not self.init.moves and b.any() and (right := self.structure.right(adapter, layer)).any():",
+        "if not self.init.moves and left.any() and right.any():",
         "if False:",
         INITS,
     ),
     Mutant(
         "LoRA-GA: what the start adds is taken off without its scale",
         "strategies/recipe.py",
-        "= -scale * b, right",
-        "= -b, right",
+        "= -scale * left, right",
+        "= -left, right",
         INITS,
     ),
     Mutant(

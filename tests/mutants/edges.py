@@ -161,15 +161,15 @@ EDGES = (
     Mutant(
         "one learning rate for every rule",
         "strategies/registries.py",
-        "config.train.learning_rate or RULES[config.rule].learning_rate",
+        "config.train.learning_rate or rule.learning_rate or structure.learning_rate",
         "config.train.learning_rate or 5e-3",
         TESTS,
     ),
     Mutant(
         "a rule's learning rate wins over the run's",
         "strategies/registries.py",
-        "config.train.learning_rate or RULES[config.rule].learning_rate",
-        "RULES[config.rule].learning_rate",
+        "config.train.learning_rate or rule.learning_rate or structure.learning_rate",
+        "rule.learning_rate or structure.learning_rate",
         TESTS,
     ),
     Mutant(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from common.models.sights import gradients
 from torch import Tensor
 
 from common.adapter.spec import Spec
@@ -11,9 +12,8 @@ from common.adapter.structures import stacked
 from common.adapter.values import Key, LayerShape, State
 from common.config.run import LoraConfig, ModelConfig
 from common.models import adapted, base
-from common.models.gradients import gradients
 from strategies import Recipe
-from strategies.inits import GradientInit, LoraGA, LoraSB
+from strategies.inits import PublicInit, LoraGA, LoraSB
 from strategies.rules import FedIT, FedSB, Rule
 from tests.support.private_steps import EXAMPLES, TEXT
 
@@ -28,7 +28,7 @@ def gradient(seed: int = 0) -> Tensor:
     return torch.randn(LAYER, generator=generator) @ torch.diag(0.8 ** torch.arange(float(LAYER.d_in)))
 
 
-def started(rule: Rule, init: GradientInit, seen: Tensor) -> State:
+def started(rule: Rule, init: PublicInit, seen: Tensor) -> State:
     recipe = replace(Recipe.around(rule), init=init)
     return recipe.start(Spec({"l": LAYER}, {}, RANK, 2.0, rule.structure), 0, lambda _: seen)
 

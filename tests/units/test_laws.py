@@ -29,28 +29,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the objective 'fedspeed' corrects a mean over all nodes, and only some are asked "
         "(objective.name, fraction-train): expected fraction-train = 1.0, or another objective, got 0.5",
     ),
-    "another structure than the rule's": (
-        {"rule.name": "fedit", "adapter.name": "core"},
-        "the rule 'fedit' goes with another choice (adapter.name): expected 'lora' or 'auto', got core",
+    "a structure that the rule does not know": (
+        {"rule.name": "flora", "adapter.name": "vera"},
+        "the rule 'flora' does not know what to do with this structure (adapter.name): expected 'auto', or lora or "
+        "dylora, got vera. Rules that take it are fedit, local.",
+    ),
+    "a structure whose update is not linear in B": (
+        {"rule.name": "ffa-lora", "adapter.name": "loldu"},
+        "the rule 'ffa-lora' does not know what to do with this structure (adapter.name): expected 'auto', or lora, "
+        "dylora or nlora, got loldu",
     ),
     "another keep than the rule's": (
         {"rule.name": "fedsa-lora", "keep.name": "nothing"},
         "the rule 'fedsa-lora' goes with another choice (keep.name): expected 'b' or 'auto', got nothing",
     ),
-    "frames where factors are trained": (
-        {"rule.name": "fedit", "init.name": "orthonormal"},
-        "an init that does not fit what the rule 'fedit' trains (init.name): expected 'auto', or drawn or lora-ga, "
-        "got orthonormal",
-    ),
-    "a core's start where factors are trained": (
-        {"rule.name": "ffa-lora", **SB},
-        "an init that does not fit what the rule 'ffa-lora' trains (init.name): expected 'auto', or drawn or lora-ga, "
-        "got lora-sb",
-    ),
     "factors' start where a core is trained": (
         {"rule.name": "fed-sb", **GA},
-        "an init that does not fit what the rule 'fed-sb' trains (init.name): expected 'auto', or orthonormal or "
-        "lora-sb, got lora-ga",
+        "an init that does not fit what the rule 'fed-sb' trains (init.name): expected 'auto', or orthonormal, "
+        "nystrom or lora-sb, got lora-ga",
     ),
     "a start where slots are cut": (
         {"rule.name": "hetlora", **GA},

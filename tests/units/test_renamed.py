@@ -101,7 +101,7 @@ def test_a_config_as_0_1_0_left_it_gives_the_run_that_it_gave():
     assert recipe.optimizer == AdamW(weight_decay=flat["train.weight-decay"])
     assert (recipe.rule.name, recipe.rule.optimizer) == (flat["rule.name"], ToTheMean())
     today = recipe.config.to_flower()
-    other = {"rule.fed-sb.start": "init", "train.learning-rate": recipe.rule.learning_rate}
+    other = {"rule.fed-sb.start": "init", "train.learning-rate": recipe.rule.rate}
     assert {key: today[key] for key in flat if key not in RENAMED} == {
         key: other.get(key, value) for key, value in flat.items() if key not in RENAMED
     }
