@@ -63,6 +63,7 @@ def train_privately(
         batches = _Batches(engine, model, task, config.batch_size)
 
         def gradients(step: int) -> Figures:
+            engine.rest(parameter for parameter in engine.parameters.values() if not parameter.requires_grad)
             probe(engine, model, task, step)
             mechanism = clip.mechanism
             engine.bound = mechanism.bound
@@ -76,7 +77,9 @@ def train_privately(
         training = descend(model, recipe, turn, gradients, release.steps)
     batches.report()
     if release.noise_multiplier:
-        _check_moved(before, model.tensors(), turn.keys)
+        steps = range(min(2, release.steps))
+        moved = [key for key in turn.keys if any(key.part not in recipe.optimizer.rests(step) for step in steps)]
+        _check_moved(before, model.tensors(), moved)
     return replace(training, clip=clip.norm)
 
 

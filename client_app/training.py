@@ -120,6 +120,8 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
     total_loss, tokens = 0.0, 0
     for step in range(steps):
         model.step(layer_seed(recipe.config.seed, turn.number, str(step)))
+        for key, parameter in adapter.items():
+            parameter.requires_grad_(key.part not in recipe.optimizer.rests(step))
         loss, read = objective.gradients(partial(gradients, step), parameters)
         total_loss, tokens = total_loss + loss, tokens + read
         if (term := recipe.rule.penalty(model.live(turn.keys))) is not None:

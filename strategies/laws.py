@@ -1,6 +1,7 @@
 """The laws between the axes: which choices go together, and what would fit where they do not."""
 
 from common.adapter.structures import STRUCTURES
+from common.adapter.values import FACTORS
 from common.error import BouquetError
 from common.method import AUTO, listed
 from common.tasks import TASKS
@@ -66,6 +67,13 @@ def _check_init(choices: Choices) -> None:
             expected=f"'{AUTO}', or {fitting}",
             got=init.name,
         )
+    if (init.zero and "B" not in rule.structure.trained) or (init.moves and not rule.structure.cored):
+        raise BouquetError(
+            f"the structure '{rule.structure.name}' cannot start there",
+            where="init.name",
+            expected=f"'{AUTO}', or another start than one whose B is zero and stays so, or that leaves the base model",
+            got=init.name,
+        )
     if rule.mixed_ranks or rule.restarts or rule.settled:
         raise BouquetError(
             f"the rule '{rule.name}' makes starts of its own, which its init has to agree with",
@@ -83,6 +91,14 @@ def _check_node(choices: Choices) -> None:
             f"the optimizer '{choices.optimizer.name}' does not know what the rule '{choices.rule.name}' trains",
             where="optimizer.name",
             expected=listed(fitting),
+            got=choices.optimizer.name,
+        )
+    plan = choices.rule.plan(choices.rule.settled)
+    if choices.optimizer.alternates and not plan.trained >= FACTORS:
+        raise BouquetError(
+            f"the optimizer '{choices.optimizer.name}' trains both factors in turns, '{choices.rule.name}' does not",
+            where="optimizer.name",
+            expected=listed([name for name in fitting if not OPTIMIZERS[name].alternates]),
             got=choices.optimizer.name,
         )
     if choices.objective.remembers and not _averages_what_it_trains(choices):

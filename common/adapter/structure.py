@@ -40,6 +40,8 @@ class Structure(Method):
     """Sets of parts in which, the others being fixed, the update of a layer is linear."""
     loose: ClassVar[frozenset[str]] = frozenset()
     """Parts that are no linear layer's weight or diagonal, so that no single example has a gradient by them."""
+    cored: ClassVar[bool] = True
+    """Whether it starts with what an init puts between the factors."""
     init: ClassVar[str] = "drawn"
     """Where it starts, by the name of an init, unless the rule or the run config names another."""
     learning_rate: ClassVar[float] = 5e-3

@@ -34,6 +34,7 @@ class Vera(Structure):
     parts = FACTORS | {"d", "g"}
     trained = frozenset({"d", "g"})
     linear_in = frozenset({frozenset({"d"}), frozenset({"g"})})
+    cored = False
     init = "orthonormal"
     learning_rate = 2e-2
 

@@ -47,6 +47,7 @@ class Engine(AbstractContextManager["Engine"], ABC):
         self.bound = bound
         self.clipping = clipping
         self.parameters: dict[str, Tensor] = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        self._resting: frozenset[Tensor] = frozenset()
         self._total: dict[Tensor, Tensor] = {}
         self._surplus = self._batch_surplus = 0.0
         self._handles: list[Any] = []
@@ -85,12 +86,17 @@ class Engine(AbstractContextManager["Engine"], ABC):
         self._surplus += self._batch_surplus
 
     def take(self) -> dict[Tensor, Tensor]:
-        """The sum in float64, zero where nothing was added; the next one starts from zero."""
+        """The sum in float64, zero where nothing was added, of all that does not rest; the next starts from zero."""
         total, self._total = self._total, {}
         return {
             parameter: total[parameter] if parameter in total else torch.zeros_like(parameter, dtype=torch.float64)
             for parameter in self.parameters.values()
+            if parameter not in self._resting
         }
+
+    def rest(self, resting: Iterable[Tensor]) -> None:
+        """Leave these out of the sums from here on, and of the norms; whatever else rested is back."""
+        self._resting = frozenset(resting)
 
     def take_surplus(self) -> float:
         """The sum over the units of 1/2 where a gradient was within the bound, and -1/2 where not; then from zero."""
@@ -129,8 +135,8 @@ class Engine(AbstractContextManager["Engine"], ABC):
         return torch.where(norms.isfinite() & (factors >= SMALLEST), factors, 0.0)
 
     def _check(self, got: Iterable[Tensor]) -> None:
-        """Raise :class:`BouquetError` unless these are the parameters that were trainable at first."""
-        if different := set(got) ^ set(self.parameters.values()):
+        """Raise :class:`BouquetError` unless these are the parameters that were trainable at first, and do not rest."""
+        if different := set(got) ^ (set(self.parameters.values()) - self._resting):
             names = sorted(name for name, p in self.network.named_parameters() if p in different)
             raise BouquetError(
                 f"{len(different)} trainable parameters without a per-example gradient, such as {names[0]}",

@@ -3,11 +3,41 @@
 from common.method import Registry
 from strategies.optimizers.adamw import AdamW
 from strategies.optimizers.adamw_8bit import AdamW8bit
+from strategies.optimizers.allora import AlLora
+from strategies.optimizers.la_lora import LaLora
+from strategies.optimizers.lora_plus import LoraPlus
 from strategies.optimizers.lora_pro import LoraPro
+from strategies.optimizers.lora_rite import LoraRite
+from strategies.optimizers.muon import Muon
 from strategies.optimizers.optimizer import Group, Optimizer
+from strategies.optimizers.riemannian import Riemannian
 
 OPTIMIZERS = Registry[Optimizer](
-    "optimizer", AdamW, AdamW8bit, LoraPro, default="adamw", chooses="How a node steps along its gradients."
+    "optimizer",
+    AdamW,
+    AdamW8bit,
+    LoraPlus,
+    LoraPro,
+    Riemannian,
+    LoraRite,
+    AlLora,
+    LaLora,
+    Muon,
+    default="adamw",
+    chooses="How a node steps along its gradients.",
 )
 
-__all__ = ["OPTIMIZERS", "AdamW", "AdamW8bit", "Group", "LoraPro", "Optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "AdamW",
+    "AdamW8bit",
+    "AlLora",
+    "Group",
+    "LaLora",
+    "LoraPlus",
+    "LoraPro",
+    "LoraRite",
+    "Muon",
+    "Optimizer",
+    "Riemannian",
+]

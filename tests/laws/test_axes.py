@@ -16,7 +16,7 @@ from common.config.section import ConfigError
 from common.error import BouquetError, did_you_mean
 from common.method import AUTO, GIVEN, Method, Registry
 from strategies import AXES, RULES, Recipe, read_config
-from strategies.inits import INITS, PublicInit, Init
+from strategies.inits import INITS, Init, PublicInit
 from strategies.keeps import KEEPS
 from strategies.means import MEANS
 from strategies.objectives import OBJECTIVES

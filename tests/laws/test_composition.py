@@ -12,6 +12,7 @@ from common.adapter.values import State
 from common.error import BouquetError
 from common.record import checkpoint
 from strategies import AXES, Recipe
+from strategies.inits import INITS, PublicInit
 from tests.support.grid import run_in_process
 
 ROUNDS = 3
@@ -22,6 +23,9 @@ BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("adapter", "core"): {"rule.name": "fed-sb"},
     ("init", "orthonormal"): {"rule.name": "ravan", "rule.ravan.scales": 0},
     ("init", "lora-sb"): {"rule.name": "fed-sb", "init.lora-sb.examples": 4},
+    ("init", "nystrom"): {"rule.name": "fed-sb"},
+    ("init", "lu"): {"adapter.name": "loldu"},
+    ("init", "eva"): {"rule.name": "ffa-lora", "init.eva.examples": 4},
     ("init", "lora-ga"): {"init.lora-ga.examples": 4},
     ("keep", "b"): {"rule.name": "fedsa-lora"},
     ("keep", "adapter"): {"rule.name": "local"},
@@ -63,8 +67,7 @@ def settings_of(axis: str, name: str, way: str, folder: Path) -> dict[str, Any]:
         "privacy.expected-batch": 2,
         "privacy.records": 16,
         "privacy.noise-multiplier": 0.5,
-        "init.lora-sb.source": str(data),
-        "init.lora-ga.source": str(data),
+        **{f"init.{init}.source": str(data) for init, kind in INITS.items() if issubclass(kind, PublicInit)},
         **WAYS[way],
         **BESIDE.get((axis, name), {}),
         f"{axis}.name": name,

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from common.models.sights import gradients
 from torch import Tensor
 
 from common.adapter.spec import Spec
@@ -12,8 +11,9 @@ from common.adapter.structures import stacked
 from common.adapter.values import Key, LayerShape, State
 from common.config.run import LoraConfig, ModelConfig
 from common.models import adapted, base
+from common.models.sights import gradients
 from strategies import Recipe
-from strategies.inits import PublicInit, LoraGA, LoraSB
+from strategies.inits import LoraGA, LoraSB, PublicInit
 from strategies.rules import FedIT, FedSB, Rule
 from tests.support.private_steps import EXAMPLES, TEXT
 

@@ -55,7 +55,7 @@ def fresh(quantization="nf4", rank=8, checkpointing=None, structure=LORA):
 def scattered(model):
     generator = torch.Generator().manual_seed(1)
     structure = model.spec.structure
-    rule = Ravan(heads=structure.blocks) if isinstance(structure, Core) else FedIT()
+    rule = Ravan(heads=structure.blocks) if isinstance(structure, Core) else FedIT(adapter=structure)
     state = initial(rule, model.spec)
     tensors = {key: t + 0.02 * torch.randn(t.shape, generator=generator) for key, t in state.adapter.items()}
     model.install(tensors, state.scale, {})

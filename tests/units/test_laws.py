@@ -64,8 +64,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an optimizer of factors where a core is trained": (
         {"rule.name": "ravan", "optimizer.name": "lora-pro"},
-        "the optimizer 'lora-pro' does not know what the rule 'ravan' trains (optimizer.name): expected adamw or "
-        "adamw-8bit, got lora-pro",
+        "the optimizer 'lora-pro' does not know what the rule 'ravan' trains (optimizer.name): expected adamw, "
+        "adamw-8bit, lora-plus or muon, got lora-pro",
     ),
     "a correction where more than a mean is taken": (
         {"rule.name": "flexlora", "objective.name": "fedspeed"},
