@@ -107,7 +107,7 @@ def _start(recipe: Recipe, spec: Spec, record: Record) -> State:
     from server_app.start import seen, told
 
     init, config = recipe.init, recipe.config
-    given, sight = peft_folder.given(config.model, spec), None
+    given, sight = peft_folder.given(config, spec), None
     if isinstance(init, GradientInit):
         record.say(f"the start is taken from {init.examples} examples of {init.source}")
         sight = seen(recipe, init, given)
