@@ -7,7 +7,7 @@ Language Response Suggestion for Smart Reply*, arXiv:1705.00652, section 4.4:
     L_i = -log( exp(s a_i.p_i) / (exp(s a_i.p_i) + sum_c exp(s a_i.c)) )        a, p, c of length 1; s = task.scale
 
 Under ``task.negatives = batch`` c runs over the positives of all other records of a batch and the negatives of all its
-records. A text that is the anchor's own positive once more is no negative. Under ``own`` c is the record's negative
+records. A text that is the anchor or its positive once more is no negative. Under ``own`` c is the record's negative
 alone, and an example's loss does not depend on its companions.
 """
 
@@ -110,9 +110,9 @@ class Embed(Task):
             others = (anchors * negatives).sum(1, keepdim=True)[chosen]
         else:
             others = anchors[chosen] @ torch.cat([positives, negatives]).T
-            names = number[kind == POSITIVE]
-            same = names[chosen, None] == torch.cat([names, number[kind == NEGATIVE]])
-            others = others.masked_fill(same, -torch.inf)
+            texts = torch.cat([number[kind == POSITIVE], number[kind == NEGATIVE]])
+            same = [texts == number[kind == each][chosen, None] for each in (ANCHOR, POSITIVE)]
+            others = others.masked_fill(same[0] | same[1], -torch.inf)
         return self.config.scale * torch.cat([own, others], 1)
 
     def scored(self, outputs: Iterable[Output]) -> Score:

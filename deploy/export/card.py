@@ -42,8 +42,7 @@ def classify(texts):
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     hidden = encoder(**batch).last_hidden_state * batch["attention_mask"][:, :, None]
     return linear(normalize(hidden.sum(1), dim=-1), head["classifier.weight"], head["classifier.bias"])""",
-    "embedding": """import torch
-from peft import PeftModel
+    "embedding": """from peft import PeftModel
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
@@ -53,8 +52,7 @@ tokenizer = AutoTokenizer.from_pretrained("{base}")""",
 
 model = {auto}.from_pretrained("{folder}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
-    "merged embedding": """import torch
-from torch.nn.functional import normalize
+    "merged embedding": """from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained("{folder}", dtype="auto")
@@ -66,7 +64,7 @@ def embed(texts):
     batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     hidden, mask = model(**batch).last_hidden_state.float(), batch["attention_mask"]
     return normalize({vectors}, dim=-1)"""
-LAST, MEAN = "hidden[torch.arange(len(texts)), mask.sum(1) - 1]", "(hidden * mask[:, :, None]).sum(1)"
+LAST, MEAN = "hidden[list(range(len(texts))), mask.sum(1) - 1]", "(hidden * mask[:, :, None]).sum(1)"
 """How a text becomes a vector: by its last token, or by the mean of all."""
 
 
