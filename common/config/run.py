@@ -50,9 +50,9 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass: less memory, more time."""
     pooling: Literal["default", "mean"] = "default"
-    """What a classifier reads: what the model's own head does, or the mean of the last hidden states.
+    """What a text is read by: `mean` is the mean of its last hidden states, `default` what the model's own head reads.
 
-    An embedding is that mean of an encoder, and of a decoder its last token, or here the mean.
+    Of embeddings `default` is that mean where the model is an encoder, and the last token where it is a decoder.
     """
 
     @property

@@ -22,6 +22,9 @@ class Pooled(nn.Module):
     ``last`` takes the last token for a text, in the place of the mean of all.
     """
 
+    base_model_prefix = "encoder"
+    """By this Transformers and PEFT find the encoder, as in their own models."""
+
     def __init__(self, encoder: PreTrainedModel, classes: int | None, *, last: bool) -> None:
         super().__init__()
         if hasattr(encoder, "pooler"):
@@ -32,6 +35,8 @@ class Pooled(nn.Module):
         size = self.config.get_text_config().hidden_size
         # Vectors by themselves have no head.
         self.classifier = nn.Linear(size, classes, device=encoder.device, dtype=torch.float32) if classes else None
+        # A new module trains, and an encoder as it is loaded does not.
+        self.train(encoder.training)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **segments: Tensor) -> SequenceClassifierOutput:
         """Logits ``N x classes`` of ids ``N x T``, or vectors ``N x d``; ``segments`` as the encoder takes them."""

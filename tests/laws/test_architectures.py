@@ -92,6 +92,8 @@ def reloaded(config: RunConfig, folder: Path, example: Example) -> torch.Tensor:
     options: dict[str, Any] = {"num_labels": classes} if classes else {}
     if config.model.quantization != "none":
         heads = [key.layer for key in adapted.describe(config.model, config.lora, config.task).head]
+        # What Transformers draws anew cannot be loaded in 4 bits.
+        heads = ["pooler"] if classes is None else heads
         options["quantization_config"] = base.quantization(config.model.quantization, torch.float32, heads)
     network = PeftModel.from_pretrained(auto.from_pretrained(config.model.name, **options), str(folder)).eval()
     for module in network.modules():

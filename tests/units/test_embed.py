@@ -74,7 +74,7 @@ def test_texts_are_read_as_the_tokenizer_writes_them_and_cut_one_by_one():
     first, second, *_, last = batch["labels"][:, 1].tolist()
     assert first != second == last, "equal texts have one number"
     assert kind.weights(batch["labels"]).tolist() == [1.0, 1.0]
-    assert kind.ask("a new card", tokenizer).tokens == tokenizer("a new card")["input_ids"][:4] + [102]
+    assert kind.ask("a new card", tokenizer).tokens == [*tokenizer("a new card")["input_ids"][:4], 102]
 
 
 def test_a_canary_is_told_from_itself_and_a_wrong_one_teaches_anothers():
