@@ -74,6 +74,7 @@ def test_stories260k_on_shakespeare_by_speaker(shared, settings, tmp_path):
     assert all(summary["after"][node] < 0.7 * summary["before"][node] for node in summary["after"])
 
 
+@pytest.mark.exhaustive
 def test_minilm_learns_which_questions_mean_the_same(shared, settings, tmp_path):
     """Pairs of one intent of 77 over an NF4 base, with in-batch negatives and hard ones."""
     with gzip.open(shared / "data/banking77/train.jsonl.gz", "rt") as lines:

@@ -53,7 +53,7 @@ RUNS = {
     "regress": NUMBER | {"train.learning-rate": 0.003},
     "dpo": {"task.name": "dpo", "train.learning-rate": 0.02},
     "kto": {"task.name": "kto", "train.learning-rate": 0.02},
-    "embed": {"task.name": "embed", "task.negatives": "own", "train.learning-rate": 0.02},
+    "embed": {"task.name": "embed", "train.learning-rate": 0.01, "train.batch-size": 8},
 }
 ENGINES = [name for name, gradient in GRADIENTS.items() if gradient.engine]
 CELLS = [(task, engine) for task in RUNS if TASKS[task].apart for engine in ENGINES]
@@ -122,7 +122,7 @@ def test_a_task_is_learned_in_private(task, gradient, of, tmp_path):
     # A head starts at random, and who is in a step is drawn by no seed.
     steps = 20 if TASKS[task].sequence_classification else 4
     few = {"num-server-rounds": 1, "train.steps": steps, "model.quantization": "none"}
-    changes = PRIVATE | noise | few | {"gradient.name": gradient, "train.learning-rate": 0.003}
+    changes = PRIVATE | noise | few | {"gradient.name": gradient, "train.learning-rate": 0.003, "task.negatives": "own"}
     run_in_process(of(task, **changes), nodes=2)
     assert failures(tmp_path / task) == []
     before, after = scored(tmp_path / task)

@@ -171,6 +171,8 @@ def test_a_clash_is_refused_by_name(case):
         {"rule.name": "fedsa-lora", "optimizer.name": "lora-pro", "objective.name": "fedspeed"},
         {"rule.name": "ravan", "rule.ravan.scales": 0, "objective.name": "fedspeed"},
         {**PRIVATE, "gradient.name": "hooks", "objective.name": "fedprox"},
+        {**PRIVATE, "task.name": "embed", "task.negatives": "own", "train.batch-size": 1},
+        {**LOCAL, "task.name": "embed"},
         {**CENTRAL, "server-optimizer.name": "momentum"},
         {**LOCAL, "rule.name": "hetlora", "rule.hetlora.keep": 1.0},
         {**PRIVATE, "rule.name": "hetlora"},
