@@ -3,6 +3,7 @@
 from common.error import BouquetError
 from common.method import AUTO, listed
 from common.tasks import TASKS
+from common.tasks.embed import Embed
 from strategies.choices import Choices
 from strategies.gradients import GRADIENTS
 from strategies.inits import INITS
@@ -171,7 +172,7 @@ def _check_task(choices: Choices) -> None:
             got=task.name,
             cure="Choose another task, or privacy.mode = 'update-local' or 'update-central'.",
         )
-    if task.outputs(choices.config.task) is None and choices.config.task.negatives == "batch":
+    if issubclass(task, Embed) and choices.config.task.negatives == "batch":
         _check_companions(choices)
     if task.compares and choices.config.model.adapter:
         raise BouquetError(
