@@ -113,8 +113,9 @@ def mistakes(recipe: Recipe) -> Iterator[str]:
         yield f"rule.name: expected a mean of LoRA's factors without a term in the loss, got {rule.name!r}"
     if config.privacy.per_example:
         yield "privacy.mode: expected none, update-local or update-central, got 'example'"
-    if tasks.classes(config.task):
-        yield f"task.name: expected a language model's, got {config.task.name!r}, which has a head"
+    if (classes := tasks.classes(config.task)) != 0:
+        why = "has a head" if classes else "wants the vectors of texts"
+        yield f"task.name: expected a language model's, got {config.task.name!r}, which {why}"
     for chosen, usual in ((recipe.optimizer, AdamW()), (recipe.objective, Plain()), (recipe.gradient, Backward())):
         if chosen != usual:
             yield f"{chosen.section}.name: expected {usual.name!r} as it is by default, got {chosen}"

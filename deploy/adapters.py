@@ -127,21 +127,25 @@ def moved(config: RunConfig, model: str) -> RunConfig:
 
 
 def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "default") -> Any:
-    """The base model with the adapter in ``folder``, to be evaluated: token ids and a mask in, logits out."""
+    """The base model with the adapter in ``folder``, to be evaluated: ids and a mask in, logits or vectors out."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # which weights are missing, and may be, is checked
-    network: Any = base.load(config.model, tasks.classes(config.task), base.find_device(device))
-    if config.model.pooled:
+    classes = tasks.classes(config.task)
+    network: Any = base.load(config.model, classes, base.find_device(device))
+    if base.bare(config.model, classes):
         network.encoder = PeftModel.from_pretrained(network.encoder, str(folder), name)
-        head = load_file(folder / "head.safetensors")
-        network.classifier.load_state_dict({key.removeprefix("classifier."): head[key] for key in head})
+        if classes:
+            head = load_file(folder / "head.safetensors")
+            network.classifier.load_state_dict({key.removeprefix("classifier."): head[key] for key in head})
     else:
         network = PeftModel.from_pretrained(network, str(folder), name)
     return network.eval()
 
 
 def demand_language(name: str, config: RunConfig) -> None:
-    """Raise :class:`BouquetError` for an adapter of a model with a head."""
+    """Raise :class:`BouquetError` for an adapter of a model with a head, or of one that gives vectors."""
+    if tasks.classes(config.task) is None:
+        raise no_words(name)
     if tasks.classes(config.task):
         raise BouquetError(
             "a model with a head continues no text",
@@ -150,3 +154,14 @@ def demand_language(name: str, config: RunConfig) -> None:
             got=f"task.name = '{config.task.name}'",
             cure="Try it with bouquet chat; the README.md of an export has the lines that load it.",
         )
+
+
+def no_words(where: str) -> BouquetError:
+    """What is said to whoever wants an answer of an embedding model."""
+    return BouquetError(
+        "an embedding model says nothing: what it makes of a text is a vector",
+        where=where,
+        expected="an adapter of a classifier or a language model",
+        got="task.name = 'embed'",
+        cure="The README.md of bouquet export has the lines that make vectors with it.",
+    )

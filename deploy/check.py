@@ -111,9 +111,9 @@ def _shown(example: "Example", task: "Task", tokenizer: Any, coloured: bool) -> 
 
     shown = Text("    ")
     for number, text in enumerate(example.texts):
-        shown.append("\n    against:\n    " if number else "")
-        # What a head says is learned of a text as a whole.
-        labels = [IGNORED] * len(text.tokens) if task.sequence_classification else text.labels
+        shown.append(f"\n    {task.beside[number - 1]}:\n    " if number else "")
+        # What is learned elsewhere than of a language model's tokens is learned of a text as a whole.
+        labels = text.labels if task.language else [IGNORED] * len(text.tokens)
         place = 0
         for own, run in groupby(label >= 0 for label in labels):
             size = len(list(run))

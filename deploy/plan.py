@@ -82,7 +82,7 @@ def _plans(config: RunConfig, spec: Spec) -> Iterator[RulePlan]:
     """The plan of every rule that fits the privacy mode and the rank; a misfit of the run's own rule is raised."""
     from common.record import peft_folder  # what knows models takes seconds to import
 
-    given = peft_folder.given(config.model, spec)
+    given = peft_folder.given(config, spec)
     for name in RULES:
         try:
             yield rule_plan(_recipe(config, name), spec, given)

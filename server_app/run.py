@@ -107,7 +107,7 @@ def _start(recipe: Recipe, spec: Spec, record: Record) -> State:
     from server_app.start import seen, told
 
     init, config = recipe.init, recipe.config
-    given, sight = peft_folder.given(config.model, spec), None
+    given, sight = peft_folder.given(config, spec), None
     if init.sees != "nothing":
         examples = f" and {init.examples} examples of {init.source}" if isinstance(init, PublicInit) else ""
         record.say(f"the start is taken from the base model{examples}")

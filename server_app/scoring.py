@@ -101,7 +101,7 @@ class Scoring:
         # In a private run a node scores under noise, if the run asks for it; one that has a model of its own installs
         # the state all the same.
         self._asks = not self._private or self._noised or strategy.recipe.own_models
-        self._prompted = bool(config.evaluation.prompt) and not self._private and not task.sequence_classification
+        self._prompted = bool(config.evaluation.prompt) and not self._private and task.language
         self._sheet: Sheet | None = None
         # Who was asked for the score before this one and had none.
         self._missed: set[str] = set()

@@ -5,6 +5,7 @@ from common.adapter.values import FACTORS
 from common.error import BouquetError
 from common.method import AUTO, listed
 from common.tasks import TASKS
+from common.tasks.embed import Embed
 from strategies.choices import Choices
 from strategies.gradients import GRADIENTS
 from strategies.inits import INITS
@@ -195,6 +196,8 @@ def _check_task(choices: Choices) -> None:
             got=task.name,
             cure="Choose another task, or privacy.mode = 'update-local' or 'update-central'.",
         )
+    if issubclass(task, Embed) and choices.config.task.negatives == "batch":
+        _check_companions(choices)
     if task.compares and choices.config.model.adapter:
         raise BouquetError(
             f"the task '{task.name}' compares with the base, and not with an adapter on it that the run starts from",
@@ -202,4 +205,27 @@ def _check_task(choices: Choices) -> None:
             expected="model.adapter = ''",
             got=choices.config.model.adapter,
             cure="Merge the adapter into its base (bouquet export --form merged) and name that as model.name.",
+        )
+
+
+def _check_companions(choices: Choices) -> None:
+    """In-batch negatives need a batch, and tie its examples to each other."""
+    privacy, size = choices.config.privacy, choices.config.train.batch_size
+    if privacy.per_example:
+        raise BouquetError(
+            "with in-batch negatives an example has a loss that depends on its companions, so no clipping bounds what "
+            "it adds",
+            where="task.negatives, privacy.mode = 'example'",
+            expected="own",
+            got="batch",
+            cure="Set task.negatives = 'own', for which every record needs a negative, or choose "
+            "privacy.mode = 'update-local' or 'update-central'.",
+        )
+    if size < 2:
+        raise BouquetError(
+            "a batch of one record has no in-batch negatives",
+            where="task.negatives = 'batch', train.batch-size",
+            expected="2 or more; 32 learns more than 8",
+            got=str(size),
+            cure="Raise train.batch-size (train.accumulation gives no negatives), or set task.negatives = 'own'.",
         )

@@ -260,4 +260,4 @@ def own_models(config: RunConfig) -> bool:
 
 
 def _own_heads(config: RunConfig) -> bool:
-    return config.task.head == "local" and tasks.classes(config.task) > 0
+    return config.task.head == "local" and bool(tasks.classes(config.task))

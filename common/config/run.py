@@ -50,11 +50,14 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass: less memory, more time."""
     pooling: Literal["default", "mean"] = "default"
-    """What a classifier reads: what the model's own head does, or the mean of the last hidden states."""
+    """What a text is read by: `mean` is the mean of its last hidden states, `default` what the model's own head reads.
+
+    Of embeddings `default` is that mean where the model is an encoder, and the last token where it is a decoder.
+    """
 
     @property
     def pooled(self) -> bool:
-        """Whether a classifier reads the mean of the tokens."""
+        """Whether the mean of the tokens is what is read of a text."""
         return self.pooling == "mean"
 
 

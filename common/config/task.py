@@ -50,6 +50,16 @@ class TaskConfig(Section):
     """What a desirable reply weighs in the loss of KTO."""
     undesirable_weight: Positive = 1.0
     """What an undesirable reply weighs in the loss of KTO."""
+    anchor: str = "anchor"
+    """The field of the text by which another is to be found."""
+    positive: str = "positive"
+    """The field of the text that is to be found by it."""
+    negative: str = "negative"
+    """The field of a text that is not to be found by it, where a record has it."""
+    negatives: Literal["batch", "own"] = "batch"
+    """What an anchor is told from: all that its `batch` holds beside its positive, or its record's `own` negative."""
+    scale: Positive = 20.0
+    """What cosine similarities are multiplied by in the loss of embeddings: one over its temperature."""
 
     @property
     def names(self) -> list[str]:

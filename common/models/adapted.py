@@ -178,7 +178,7 @@ class LoraModel:
         }
 
     def logits(self, batch: Batch) -> Tensor:
-        """The model's output for a batch of ``N x T`` token ids: ``N x T x V``, or ``N x classes``."""
+        """The model's output for ``N x T`` token ids: ``N x T x V``, ``N x classes``, or vectors, ``N x d``."""
         inputs = {name: tensor.to(self.device) for name, tensor in batch.items() if name != "labels"}
         output: Tensor = self.network(**inputs).logits
         return output
@@ -218,12 +218,9 @@ class LoraModel:
     def score(self, task: Task, examples: Sequence[Example], batch_size: int) -> Score:
         """The task's held-out sums over ``examples``, batched by length."""
         self.network.eval()
-        total = Score()
         by_length = sorted(examples, key=lambda example: example.length)
-        for first in range(0, len(by_length), batch_size):
-            batch = task.collate(by_length[first : first + batch_size], self.pad)
-            total += task.score(self.outputs(batch))
-        return total
+        batches = (by_length[first : first + batch_size] for first in range(0, len(by_length), batch_size))
+        return task.scored(self.outputs(task.collate(batch, self.pad)) for batch in batches)
 
     @torch.no_grad()
     def generate(self, prompt: str, tokenizer: PreTrainedTokenizerBase, new_tokens: int = 48) -> str:

@@ -25,7 +25,7 @@ from transformers import (
 from common.config.run import ModelConfig
 from common.error import BouquetError
 from common.models import embedded, head, prequantised, support, vocabulary, weights
-from common.models.pooling import MeanPooled
+from common.models.pooling import Pooled
 
 
 def location(name: str) -> str:
@@ -75,8 +75,16 @@ def find_device(wanted: str) -> torch.device:
         raise BouquetError("an unknown device", where="device", expected="auto, cpu or cuda:0", got=wanted) from error
 
 
-def skeleton(model: ModelConfig, classes: int) -> nn.Module:
-    """The model on the meta device: shapes without weights. ``classes`` = 0 means a causal language model."""
+def bare(model: ModelConfig, classes: int | None) -> bool:
+    """Whether the model is Transformers' without a head, and what becomes of its hidden states is ours."""
+    return model.pooled or classes is None
+
+
+def skeleton(model: ModelConfig, classes: int | None) -> nn.Module:
+    """The model on the meta device: shapes without weights.
+
+    ``classes`` = 0 means a causal language model, None one that gives a text's vector.
+    """
     auto, config = _auto(model, classes), _config(model, classes)
     try:
         with torch.device("meta"):
@@ -85,11 +93,12 @@ def skeleton(model: ModelConfig, classes: int) -> nn.Module:
         raise _unusable(model, error) from error
     support.check_architecture(empty, model.name)
     with torch.device("meta"):
-        return MeanPooled(empty, classes) if auto is AutoModel else empty
+        finished: nn.Module = _finished(empty, model, classes)
+        return finished
 
 
-def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
-    """The model with its weights, quantised as the config says. ``classes`` = 0 means a causal language model.
+def load(model: ModelConfig, classes: int | None, device: torch.device) -> nn.Module:
+    """The model with its weights, quantised as the config says; ``classes`` as for :func:`skeleton`.
 
     Raises :class:`BouquetError` where the checkpoint lacks a weight that is not the head's.
     """
@@ -103,7 +112,7 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
         options["quantization_config"] = quantization(model.quantization, compute, heads)
     auto = _auto(model, classes)
     network, found = _from_hub(auto, model, output_loading_info=True, ignore_mismatched_sizes=bool(classes), **options)
-    weights.check_whole(found, ["pooler"] if auto is AutoModel else heads, location(model.name))
+    weights.check_whole(found, ["pooler"] if bare(model, classes) else heads, location(model.name))
     keep_trainable(network)
     for module in network.modules():
         if isinstance(module, Linear4bit):
@@ -111,10 +120,9 @@ def load(model: ModelConfig, classes: int, device: torch.device) -> nn.Module:
             module.compute_dtype = compute
     if model.gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
-    if auto is AutoModel:
-        network = MeanPooled(network, classes)
+    network = _finished(network, model, classes)
     support.check_output(network, classes, model.name)
-    if not classes:
+    if classes == 0:
         network.generation_config.eos_token_id = vocabulary.ends(tokenizer, config, network.generation_config)
     loaded: nn.Module = network
     return loaded
@@ -188,22 +196,30 @@ def _folder(model: ModelConfig, **options: Any) -> Path:
     return Path(where if Path(where).is_dir() else snapshot_download(where, revision=model.revision, **options))
 
 
-def _auto(model: ModelConfig, classes: int) -> Any:
-    """Transformers' class for the model: an encoder alone where the head is ours."""
-    if not model.pooled:
+def _auto(model: ModelConfig, classes: int | None) -> Any:
+    """Transformers' class for the model."""
+    if not bare(model, classes):
         return AutoModelForSequenceClassification if classes else AutoModelForCausalLM
-    if not classes:
+    if classes == 0:
         raise BouquetError(
             "there is nothing to pool", where="model.pooling", expected="'default'", got="'mean' with a language model"
         )
     return AutoModel
 
 
-def _config(model: ModelConfig, classes: int) -> Any:
+def _finished(network: Any, model: ModelConfig, classes: int | None) -> Any:
+    """The model, with what is ours on a bare one."""
+    if not bare(model, classes):
+        return network
+    return Pooled(network, classes, last=not (model.pooled or support.is_encoder(network.config)))
+
+
+def _config(model: ModelConfig, classes: int | None) -> Any:
     """Transformers' config of the model, for so many classes. Raises :class:`BouquetError` for what cannot be used."""
     config = _from_hub(AutoConfig, model)
-    if not model.pooled:
-        support.check(config, classes, model.name)
+    support.check_kind(config, model.name)
+    if not bare(model, classes):
+        support.check_form(config, bool(classes), model.name)
     if classes:
         config.num_labels = classes
     prequantised.check(config, model.quantization, model.name)

@@ -12,16 +12,16 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from common.models.pooling import MeanPooled
+from common.models.pooling import Pooled
 
 
 def find(network: nn.Module) -> list[str]:
-    """The head's modules by their full names, in the model's order; none for a language model.
+    """The head's modules by their full names, in the model's order; none where there is no head.
 
     These are the layers of which the checkpoint's own architecture lacks a weight, and the last layer of all.
     """
-    if isinstance(network, MeanPooled):
-        return ["classifier"]
+    if isinstance(network, Pooled):
+        return ["classifier"] if network.classifier else []
     if not type(network).__name__.endswith("ForSequenceClassification"):
         return []
     encoder = network.base_model_prefix

@@ -45,7 +45,7 @@ class Kept:
 
 
 @lru_cache(maxsize=1)
-def base(model: ModelConfig, classes: int, device: str, mode: str) -> Kept:
+def base(model: ModelConfig, classes: int | None, device: str, mode: str) -> Kept:
     """The base of the last model that was asked for. ``mode`` is the privacy mode of who asks.
 
     Not from one mode to another: some models keep in buffers what they have seen.

@@ -15,27 +15,35 @@ from common.method import listed
 from common.tasks import TASKS
 
 TOKENS = 4
-HEADED = listed([name for name, task in TASKS.items() if task.sequence_classification])
+FOR_ENCODERS = listed([name for name, task in TASKS.items() if not task.language])
 """The tasks that an encoder can learn."""
 
 
-def check(config: PretrainedConfig, classes: int, where: str) -> None:
-    """Raise :class:`BouquetError` for a model that cannot be trained here: to classify, or (0) to continue texts."""
-    kind = f"{where}, of type '{config.model_type}'"
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether each position of a text sees the later ones too."""
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+
+
+def check_kind(config: PretrainedConfig, where: str) -> None:
+    """Raise :class:`BouquetError` for a model of two parts, of which one is asked and the other answers."""
     if config.is_encoder_decoder:
         raise BouquetError(
             "an encoder-decoder cannot be trained here",
-            where=kind,
-            expected=f"a decoder, or an encoder for task.name = {HEADED}",
+            where=f"{where}, of type '{config.model_type}'",
+            expected=f"a decoder, or an encoder for task.name = {FOR_ENCODERS}",
             cure="Choose another model.",
         )
-    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if not classes and masked:
+
+
+def check_form(config: PretrainedConfig, classes: bool, where: str) -> None:
+    """Raise :class:`BouquetError` for a model of which Transformers has no form to classify, or to continue texts."""
+    kind = f"{where}, of type '{config.model_type}'"
+    if not classes and is_encoder(config):
         raise BouquetError(
             "an encoder cannot learn to continue a text: each of its positions sees the token that it is to predict",
             where=kind,
             expected="a decoder",
-            cure=f"Choose a causal language model, or task.name = {HEADED}.",
+            cure=f"Choose a causal language model, or task.name = {FOR_ENCODERS}.",
         )
     able = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if classes else MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in able:
@@ -61,7 +69,7 @@ def check_architecture(network: Any, where: str) -> None:
 
 
 @torch.no_grad()
-def check_output(network: Any, classes: int, where: str) -> None:
+def check_output(network: Any, classes: int | None, where: str) -> None:
     """Raise :class:`BouquetError` if the model cannot compute a made-up text.
 
     A language model, for which ``classes`` is 0, may not let what it says of a token depend on the tokens after it.
@@ -79,7 +87,7 @@ def check_output(network: Any, classes: int, where: str) -> None:
             got=f"{type(error).__name__}: {error}".splitlines()[0],
             cure="Try another model.quantization or model.dtype, or choose another model.",
         ) from error
-    if classes:
+    if classes != 0:
         return
     first, second = (each[0, :-1].float() for each in logits)
     if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):

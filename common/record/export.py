@@ -10,7 +10,8 @@ the head's weight and bias beside it in ``head.safetensors``::
     hidden = encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
     logits = linear(pool(hidden, mask), head["classifier.weight"], head["classifier.bias"])
 
-with :func:`common.models.pooling.pool`. ``AutoPeftModelForSequenceClassification`` refuses it.
+with :func:`common.models.pooling.pool`. ``AutoPeftModelForSequenceClassification`` refuses it. The folder of an
+embedding model is the same without a head.
 """
 
 import json
@@ -28,7 +29,7 @@ from common.adapter import structures
 from common.adapter.lora import Lora
 from common.adapter.structures import stacked
 from common.adapter.values import HEAD, Key, State, Tensors
-from common.config.run import RunConfig
+from common.config.run import ModelConfig, RunConfig, TaskConfig
 from common.error import BouquetError
 from common.models import adapted, base, targets
 
@@ -36,7 +37,6 @@ SUFFIX = {"A": "lora_A.weight", "B": "lora_B.weight", "W": "weight", "b": "bias"
 ABOUT = "bouquet.json"
 # Whoever passes an adapter on need not tell where the data were, or where this site keeps its runs.
 UNTOLD = ("data.", "evaluation.", "run-directory", "resume", "model.adapter")
-POOLED = "encoder."
 
 
 class Exported(NamedTuple):
@@ -57,11 +57,11 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
         head = {key: tensor for key, tensor in state.adapter.items() if key.part in HEAD}
     factors = {key: tensor for key, tensor in state.adapter.items() if key.part not in HEAD}
     folder.mkdir(parents=True, exist_ok=True)
-    if config.model.pooled:
+    if prefix := within(config.model, config.task):
         if head:
             _save(folder / "head.safetensors", head)
         head = {}
-        factors = {key._replace(layer=key.layer.removeprefix(POOLED)): tensor for key, tensor in factors.items()}
+        factors = {key._replace(layer=key.layer.removeprefix(prefix)): tensor for key, tensor in factors.items()}
     commit = base.commit(config.model)
     settings = peft.LoraConfig(
         r=state.rank,
@@ -104,9 +104,10 @@ def read(folder: Path) -> Exported:
         about = json.loads((folder / ABOUT).read_text())
         lora = json.loads((folder / "adapter_config.json").read_text())
         settings = dict(about["config"])
-        within = POOLED if settings["model.pooling"] == "mean" else ""
+        model, task = ({"pooling": settings["model.pooling"]}, {"name": settings["task.name"]})
+        prefix = within(ModelConfig.model_validate(model), TaskConfig.model_validate(task))
         named = load_file(folder / "adapter_model.safetensors")
-        adapter = {key_of(within + name.removeprefix(adapted.PREFIX)): tensor for name, tensor in named.items()}
+        adapter = {key_of(prefix + name.removeprefix(adapted.PREFIX)): tensor for name, tensor in named.items()}
         if (file := folder / "head.safetensors").is_file():
             adapter |= {key_of(name): tensor for name, tensor in load_file(file).items()}
         state = State(adapter, lora["lora_alpha"] / lora["r"], int(about["round"]))
@@ -119,6 +120,11 @@ def read(folder: Path) -> Exported:
             cure="Runs leave such folders, and so does bouquet export.",
         ) from error
     return Exported(state, settings)
+
+
+def within(model: ModelConfig, task: TaskConfig) -> str:
+    """What a bare model's layers have before their names here, and not in an adapter's file; else empty."""
+    return "encoder." if base.bare(model, tasks.classes(task)) else ""
 
 
 def key_of(name: str) -> Key:
@@ -137,7 +143,7 @@ def _modules(head: Tensors, factors: Tensors) -> list[str] | None:
 
 
 def _task_type(config: RunConfig) -> str:
-    if config.model.pooled:
+    if within(config.model, config.task):
         return "FEATURE_EXTRACTION"
     return "SEQ_CLS" if tasks.classes(config.task) else "CAUSAL_LM"
 

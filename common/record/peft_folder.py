@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 from common.adapter.spec import Spec
 from common.adapter.values import FACTORS, HEAD, Key, Tensors, check_values
-from common.config.run import ModelConfig
+from common.config.run import ModelConfig, RunConfig
 from common.error import BouquetError
 from common.models import adapted
 from common.record.directory import ADAPTER
-from common.record.export import POOLED, key_of
+from common.record.export import key_of, within
 
 SETTINGS, WEIGHTS, POOLED_HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
 # Of PEFT's settings, those that are taken into account below, and those that only say how an adapter was trained.
@@ -34,17 +34,17 @@ STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 SHOWN = 3
 
 
-def given(model: ModelConfig, spec: Spec) -> Tensors | None:
+def given(config: RunConfig, spec: Spec) -> Tensors | None:
     """The adapter that a run starts from: Q and P of its layers, and its head if it has one; float32.
 
-    None where ``model`` names none. Raises :class:`BouquetError` for what is no LoRA adapter, and for one that holds
+    None where it starts from none. Raises :class:`BouquetError` for what is no LoRA adapter, and for one that holds
     what the run's model does not.
     """
-    if not model.adapter:
+    if not config.model.adapter:
         return None
-    folder = _folder(model)
+    folder, prefix = _folder(config.model), within(config.model, config.task)
     settings = _settings(folder)
-    named = _named(folder, POOLED if model.pooled else "")
+    named = _named(folder, prefix)
     factors = {key: tensor for key, tensor in named.items() if key.part in FACTORS}
     head = {key: tensor for key, tensor in named.items() if key.part in HEAD}
     layers = list(dict.fromkeys(key.layer for key in factors))
@@ -54,7 +54,7 @@ def given(model: ModelConfig, spec: Spec) -> Tensors | None:
     _check_known(folder, others, map(str, spec.head), f"{beside} that the run does not train", cure)
     scales, shapes = {}, dict(spec.head) if head else {}
     for layer in layers:
-        rank, scales[layer] = _scale(folder, settings, layer.removeprefix(POOLED) if model.pooled else layer)
+        rank, scales[layer] = _scale(folder, settings, layer.removeprefix(prefix))
         d_out, d_in = spec.layers[layer]
         shapes |= {Key(layer, "A"): (rank, d_in), Key(layer, "B"): (d_out, rank)}
     _check_fits(folder, named, shapes, str(settings["base_model_name_or_path"]))
@@ -132,7 +132,7 @@ def _settings(folder: Path) -> Mapping[str, Any]:
     return plain | told
 
 
-def _named(folder: Path, within: str) -> Tensors:
+def _named(folder: Path, prefix: str) -> Tensors:
     """The adapter's tensors under the model's own names. Raises :class:`BouquetError` for any other than factors."""
     if not (folder / WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()
@@ -147,7 +147,7 @@ def _named(folder: Path, within: str) -> Tensors:
     try:
         for name, tensor in load_file(folder / WEIGHTS).items():
             try:
-                named[key_of(within + name.removeprefix(adapted.PREFIX))] = tensor
+                named[key_of(prefix + name.removeprefix(adapted.PREFIX))] = tensor
             except ValueError:
                 unknown.append(name)
         if (file := folder / POOLED_HEAD).is_file():

@@ -18,6 +18,8 @@ REASONS = {
     "text": "without text",
     "answer": "without an answer",
     "label": "without a label",
+    "positive": "without a positive",
+    "negative": "without a negative",
     "short": "too short to learn from",
     "room": "without room for an answer",
 }

@@ -6,6 +6,7 @@ from common.config.run import TaskConfig
 from common.tasks.chat import Chat
 from common.tasks.classify import Classify
 from common.tasks.dpo import Dpo
+from common.tasks.embed import Embed
 from common.tasks.encoding import encoded
 from common.tasks.instruct import Instruct
 from common.tasks.kto import Kto
@@ -15,7 +16,7 @@ from common.tasks.task import Batch, Example, Output, Score, Task
 from common.tasks.text import Text
 
 TASKS: Mapping[str, type[Task]] = {
-    task.name: task for task in (Text, Instruct, Chat, Classify, MultiLabel, Regress, Dpo, Kto)
+    task.name: task for task in (Text, Instruct, Chat, Classify, MultiLabel, Regress, Dpo, Kto, Embed)
 }
 
 
@@ -24,8 +25,11 @@ def build(config: TaskConfig) -> Task:
     return TASKS[config.name](config)
 
 
-def classes(config: TaskConfig) -> int:
-    """How many numbers the model's head says of a text, one a class; 0 for a language model."""
+def classes(config: TaskConfig) -> int | None:
+    """How many numbers the model's head says of a text, one a class.
+
+    0 for a language model, None for one that has neither head nor words: a text's vector is all that is wanted.
+    """
     return TASKS[config.name].outputs(config)
 
 

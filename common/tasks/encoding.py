@@ -12,7 +12,7 @@ from common.error import BouquetError
 from common.sources.counts import Counts
 from common.sources.fields import LeftOut
 from common.sources.records import Placed, Record, broken, content
-from common.tasks.task import Example, Task
+from common.tasks.task import Example, Task, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +45,14 @@ def encoded(
         raise broken(faults, len(examples), where=f"task '{task.config.name}'")
     cut = sum(example.cut for own in examples for example in own[:1])
     return examples, Counts(len(examples), left_out, cut, sum(map(len, examples)), task.length)
+
+
+def whole(text: str, tokenizer: "PreTrainedTokenizerBase", length: int, pair: str | None = None) -> Example:
+    """A text, or a pair of texts, as the tokenizer writes it, cut at ``length`` tokens; without labels."""
+    encoded = tokenized(tokenizer, text, pair, verbose=False)
+    if cut := len(encoded["input_ids"]) > length:
+        encoded = tokenized(tokenizer, text, pair, truncation=True, max_length=length)
+    return Example(encoded["input_ids"], [], encoded.get("token_type_ids", ()), cut)
 
 
 def _encoded(task: Task, record: Record, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:

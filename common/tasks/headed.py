@@ -12,7 +12,8 @@ from common.config.run import TaskConfig
 from common.error import BouquetError
 from common.sources.fields import text
 from common.tasks.classes import Classes
-from common.tasks.task import IGNORED, Example, Output, Task, tokenized
+from common.tasks.encoding import whole
+from common.tasks.task import IGNORED, Example, Output, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ class Headed(Task):
     """A text, or a text and a second one, with a label; the head is trained beside the adapter."""
 
     sequence_classification = True
+    language = False
     label_type: ClassVar[torch.dtype] = torch.float32
     """What the labels of a batch are."""
 
@@ -44,7 +46,7 @@ class Headed(Task):
         labels = self.read(record)
         first = text(record, self.config.text)
         pair = text(record, self.config.text_pair) if self.config.text_pair else None
-        return [self._asked(first, pair, tokenizer)._replace(labels=labels)]
+        return [whole(first, tokenizer, self.length, pair)._replace(labels=labels)]
 
     def written(self, text: str, prompt: str, draw: random.Random) -> Mapping[str, Any]:
         pair = {self.config.text_pair: prompt} if self.config.text_pair else {}
@@ -58,17 +60,11 @@ class Headed(Task):
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> Example:
         """The text; where the task is about pairs, two texts with a tab between them."""
         if not self.config.text_pair:
-            return self._asked(text, None, tokenizer)
+            return whole(text, tokenizer, self.length)
         first, tab, second = text.partition("\t")
         if not tab:
             raise BouquetError("one text where two are compared", expected="a tab between them", got=repr(text))
-        return self._asked(first, second, tokenizer)
-
-    def _asked(self, text: str, pair: str | None, tokenizer: "PreTrainedTokenizerBase") -> Example:
-        encoded = tokenized(tokenizer, text, pair, verbose=False)
-        if cut := len(encoded["input_ids"]) > self.length:
-            encoded = tokenized(tokenizer, text, pair, truncation=True, max_length=self.length)
-        return Example(encoded["input_ids"], [], encoded.get("token_type_ids", ()), cut)
+        return whole(first, tokenizer, self.length, second)
 
     def targets(self, texts: Sequence[Example], longest: int) -> Tensor:
         """``N`` for one label a text, else ``N x C``."""

@@ -2,9 +2,10 @@
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -29,8 +30,9 @@ Batch = dict[str, Tensor]
 class Output(NamedTuple):
     """What a model makes of a batch of N rows, and the labels beside it.
 
-    ``values`` are what its head says of each row (N x C); of a language model, the loss of each labelled token, N x T,
-    zero where there is no label, and ``right`` (N x T, of what is scored) says which of them were the likeliest.
+    ``values`` are what its head says of each row (N x C), or the row's vector of length 1 (N x d); of a language model,
+    the loss of each labelled token, N x T, zero where there is no label, and ``right`` (N x T, of what is scored) says
+    which of them were the likeliest.
     ``reference`` computes the values of the model without its adapter, for tasks that compare the two. ``rows`` makes
     N x T x d of what a layer saw or made of the batch, whose padding it may have been spared.
     """
@@ -47,7 +49,7 @@ class Example(NamedTuple):
 
     ``segments`` tell the two texts of a pair apart, a number a token, for models that are told; empty where none is.
     ``cut`` says that the record holds more than fits. ``against`` is the text that this one is compared with, for tasks
-    whose examples are two rows of a batch.
+    whose examples are several rows of a batch; a third text stands against the second.
     """
 
     tokens: list[int]
@@ -59,7 +61,7 @@ class Example(NamedTuple):
     @property
     def texts(self) -> "tuple[Example, ...]":
         """The rows that the example is in a batch."""
-        return (self,) if self.against is None else (self, self.against)
+        return (self,) if self.against is None else (self, *self.against.texts)
 
     @property
     def length(self) -> int:
@@ -119,10 +121,14 @@ class Task(ABC):
     name: ClassVar[str]
     sequence_classification: ClassVar[bool] = False
     """Whether a head says something of a whole text, in the place of its next words."""
+    language: ClassVar[bool] = True
+    """Whether it is a language model that is taught, what a text says next."""
     rows: ClassVar[int] = 1
     """How many rows of a batch are one example: the first rows of all of N, then the second ones, and so on."""
+    beside: ClassVar[Sequence[str]] = ("against",)
+    """What the rows after the first are called."""
     apart: ClassVar[bool] = True
-    """Whether what an example adds to the loss depends on its own rows alone."""
+    """Whether what an example adds to the loss depends on its own rows alone, or does by some setting."""
     compares: ClassVar[bool] = False
     """Whether what is learned is compared with what the base says."""
     windows: ClassVar[bool] = False
@@ -137,8 +143,8 @@ class Task(ABC):
         self.config = config
 
     @classmethod
-    def outputs(cls, config: TaskConfig) -> int:
-        """How many numbers a head says of a text; 0 of a language model."""
+    def outputs(cls, config: TaskConfig) -> int | None:
+        """How many numbers a head says of a text; 0 of a language model, None where a text's vector is wanted."""
         return config.labels if cls.sequence_classification else 0
 
     @property
@@ -225,6 +231,10 @@ class Task(ABC):
     def score(self, output: Output) -> Score:
         """The held-out sums of a batch."""
 
+    def scored(self, outputs: Iterable[Output]) -> Score:
+        """The held-out sums of all batches."""
+        return sum(map(self.score, outputs), Score())
+
     def figure(self, score: Score) -> float:
         """The task's metric, from summed scores: the share that is right."""
         return score.correct / score.count
@@ -255,7 +265,8 @@ class Task(ABC):
 
     def collate(self, examples: Sequence[Example], pad: int) -> Batch:
         """Pad on the right to the longest; shapes ``N x T``, and N is :attr:`rows` times as many as ``examples``."""
-        texts = [*examples, *(example.against for example in examples if example.against is not None)]
+        rows = zip_longest(*(example.texts for example in examples))
+        texts = [text for row in rows for text in row if text is not None]
         longest = max(len(text.tokens) for text in texts)
         tokens = torch.full((len(texts), longest), pad)
         mask, segments = torch.zeros_like(tokens), torch.zeros_like(tokens)

@@ -118,7 +118,7 @@ class Node:
     def initial(self) -> State:
         """The state before the first round."""
         spec = self._described()
-        return self.recipe.start(spec, self.config.seed, given=peft_folder.given(self.config.model, spec))
+        return self.recipe.start(spec, self.config.seed, given=peft_folder.given(self.config, spec))
 
     def message(self, kind: str, state: State | None = None, *, score: bool = False) -> Message:
         """What the coordinator sends; without a state, the roll call. ``score`` asks for one before the training."""

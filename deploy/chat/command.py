@@ -37,11 +37,15 @@ def add_to(commands: Commands) -> None:
 def _chat(options: argparse.Namespace) -> int:
     if options.tokens < 1 or options.temperature < 0:
         raise BouquetError("an answer that cannot be given", expected="--tokens 1 or more, --temperature 0 or more")
-    from deploy import adapters  # what loads models takes seconds to import
+    from common import tasks  # what loads models takes seconds to import
+    from deploy import adapters
     from deploy.chat.model import Model
 
     folder = adapters.find(options.source, options.node, options.state_directory)
-    model = Model(folder, adapters.settings(folder, options.model), options.device)
+    config = adapters.settings(folder, options.model)
+    if tasks.classes(config.task) is None:
+        raise adapters.no_words(str(options.source))
+    model = Model(folder, config, options.device)
     if options.base:
         model.demand_base()
     console = Console(highlight=False, soft_wrap=True)

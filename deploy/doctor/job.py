@@ -147,7 +147,7 @@ def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
     one = tokens * (34 * shape.hidden_size + 5 * heads * length) * wide / 2
     inputs = tokens * shape.hidden_size * wide * layers
     activations = inputs + one if config.model.gradient_checkpointing else one * layers
-    logits = 0.0 if classes else 3 * 4.0 * tokens * shape.vocab_size
+    logits = 0.0 if classes != 0 else 3 * 4.0 * tokens * shape.vocab_size
     spec = adapted.describe(config.model, config.lora.model_copy(update={"rank": rank}), config.task)
     return float(weights + BYTES_A_TRAINED_WEIGHT * _numel(spec) + activations + logits + PROCESS)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -41,11 +42,30 @@ def classify(texts):
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     hidden = encoder(**batch).last_hidden_state * batch["attention_mask"][:, :, None]
     return linear(normalize(hidden.sum(1), dim=-1), head["classifier.weight"], head["classifier.bias"])""",
+    "embedding": """from peft import PeftModel
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer
+
+model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}"), "{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{base}")""",
     "merged": """from transformers import {auto}, AutoTokenizer
 
 model = {auto}.from_pretrained("{folder}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
+    "merged embedding": """from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("{folder}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
 }
+EMBED = """
+
+def embed(texts):
+    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    hidden, mask = model(**batch).last_hidden_state.float(), batch["attention_mask"]
+    return normalize({vectors}, dim=-1)"""
+LAST, MEAN = "hidden[list(range(len(texts))), mask.sum(1) - 1]", "(hidden * mask[:, :, None]).sum(1)"
+"""How a text becomes a vector: by its last token, or by the mean of all."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +187,10 @@ def _sizes(run: Path) -> dict[str, int]:
 def _loading(export: Export, name: str) -> str:
     config = export.source.config
     classes, names = tasks.classes(config.task), config.task.names
+    if classes is None:
+        network: Any = base.skeleton(config.model, classes)
+        lines = LOADING["merged embedding" if export.merged else "embedding"] + EMBED
+        return lines.format(folder=name, base=base.location(config.model.name), vectors=LAST if network.last else MEAN)
     kind = "pooled" if config.model.pooled else "classes" if classes else "language"
     kind = "merged" if export.merged else kind
     return LOADING[kind].format(

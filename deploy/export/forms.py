@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from common import tasks
 from common.adapter import algebra
 from common.adapter.values import HEAD, Key, State
 from common.config.run import RunConfig
@@ -59,7 +60,7 @@ def write_merged(state: State, config: RunConfig, folder: Path, dtype: str, devi
     The base is loaded in that type, not dequantised: what a merge into 4 bits would round away stays.
     Raises :class:`BouquetError` for a head that Transformers has no model for.
     """
-    if config.model.pooled:
+    if config.model.pooled and tasks.classes(config.task):
         raise BouquetError(
             "Transformers has no model with this head",
             where="model.pooling = 'mean'",
@@ -69,7 +70,8 @@ def write_merged(state: State, config: RunConfig, folder: Path, dtype: str, devi
     with TemporaryDirectory() as temporary:
         write_peft(state, config, Path(temporary))
         network: Any = adapters.load(Path(temporary), plain, device)
-    merged = network.merge_and_unload(safe_merge=True)
+    adapted = network.encoder if base.bare(config.model, tasks.classes(config.task)) else network
+    merged = adapted.merge_and_unload(safe_merge=True)
     if names := config.task.names:
         merged.config.id2label = dict(enumerate(names))
         merged.config.label2id = {name: number for number, name in enumerate(names)}

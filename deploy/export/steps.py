@@ -111,7 +111,10 @@ def _demand(compared: Comparison, form: str, tolerance: float | None) -> None:
 def _next_steps(export: card.Export, target: Path) -> Iterator[str]:
     """What serves the folder."""
     config = export.source.config
-    if tasks.classes(config.task):
+    if (classes := tasks.classes(config.task)) is None:
+        yield "an embedding model: its README.md has the lines that load it"
+        return
+    if classes:
         yield "a model with a head: its README.md has the lines that load it; vLLM and llama.cpp serve language models"
         return
     place, path = base.location(config.model.name), target.resolve()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.config.task import TaskConfig
 from common.error import BouquetError
 from common.record.directory import ADAPTER, make_folder, name_of_now
 
@@ -33,7 +34,13 @@ class Attempt:
     def tell_next(self) -> None:
         """Say what the run that has ended is good for."""
         if (self.folder / ADAPTER).is_dir():
-            print(f"next: bouquet chat {shlex.quote(str(self.folder))}")
+            from common.tasks import TASKS  # with torch, which takes seconds to import
+
+            task, folder = TASKS[self.config.get("task.name", TaskConfig().name)], shlex.quote(str(self.folder))
+            answers = task.language or task.sequence_classification
+            print(
+                f"next: bouquet {f'chat {folder}' if answers else f'export {folder} --to exports/{self.folder.name}'}"
+            )
 
     def tell_failed(self, reason: str, *, too_few: bool) -> int:
         """Say why the run did not complete; its exit code."""

@@ -7,9 +7,31 @@ OPTIMIZERS = ("tests/oracles/test_lora_pro.py", "tests/oracles/test_lora_pro_lay
 OBJECTIVES = ("tests/oracles/test_fedspeed.py", "tests/runs/test_loop_rules.py")
 KEEPS = ("tests/laws/test_rules.py", "tests/laws/test_axes.py", "tests/runs/test_loop.py")
 STARTS = ("tests/laws/test_continued.py", "tests/units/test_peft_folder.py", "tests/runs/test_continued.py")
+EMBEDDINGS = ("tests/oracles/test_embeddings.py", "tests/units/test_embed.py")
 LAWS = ("tests/units/test_laws.py", "tests/units/test_privacy.py")
 
 AXES = (
+    Mutant(
+        "embeddings: padding counts in the mean",
+        "common/models/pooling.py",
+        "(hidden.float() * mask[:, :, None]).sum(1)",
+        "hidden.float().sum(1)",
+        EMBEDDINGS,
+    ),
+    Mutant(
+        "embeddings: a model for which all texts are one finds everything",
+        "common/tasks/embed.py",
+        "similarities[:, 1:] < similarities[:, :1]",
+        "similarities[:, 1:] <= similarities[:, :1]",
+        EMBEDDINGS,
+    ),
+    Mutant(
+        "embeddings: the same text twice in a batch is held against itself",
+        "common/tasks/embed.py",
+        "same[0] | same[1]",
+        "torch.eye(len(anchors), others.shape[1], dtype=torch.bool)[chosen]",
+        EMBEDDINGS,
+    ),
     Mutant(
         "a script's trainer begins every round with the same examples",
         "client_app/trainer.py",

@@ -203,6 +203,7 @@ TASKS = {
     "multi-label": ({"text": "well", "label": ["1"]}, KINDS),
     "regress": ({"text": "well", "label": 1}, KINDS),
     "dpo": ({"instruction": "Add", "chosen": "1", "rejected": "2"}, KINDS),
+    "embed": ({"anchor": "Add", "positive": "1", "negative": "2"}, KINDS),
 }
 
 
@@ -216,7 +217,13 @@ TASKS = {
 )
 def test_every_task_has_canaries_that_the_node_uses(bench, task, unit):
     record, kinds = TASKS[task]
-    changes = {"task.name": task, "task.max-length": 64, "privacy.unit": unit, "privacy.unit-cap": 2}
+    changes = {
+        "task.name": task,
+        "task.max-length": 64,
+        "task.negatives": "own",
+        "privacy.unit": unit,
+        "privacy.unit-cap": 2,
+    }
     audited = bench(**changes)
     found = canaries(audited, [{**record, "patient": "7"}] * 2, each=2)
     assert set(kinds) <= {canary.kind for canary in found}

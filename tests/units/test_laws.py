@@ -15,6 +15,16 @@ GA = {"init.name": "lora-ga", "init.lora-ga.source": "/public.jsonl"}
 SB = {"init.name": "lora-sb", "init.lora-sb.source": "/public.jsonl"}
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "in-batch negatives where every example is by itself": (
+        {"task.name": "embed", **PRIVATE},
+        "with in-batch negatives an example has a loss that depends on its companions, so no clipping bounds what it "
+        "adds (task.negatives, privacy.mode = 'example'): expected own, got batch. Set task.negatives = 'own'",
+    ),
+    "in-batch negatives in a batch of one": (
+        {"task.name": "embed", "train.batch-size": 1},
+        "a batch of one record has no in-batch negatives (task.negatives = 'batch', train.batch-size): expected 2 or "
+        "more",
+    ),
     "a robust mean beside a rule that takes more": (
         {"rule.name": "flora", "mean.name": "median"},
         "the rule 'flora' takes more than a mean (mean.name = 'median', server-optimizer.name = 'none'): expected "
@@ -157,6 +167,8 @@ def test_a_clash_is_refused_by_name(case):
         {"rule.name": "fedsa-lora", "optimizer.name": "lora-pro", "objective.name": "fedspeed"},
         {"rule.name": "ravan", "rule.ravan.scales": 0, "objective.name": "fedspeed"},
         {**PRIVATE, "gradient.name": "hooks", "objective.name": "fedprox"},
+        {**PRIVATE, "task.name": "embed", "task.negatives": "own", "train.batch-size": 1},
+        {**LOCAL, "task.name": "embed"},
         {**CENTRAL, "server-optimizer.name": "momentum"},
         {**LOCAL, "rule.name": "hetlora", "rule.hetlora.keep": 1.0},
         {**PRIVATE, "rule.name": "hetlora"},

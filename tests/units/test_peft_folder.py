@@ -47,7 +47,7 @@ def started(folder: Path, **settings: Any) -> LoraModel:
     config = recipe.config
     network = base.load(config.model, tasks.classes(config.task), torch.device("cpu"))
     model = LoraModel(network, config.lora, recipe.structure)
-    state = recipe.start(model.spec, 0, given=peft_folder.given(config.model, model.spec))
+    state = recipe.start(model.spec, 0, given=peft_folder.given(config, model.spec))
     model.install(state.adapter, state.scale, state.offset)
     model.network.eval()
     return model
@@ -214,7 +214,7 @@ def test_what_is_no_lora_of_the_model_is_refused_by_name(name, adapter, tmp_path
 
 def read(name: str, **settings: Any) -> None:
     config = read_config({**PLAIN, "model.adapter": name, **settings})
-    peft_folder.given(config.model, describe(config.model, config.lora, config.task))
+    peft_folder.given(config, describe(config.model, config.lora, config.task))
 
 
 def test_a_layer_outside_the_targets_is_refused(adapter):
