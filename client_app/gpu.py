@@ -7,8 +7,8 @@ The locks lie in a folder of the user's that every node of the machine sees: sys
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
@@ -25,14 +25,17 @@ def identity(device: str) -> str:
     return str(torch.cuda.get_device_properties(found).uuid) if found.type == "cuda" else ""
 
 
+def identities(devices: Iterable[str]) -> list[str]:
+    """The UUIDs of the GPUs behind a node's devices, in the order in which everybody waits for them."""
+    return sorted({identity(device) for device in devices} - {""})
+
+
 @cache
-def reserve(gpu: str, state: Path) -> TextIOWrapper | None:
+def reserve(gpu: str, state: Path) -> TextIOWrapper:
     """Hold a GPU for this process until it ends, however it does. ``state`` says whose it is.
 
     Raises :class:`BouquetError` where another process holds it.
     """
-    if not gpu:
-        return None
     lock = (_folder() / f"{gpu}.lock").open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,13 +56,12 @@ def reserve(gpu: str, state: Path) -> TextIOWrapper | None:
 
 
 @contextmanager
-def turn(gpu: str) -> Iterator[None]:
-    """Wait for a GPU that processes of this machine take in turns, a message each; nothing to wait for on a CPU."""
-    if not gpu:
-        yield
-        return
-    with (_folder() / f"{gpu}.turn").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def turn(*gpus: str) -> Iterator[None]:
+    """Wait for GPUs that processes of this machine take in turns, a message each; nothing to wait for on a CPU."""
+    with ExitStack() as held:
+        for gpu in gpus:
+            lock = held.enter_context((_folder() / f"{gpu}.turn").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -9,7 +9,7 @@ STEP = (
         "the mean of batches' means: a token of a short batch weighs more",
         "client_app/training.py",
         "return task.sums(model.outputs(batch)).sum() / weight",
-        "return task.loss(model.outputs(batch)) / config.accumulation",
+        "return task.loss(model.outputs(batch)) / recipe.config.train.accumulation",
         TESTS,
     ),
     Mutant(
