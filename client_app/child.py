@@ -99,7 +99,9 @@ def main(descriptor: str, device: str, rank: str, size: str, store: str) -> None
     Thread(target=_end_with_parent, args=(link,), daemon=True).start()
     prepare()
     send(link, DONE)
-    serve(link, Group(Path(store), int(rank), int(size)), device, int(rank))
+    group = Group(Path(store), int(rank), int(size))
+    send(link, DONE)
+    serve(link, group, device, int(rank))
 
 
 if __name__ == "__main__":

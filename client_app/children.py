@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from common.tasks import Example
 from common.version import ROOT
 
 LOAD, BEGIN, STEP, DONE = b"load", b"begin", b"step", b"done"
-"""What a child is told; and what it says when it has started, and when it has done as it was told."""
+"""What a child is told; and what it says when it has started, met the others, or done as it was told."""
 
 
-class Children(Processes):
+class Children(Processes, AbstractContextManager["Children"]):
     """The process itself, on the first of ``devices``, with a child on each of the others.
 
     After any error they are gone. Raises :class:`BouquetError` where one does not start, or has ended.
@@ -52,6 +52,8 @@ class Children(Processes):
                 self._start(device, rank, store)
             self._wait()
             self._group = Group(store, 0, self.number)
+            # The others may still be looking into the store for each other.
+            self._wait()
 
     @property
     def alive(self) -> bool:
@@ -83,6 +85,9 @@ class Children(Processes):
             # Before gloo waits for them: one that has ended on its share is told from one that is slow.
             self._wait()
             return self._group.add_up(work.parameters, own)
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End them."""

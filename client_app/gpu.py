@@ -16,18 +16,17 @@ from pathlib import Path
 import torch
 
 from common.error import BouquetError
-from common.models.base import find_device
+from common.models.base import find_devices
 
 
-def identity(device: str) -> str:
-    """The UUID of the GPU behind a node's ``device``, whatever number it has here; nothing for a CPU."""
-    found = find_device(device)
-    return str(torch.cuda.get_device_properties(found).uuid) if found.type == "cuda" else ""
+def identity(device: torch.device) -> str:
+    """The UUID of a GPU, whatever number it has here; nothing for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
 def identities(devices: Iterable[str]) -> list[str]:
     """The UUIDs of the GPUs behind a node's devices, in the order in which everybody waits for them."""
-    return sorted({identity(device) for device in devices} - {""})
+    return sorted({identity(each) for device in devices for each in find_devices(device)} - {""})
 
 
 @cache

@@ -37,7 +37,7 @@ class NodeConfig(Section):
     lora_rank: CountOrOff = 0
     """The node's own, smaller rank, under rules of mixed ranks; 0 for the run's."""
     device: str = "auto"
-    """auto, or a torch device such as cuda:1; `cuda:0,cuda:1` has each of them compute a part of every step."""
+    """auto, or a torch device. Each of `cuda:0,cuda:1` computes a part of every step; `cuda:0+cuda:1` share one model."""
     state_directory: AbsolutePath = ""
     """The folder of all that outlives a run on this machine; empty for `~/.bouquet/state`."""
     warm: NonNegative = 0.0
