@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
 from client_app.shares import Sums
-from common.error import BouquetError
 
 PATIENCE = timedelta(minutes=5)
 """How long gloo waits for a process that is there, and ready, and does not come."""
@@ -27,7 +26,7 @@ PATIENCE = timedelta(minutes=5)
 class Group:
     """A place among ``size`` processes, which have met when it has been made.
 
-    Raises :class:`BouquetError` if they do not, and where one of them is lost later.
+    Raises :class:`ConnectionError` if they do not, and where one of them is lost later.
     """
 
     def __init__(self, store: Path, rank: int, size: int) -> None:
@@ -69,12 +68,8 @@ def _parts(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _lost() -> Iterator[None]:
-    """Raise :class:`BouquetError` where gloo loses a process."""
+    """Raise :class:`ConnectionError` where gloo loses a process, as a socket does."""
     try:
         yield
     except RuntimeError as error:
-        raise BouquetError(
-            "the processes of this node have lost each other",
-            got=str(error).partition("\n")[0],
-            cure="Read the node's log: one of them has ended, or this machine has no loopback interface.",
-        ) from error
+        raise ConnectionError(str(error)) from error

