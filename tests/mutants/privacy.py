@@ -50,7 +50,7 @@ PRIVACY = (
     Mutant(
         "every tensor is clipped by itself, all at C",
         "strategies/gradients/engine.py",
-        "norms = torch.stack(parts).norm(dim=0)",
+        "norms = torch.stack([part.to(parts[0].device) for part in parts]).norm(dim=0)",
         "norms = torch.stack(parts).amax(dim=0)",
         CLIPPING,
     ),
@@ -113,7 +113,7 @@ PRIVACY = (
     Mutant(
         "Opacus: one example of NaN destroys the whole sum",
         "strategies/gradients/engine.py",
-        "                gradient[~finite] = 0  # zero times NaN would be NaN\n",
+        "                gradient[~finite.to(gradient.device)] = 0  # zero times NaN would be NaN\n",
         "                pass\n",
         CLIPPING,
     ),
