@@ -65,7 +65,7 @@ class NodeConfig(Section):
             mistakes.append(f"privacy-witness: expected a file outside the state-directory {state}, got {witness!r}")
         if flat.get("script") and flat.get("data"):
             mistakes.append(f"data: expected none beside a script, which has its own, got {flat['data']!r}")
-        if flat.get("script") and "," in str(flat.get("device", "")):
+        if flat.get("script") and {",", "+"} & set(str(flat.get("device"))):
             mistakes.append(
                 f"device: expected one beside a script, whose trainer computes alone, got {flat['device']!r}"
             )
