@@ -57,7 +57,7 @@ def _work(session: "Session", message: Message, context: Context) -> RecordDict:
     if kind == MessageType.QUERY:
         return session.answer_roll_call()
     # In a simulation whoever starts it deals the GPU out, to several nodes at once where they were told to.
-    with gpu.turn("" if simulated() else gpu.identity(session.node.device)):
+    with gpu.turn(*() if simulated() else gpu.identities(session.node.devices)):
         if kind == MessageType.EVALUATE:
             return session.evaluate(message)
         wanted = message.content.config_records.get("config", ConfigRecord())

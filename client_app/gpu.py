@@ -7,8 +7,8 @@ The locks lie in a folder of the user's that every node of the machine sees: sys
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,23 +16,25 @@ from pathlib import Path
 import torch
 
 from common.error import BouquetError
-from common.models.base import find_device
+from common.models.base import find_devices
 
 
-def identity(device: str) -> str:
-    """The UUID of the GPU behind a node's ``device``, whatever number it has here; nothing for a CPU."""
-    found = find_device(device)
-    return str(torch.cuda.get_device_properties(found).uuid) if found.type == "cuda" else ""
+def identity(device: torch.device) -> str:
+    """The UUID of a GPU, whatever number it has here; nothing for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
+def identities(devices: Iterable[str]) -> list[str]:
+    """The UUIDs of the GPUs behind a node's devices, in the order in which everybody waits for them."""
+    return sorted({identity(each) for device in devices for each in find_devices(device)} - {""})
 
 
 @cache
-def reserve(gpu: str, state: Path) -> TextIOWrapper | None:
+def reserve(gpu: str, state: Path) -> TextIOWrapper:
     """Hold a GPU for this process until it ends, however it does. ``state`` says whose it is.
 
     Raises :class:`BouquetError` where another process holds it.
     """
-    if not gpu:
-        return None
     lock = (_folder() / f"{gpu}.lock").open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,13 +55,12 @@ def reserve(gpu: str, state: Path) -> TextIOWrapper | None:
 
 
 @contextmanager
-def turn(gpu: str) -> Iterator[None]:
-    """Wait for a GPU that processes of this machine take in turns, a message each; nothing to wait for on a CPU."""
-    if not gpu:
-        yield
-        return
-    with (_folder() / f"{gpu}.turn").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def turn(*gpus: str) -> Iterator[None]:
+    """Wait for GPUs that processes of this machine take in turns, a message each; nothing to wait for on a CPU."""
+    with ExitStack() as held:
+        for gpu in gpus:
+            lock = held.enter_context((_folder() / f"{gpu}.turn").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -22,6 +22,7 @@ so that under a known seed one example more would change the gradient of every o
 
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -31,7 +32,8 @@ import torch
 
 from client_app.clipping import Clip
 from client_app.probe import probe, vocabulary
-from client_app.training import Training, Turn, descend
+from client_app.shares import Share, Sums, Work, deal
+from client_app.training import Training, Turn, descend, prepare
 from client_app.units import Unit
 from common.adapter.values import Key, Tensors
 from common.error import BouquetError
@@ -54,33 +56,56 @@ def train_privately(
     not keep made-up examples apart or cannot compute them, and where something trained has not moved; never because
     of what is in ``units``.
     """
-    config, privacy = recipe.config.train, recipe.config.privacy
-    model.train_only(turn.keys, turn.blocks)
-    before = model.tensors()
-    torch.manual_seed(secrets.randbits(63))
+    privacy, processes = recipe.config.privacy, turn.processes
     clip = Clip(privacy, release.noise_multiplier)
-    with _engine(model, recipe, task, clip.mechanism.bound) as engine:
-        batches = _Batches(engine, model, task, config.batch_size)
+    failures = Counter[str]()
+    with private_work(model, recipe, task, units, turn) as work:
+        before = model.tensors()
 
         def gradients(step: int) -> Figures:
-            engine.rest(parameter for parameter in engine.parameters.values() if not parameter.requires_grad)
-            probe(engine, model, task, step)
             mechanism = clip.mechanism
-            engine.bound = mechanism.bound
-            engine.take_surplus()
-            figures = batches.add([units[index] for index in poisson_sample(len(units), release.sample_rate)])
-            for parameter, noised in mechanism.release(engine.take()):
+            sample = deal(poisson_sample(len(units), release.sample_rate), processes.number)
+            shares = [{"step": step, "bound": mechanism.bound, "units": own} for own in sample]
+            sums, (total, examples, tokens, surplus, broken, left_out) = processes.add_up(work, shares)
+            for parameter, noised in mechanism.release(work.placed(sums)):
                 parameter.grad = noised.div_(privacy.expected_batch).to(parameter.dtype)
-            clip.follow(engine.take_surplus())
-            return figures
+            clip.follow(surplus)
+            failures.update(broken=int(broken), left_out=int(left_out))
+            return total / max(1, examples), int(tokens)
 
         training = descend(model, recipe, turn, gradients, release.steps)
-    batches.report()
+    _report(failures["broken"], failures["left_out"])
     if release.noise_multiplier:
         steps = range(min(2, release.steps))
         moved = [key for key in turn.keys if any(key.part not in recipe.optimizer.rests(step) for step in steps)]
         _check_moved(before, model.tensors(), moved)
     return replace(training, clip=clip.norm)
+
+
+@contextmanager
+def private_work(model: LoraModel, recipe: Recipe, task: Task, units: Sequence[Unit], turn: Turn) -> Iterator[Work]:
+    """The clipped sum over a share's ``units``, each to the ``bound`` of the step, in float64 and without noise.
+
+    Its figures are the loss, examples, tokens and surplus (:meth:`Engine.take_surplus`), and how many physical batches
+    failed, and units alone.
+    """
+    model.train_only(turn.keys, turn.blocks)
+    torch.manual_seed(secrets.randbits(63))
+    with _engine(model, recipe, task, recipe.config.privacy.clip) as engine:
+        batches = _Batches(engine, model, task, recipe.config.train.batch_size)
+
+        def compute(share: Share) -> Sums:
+            prepare(model, recipe, turn, share["step"])
+            engine.rest(parameter for parameter in engine.parameters.values() if not parameter.requires_grad)
+            probe(engine, model, task, share["step"])
+            engine.bound = share["bound"]
+            engine.take_surplus()
+            loss, examples, tokens, broken, left_out = batches.add([units[each] for each in share["units"]])
+            figures = loss, examples, tokens, engine.take_surplus(), broken, left_out
+            taken = engine.take()
+            return Sums([taken.get(parameter) for parameter in engine.parameters.values()], figures)
+
+        yield Work(list(engine.parameters.values()), compute)
 
 
 def check_apart(model: LoraModel, recipe: Recipe, task: Task, turn: Turn) -> None:
@@ -130,30 +155,19 @@ class _Batches:
         self._model = model
         self._task = task
         self._batch_size = batch_size
-        self._broken = 0
-        self._left_out = 0
 
-    def add(self, sample: Sequence[Unit]) -> tuple[float, int]:
-        """Add a sample; the mean loss of its examples (0 of none), and the tokens, not counting what failed."""
-        total, examples, tokens = 0.0, 0, 0
+    def add(self, sample: Sequence[Unit]) -> tuple[float, int, int, int, int]:
+        """Add a sample; the loss, examples and tokens of what did not fail, and how many batches and units did."""
+        total, examples, tokens, broken, left_out = 0.0, 0, 0, 0, 0
         for batch in _physical_batches(sample, self._batch_size):
             computed = [self._try(batch)]
             if computed == [None]:
-                self._broken += 1
+                broken += 1
                 computed = [self._try([unit]) for unit in batch]
-                self._left_out += computed.count(None)
+                left_out += computed.count(None)
             for loss, count, read in filter(None, computed):
                 total, examples, tokens = total + loss, examples + count, tokens + read
-        return total / max(1, examples), tokens
-
-    def report(self) -> None:
-        """Tell the operator, and nobody else, what failed."""
-        if self._broken:
-            print(
-                f"{self._broken} physical batches failed and were done one unit at a time; "
-                f"{self._left_out} times a unit failed alone and counted as zero; the coordinator is not told",
-                file=sys.stderr,
-            )
+        return total, examples, tokens, broken, left_out
 
     def _try(self, batch: Sequence[Unit]) -> tuple[float, int, int] | None:
         """Add a physical batch: its summed loss, examples and tokens; None, and nothing added, if that failed."""
@@ -178,6 +192,16 @@ class _Batches:
         # The last thing that can fail: nothing is added twice.
         self._engine.add(losses, whose if len(whose) > len(batch) else None, output.rows)
         return figures
+
+
+def _report(broken: int, left_out: int) -> None:
+    """Tell the operator, and nobody else, what failed."""
+    if broken:
+        print(
+            f"{broken} physical batches failed and were done one unit at a time; "
+            f"{left_out} times a unit failed alone and counted as zero; the coordinator is not told",
+            file=sys.stderr,
+        )
 
 
 def _physical_batches(sample: Sequence[Unit], size: int) -> Iterator[Sequence[Unit]]:

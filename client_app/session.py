@@ -8,7 +8,7 @@ after it, whatever fails with them is done as if there were none.
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,9 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from client_app import children
 from client_app.audit import run_name
+from client_app.children import Children
 from client_app.examples import Examples, node_examples
 from client_app.exchange import Exchange
 from client_app.memory import Memory
@@ -25,9 +27,10 @@ from client_app.policy import Policy
 from client_app.privacy import check_apart, privatise, train_privately
 from client_app.probe import probe_scores
 from client_app.scoring import noised_score
+from client_app.shares import ALONE, Processes
 from client_app.simulation import simulated
 from client_app.spending import Spending
-from client_app.training import Training, recalled, train, turn_of
+from client_app.training import Training, Turn, recalled, train, turn_of
 from client_app.units import Units, Wanted, node_units
 from common import durable
 from common.adapter.values import State, Tensors, Update
@@ -51,10 +54,8 @@ class Session:
     """
 
     def __init__(self, context: Context) -> None:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-        self.recipe = _exact(Recipe.read(context.run_config))
+        prepare()
+        self.recipe = recipe_of(context.run_config)
         self.config, self.rule = self.recipe.config, self.recipe.rule
         self.node = NodeConfig.from_flower(context.node_config)
         self.policy = Policy.of(self.node)
@@ -64,13 +65,14 @@ class Session:
         self.memory = Memory(self.node.state, run := run_name(context), self.node.label, self.config.privacy.mode)
         self.exchange = Exchange(self.recipe, self.node, self.memory, self.load)
         self.spending = Spending(self.config, self.node, self.policy, self.rule.name, run)
+        self._run_config = context.run_config
+        self._processes: Processes = ALONE
         self.round = 0  # as the run's record counts: of training from 1, of a score alone the round before it
         self.epsilon: float | None = None
 
     def load(self) -> LoraModel:
         """The model of this node, with the adapter that the recipe wants."""
-        config, structure = self.config, self.recipe.structure
-        return adapted.load(config.model, config.lora, config.task, self.node.device, structure, config.privacy.mode)
+        return model_of(self.recipe, self.node.devices[0])
 
     def examples(self) -> Examples:
         """The node's examples. Raises :class:`BouquetError` where they cannot be read, with pieces of them."""
@@ -153,6 +155,7 @@ class Session:
         self.round = state.round + 1
         if self.config.privacy.per_example:
             self._check_apart(model, state)
+        self._processes = self._gather()
         release = self._charge() if self.config.privacy.on else None
         if release and self.config.privacy.guarded:
             sent, count, metrics = self._guarded_change(model, state, release), 1, dict[str, Any]()
@@ -165,6 +168,21 @@ class Session:
     def _check_apart(self, model: LoraModel, state: State) -> None:
         """Look at the model before a charge: what is refused whatever the data costs nothing."""
         check_apart(model, self.recipe, self.task, turn_of(self.recipe, state, model.keys))
+
+    def _gather(self) -> Processes:
+        """The node's processes, each with the run's model: before a charge, which one that cannot start then spares."""
+        if len(self.node.devices) == 1:
+            return ALONE
+        gathered = children.on(self.node.devices)
+        gathered.load(self._run_config)
+        return gathered
+
+    def _shared(self, turn: Turn, model: LoraModel, state: State, units: Sequence[Sequence[Example]]) -> Turn:
+        """The turn of all of the node's processes, which have begun it with this one's ``model``."""
+        if isinstance(self._processes, Children):
+            whole = State(model.tensors(), state.scale, state.round, state.offset)
+            self._processes.begin(whole, turn, units)
+        return replace(turn, processes=self._processes)
 
     def _charge(self) -> Release:
         """Plan what this round gives away, and charge it."""
@@ -206,6 +224,8 @@ class Session:
             sent = learn(units)
         except Exception:
             traceback.print_exc()
+            # Whoever of them has ended, and whatever that was from, is not asked again.
+            self._processes = ALONE
             self.exchange.install(model, state)
             sent = learn(())
         if not whole:
@@ -230,6 +250,7 @@ class Session:
         recipe, seed = self.recipe, f"{self.config.seed}/{self.node.label}/{state.round}"
         remembered = self.memory.load("objective", state.round) if recipe.objective.remembers and state.round else {}
         turn = turn_of(recipe, state, model.keys, seed, remembered)
+        turn = self._shared(turn, model, state, [examples])
         training = train(model, recipe, self.task.weighed(examples), examples, turn)
         if not training.remembered:
             return training
@@ -244,7 +265,7 @@ class Session:
         if follows and state.round and self.memory.clip:
             privacy = self.config.privacy.model_copy(update={"clip": self.memory.clip})
             recipe = replace(recipe, config=self.config.model_copy(update={"privacy": privacy}))
-        turn = turn_of(recipe, state, model.keys)
+        turn = self._shared(turn_of(recipe, state, model.keys), model, state, units)
         training = train_privately(model, recipe, self.task, units, turn, release)
         if follows:
             self.memory.clip = training.clip
@@ -299,10 +320,24 @@ class Session:
                 export(own, self.config, self.memory.adapter, with_head=True)
 
 
-def _exact(recipe: Recipe) -> Recipe:
-    """The recipe with the type that keeps an example's companions out of its gradient, where a run leaves it open."""
+def prepare() -> None:
+    """What every process of a node wants before it works: the threads that it may have, and a log without bars."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def recipe_of(run_config: Mapping[str, Any]) -> Recipe:
+    """A run's recipe, with the type that keeps an example's companions out of its gradient, where that is left open."""
+    recipe = Recipe.read(run_config)
     config = recipe.config
     if not config.privacy.per_example or config.model.dtype != "auto":
         return recipe
     exact = config.model.model_copy(update={"dtype": "float32"})
     return replace(recipe, config=config.model_copy(update={"model": exact}))
+
+
+def model_of(recipe: Recipe, device: str) -> LoraModel:
+    """The model of a run on one of a node's devices, with the adapter that the recipe wants."""
+    config = recipe.config
+    return adapted.load(config.model, config.lora, config.task, device, recipe.structure, config.privacy.mode)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from client_app.shares import ALONE, Processes, Share, Sums, Work, deal_batches
 from common.adapter.draws import layer_seed
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import TrainConfig
@@ -46,7 +47,8 @@ class Turn:
     """One round of local training: its number from 0, what it trains, and what the node has of its own for it.
 
     Of parts in blocks only ``blocks`` are trained, if some are named. ``seed`` fixes the order of the examples and the
-    dropout of a run without privacy. ``remembered`` is the objective's, from the node's last round.
+    dropout of a run without privacy. ``remembered`` is the objective's, from the node's last round. ``processes`` have
+    all begun the same turn.
     """
 
     number: int
@@ -54,6 +56,7 @@ class Turn:
     blocks: Sequence[int] = ()
     seed: str = ""
     remembered: Tensors = field(default_factory=dict)
+    processes: Processes = ALONE
 
 
 def turn_of(
@@ -66,22 +69,20 @@ def turn_of(
 
 def train(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Example], turn: Turn) -> Training:
     """Train the model on ``examples``. Raises :class:`BouquetError` if the loss stops being finite."""
-    config = recipe.config.train
-    model.train_only(turn.keys, turn.blocks)
+    config, processes = recipe.config.train, turn.processes
     order = random.Random(turn.seed)
     torch.manual_seed(order.getrandbits(63))
-    batches = _batches(task, examples, config.batch_size, model.pad, order)
-    trained = list(_trained(model, turn.keys).values())
-
-    def share(batch: Batch, weight: float) -> torch.Tensor:
-        return task.sums(model.outputs(batch)).sum() / weight
+    batches = _batches(len(examples), config.batch_size, order)
+    work = plain_work(model, recipe, task, examples, turn)
 
     def gradients(step: int) -> Figures:
         # The mean over all that the step learns, not the mean of its batches' means.
         drawn = list(islice(batches, config.accumulation))
-        weight = float(sum(task.weights(batch["labels"]).sum() for batch in drawn))
-        parts = [recipe.gradient.fill(partial(share, batch, weight), trained) for batch in drawn]
-        total, tokens = torch.stack(parts).sum().item(), sum(int(batch["attention_mask"].sum()) for batch in drawn)
+        labels = (task.collate([examples[each] for each in batch], model.pad)["labels"] for batch in drawn)
+        weight = float(sum(task.weights(each).sum() for each in labels))
+        dealt = deal_batches(drawn, processes.number, task.apart)
+        shares = [{"step": step, "batches": own, "weight": weight} for own in dealt]
+        found, (total, tokens) = processes.add_up(work, shares)
         if not math.isfinite(total):
             raise BouquetError(
                 "the training loss is not finite",
@@ -89,9 +90,45 @@ def train(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Examp
                 got=str(total),
                 cure="Lower train.learning-rate, or use model.dtype = 'float32'.",
             )
-        return total, tokens
+        for parameter, gradient in work.placed(found).items():
+            parameter.grad = gradient.to(parameter.dtype)
+        return total, int(tokens)
 
     return descend(model, recipe, turn, gradients, steps_in_round(config, len(examples)))
+
+
+def plain_work(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Example], turn: Turn) -> Work:
+    """The plain gradient: of a share's ``batches`` of ``examples``, by the ``weight`` of the whole step.
+
+    Its figures are the loss, and the tokens.
+    """
+    model.train_only(turn.keys, turn.blocks)
+    trained = list(_trained(model, turn.keys).values())
+
+    def part(batch: Batch, weight: float) -> torch.Tensor:
+        return task.sums(model.outputs(batch)).sum() / weight
+
+    def compute(share: Share) -> Sums:
+        prepare(model, recipe, turn, share["step"])
+        for parameter in trained:
+            parameter.grad = None
+        batches = [task.collate([examples[each] for each in batch], model.pad) for batch in share["batches"]]
+        parts = [recipe.gradient.fill(partial(part, batch, share["weight"]), trained) for batch in batches]
+        total = torch.stack(parts).sum().item() if parts else 0.0
+        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        return Sums([parameter.grad for parameter in trained], (total, tokens))
+
+    return Work(trained, compute)
+
+
+def prepare(model: LoraModel, recipe: Recipe, turn: Turn, step: int) -> None:
+    """Let the model compute a step of the round: as its structure draws it, and without what rests."""
+    model.step(layer_seed(recipe.config.seed, turn.number, str(step)))
+    if not recipe.optimizer.alternates:
+        return
+    for key in turn.keys:
+        for parameter in model.parameters(key):
+            parameter.requires_grad_(key.part not in recipe.optimizer.rests(step))
 
 
 def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[int], Figures], steps: int) -> Training:
@@ -119,9 +156,6 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
     started = time.monotonic()
     total_loss, tokens = 0.0, 0
     for step in range(steps):
-        model.step(layer_seed(recipe.config.seed, turn.number, str(step)))
-        for key, parameter in adapter.items():
-            parameter.requires_grad_(key.part not in recipe.optimizer.rests(step))
         loss, read = objective.gradients(partial(gradients, step), parameters)
         total_loss, tokens = total_loss + loss, tokens + read
         if (term := recipe.rule.penalty(model.live(turn.keys))) is not None:
@@ -197,11 +231,9 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _batches(
-    task: Task, examples: Sequence[Example], batch_size: int, pad: int, order: random.Random
-) -> Iterator[Batch]:
-    """Batches for ever: one shuffled pass after another, a short batch at the end of a pass included."""
+def _batches(examples: int, batch_size: int, order: random.Random) -> Iterator[list[int]]:
+    """Batches of so many examples for ever: one shuffled pass after another, a short batch at its end included."""
     while True:
-        shuffled = order.sample(list(examples), len(examples))
-        for first in range(0, len(shuffled), batch_size):
-            yield task.collate(shuffled[first : first + batch_size], pad)
+        shuffled = order.sample(range(examples), examples)
+        for first in range(0, examples, batch_size):
+            yield shuffled[first : first + batch_size]

@@ -26,6 +26,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 from client_app.link import packed, pose, receive, send, unpacked
 from common import durable, owned
+from common.config.node import NodeConfig
 from common.error import BouquetError
 from common.version import ROOT, fingerprint
 
@@ -98,7 +99,8 @@ def _work(context: bytes, message: bytes, state: Path) -> bytes:
     from client_app.answer import answer
 
     told, asked = unpacked(context, message)
-    gpu.reserve(gpu.identity(str(told.node_config.get("device", "auto"))), state)
+    for each in gpu.identities(NodeConfig.from_flower(told.node_config).devices):
+        gpu.reserve(each, state)
     pose(told.run_id, told.node_id)
     reply = answer(asked, told)
     content: bytes = recorddict_to_proto(reply.content or RecordDict()).SerializeToString()

@@ -1,7 +1,7 @@
 """The config of one machine: as its operator writes it on the command line of ``flower-supernode``."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -37,7 +37,7 @@ class NodeConfig(Section):
     lora_rank: CountOrOff = 0
     """The node's own, smaller rank, under rules of mixed ranks; 0 for the run's."""
     device: str = "auto"
-    """auto, or a torch device such as cuda:1."""
+    """auto or a torch device; each of `cuda:0,cuda:1` has a part of every step, and `cuda:0+cuda:1` share one model."""
     state_directory: AbsolutePath = ""
     """The folder of all that outlives a run on this machine; empty for `~/.bouquet/state`."""
     warm: NonNegative = 0.0
@@ -65,6 +65,10 @@ class NodeConfig(Section):
             mistakes.append(f"privacy-witness: expected a file outside the state-directory {state}, got {witness!r}")
         if flat.get("script") and flat.get("data"):
             mistakes.append(f"data: expected none beside a script, which has its own, got {flat['data']!r}")
+        if flat.get("script") and {",", "+"} & set(str(flat.get("device"))):
+            mistakes.append(
+                f"device: expected one beside a script, whose trainer computes alone, got {flat['device']!r}"
+            )
         where, place = (
             f"node config {file}" if file else "node config",
             file or "--node-config of this flower-supernode",
@@ -85,6 +89,11 @@ class NodeConfig(Section):
     def label(self) -> str:
         """The node's stable name: it orders the merge and seeds the node, whatever id Flower gives it."""
         return self.name or f"node-{self.partition_id:03d}"
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """The devices of the node's processes, one each."""
+        return [each.strip() for each in self.device.split(",")]
 
     @property
     def state(self) -> Path:

@@ -96,7 +96,7 @@ class LoraModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Where batches come in and outputs go out; of a model that is split, the first device."""
         device: torch.device = next(self.network.parameters()).device
         return device
 
@@ -124,17 +124,17 @@ class LoraModel:
             self.spec.structure.step(module, draw)
 
     def live(self, keys: Sequence[Key]) -> Tensors:
-        """The tensors themselves, for a loss term over them."""
-        return {key: torch.cat(list(self.parameters(key))) for key in keys}
+        """The tensors themselves, on one device, for a loss term over them."""
+        return {key: torch.cat(list(self.parameters(key))).to(self.device) for key in keys}
 
     def resize(self, rank: int) -> None:
         """Give the adapter another rank; what it held is gone."""
         if rank == self.spec.rank:
             return
         for layer, module in self._layers.items():
-            d_out, d_in = self.spec.layers[layer]
-            module.lora_A["default"] = nn.Linear(d_in, rank, bias=False, device=self.device)
-            module.lora_B["default"] = nn.Linear(rank, d_out, bias=False, device=self.device)
+            (d_out, d_in), device = self.spec.layers[layer], module.lora_A["default"].weight.device
+            module.lora_A["default"] = nn.Linear(d_in, rank, bias=False, device=device)
+            module.lora_B["default"] = nn.Linear(rank, d_out, bias=False, device=device)
         self.spec = replace(self.spec, rank=rank)
         self._inject()
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from common.config.run import ModelConfig
 from common.error import BouquetError
-from common.models import embedded, head, prequantised, support, vocabulary, weights
+from common.models import embedded, head, placement, prequantised, support, vocabulary, weights
 from common.models.pooling import Pooled
 
 
@@ -70,9 +70,17 @@ def find_device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
-        return torch.device(wanted)
+        found = torch.device(wanted)
     except RuntimeError as error:
         raise BouquetError("an unknown device", where="device", expected="auto, cpu or cuda:0", got=wanted) from error
+    if found.type == "meta":
+        raise BouquetError("a device that holds nothing", where="device", expected="auto, cpu or cuda:0", got=wanted)
+    return found
+
+
+def find_devices(wanted: str) -> list[torch.device]:
+    """The torch devices over which one model is split, as ``cuda:0+cuda:1`` names them; mostly one."""
+    return [find_device(each.strip()) for each in wanted.split("+")]
 
 
 def bare(model: ModelConfig, classes: int | None) -> bool:
@@ -97,17 +105,20 @@ def skeleton(model: ModelConfig, classes: int | None) -> nn.Module:
         return finished
 
 
-def load(model: ModelConfig, classes: int | None, device: torch.device) -> nn.Module:
+def load(model: ModelConfig, classes: int | None, device: torch.device, *others: torch.device) -> nn.Module:
     """The model with its weights, quantised as the config says; ``classes`` as for :func:`skeleton`.
+
+    Its blocks are split over ``device`` and the ``others``, if some are named.
 
     Raises :class:`BouquetError` where the checkpoint lacks a weight that is not the head's.
     """
     compute = _compute_dtype(model.dtype, device)
-    config, heads = _config(model, classes), head.find(skeleton(model, classes))
+    empty = skeleton(model, classes)
+    config, heads = _config(model, classes), head.find(empty)
     tokenizer = load_tokenizer(model)
     config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
     prequantised.prepare(config, model.quantization, heads, model.name)
-    options: dict[str, Any] = {"config": config, "dtype": compute, "device_map": {"": device}}
+    options: dict[str, Any] = {"config": config, "dtype": compute, "device_map": _places(empty, device, *others)}
     if model.quantization != "none" and not hasattr(config, "quantization_config"):
         options["quantization_config"] = quantization(model.quantization, compute, heads)
     auto = _auto(model, classes)
@@ -126,6 +137,20 @@ def load(model: ModelConfig, classes: int | None, device: torch.device) -> nn.Mo
         network.generation_config.eos_token_id = vocabulary.ends(tokenizer, config, network.generation_config)
     loaded: nn.Module = network
     return loaded
+
+
+def _places(empty: nn.Module, *devices: torch.device) -> dict[str, torch.device]:
+    """Where each part of a model goes, by its name."""
+    if len(devices) == 1:
+        return {"": devices[0]}
+    if isinstance(empty, Pooled):
+        raise BouquetError(
+            "a model with a head of our own cannot be split",
+            where="device, model.pooling = 'mean'",
+            expected="one device",
+            got="+".join(map(str, devices)),
+        )
+    return placement.split(empty, devices, placement.rooms(devices))
 
 
 def keep_trainable(network: nn.Module) -> None:

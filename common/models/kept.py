@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from common.config.run import ModelConfig
-from common.models.base import find_device, load
+from common.models.base import find_devices, load
 
 Worn = TypeVar("Worn")
 
@@ -50,4 +50,4 @@ def base(model: ModelConfig, classes: int | None, device: str, mode: str) -> Kep
 
     Not from one mode to another: some models keep in buffers what they have seen.
     """
-    return Kept(load(model, classes, find_device(device)))
+    return Kept(load(model, classes, *find_devices(device)))

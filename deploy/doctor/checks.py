@@ -25,7 +25,7 @@ def node(kit: Path, address: str, port: int, facts: NodeConfig, config: RunConfi
     yield Check("root", lambda: network.certificate(kit / "ca.crt"))
     yield Check("port", lambda: network.healthy_or_free(port))
     yield Check("superlink", lambda: network.superlink(address, kit / "ca.crt"))
-    yield Check("quantisation", lambda: machine.quantisation(facts.device))
+    yield Check("quantisation", lambda: machine.quantisation(facts.devices))
     yield Check("model", lambda: job.model(config))
     yield Check("data", lambda: job.data(config, facts))
     yield Check("policy", lambda: job.policy(config, facts))

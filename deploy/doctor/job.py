@@ -1,6 +1,7 @@
 """What a run needs of a machine: its model, its data, its memory, and the bytes of a round."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,21 +104,31 @@ def policy(config: RunConfig, node: NodeConfig) -> str:
 
 
 def memory(config: RunConfig, node: NodeConfig) -> str:
-    """An estimate of what training takes, against what is free."""
-    device, length = base.find_device(node.device), _length(config, node)
+    """An estimate of what training takes, against what is free: for each of the node's processes, where it computes."""
+    length = _length(config, node)
     config = config.model_copy(update={"task": config.task.model_copy(update={"max_length": length})})
-    need = estimate(config, node.lora_rank or config.lora.rank, device.type == "cuda")
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return "; ".join(_memory(config, node, place, number) for place, number in Counter(node.devices).items())
+
+
+def _memory(config: RunConfig, node: NodeConfig, place: str, processes: int) -> str:
+    """What so many processes take on one device, or on those that each is split over."""
+    devices, length = base.find_devices(place), config.task.max_length
+    gpu = devices[0].type == "cuda"
+    need = processes * estimate(config, node.lora_rank or config.lora.rank, gpu)
+    free = float(psutil.virtual_memory().available)
+    if gpu:
+        free = float(sum(torch.cuda.mem_get_info(device)[0] for device in devices))
+    where = "+".join(map(str, devices)) + (f", {processes} processes" if processes > 1 else "")
     if need > free:
         raise BouquetError(
             "too little memory for this run",
-            where=f"{device}, batch {config.train.batch_size}, sequence {length}",
+            where=f"{where}, batch {config.train.batch_size}, sequence {length}",
             expected=f"about {need / 1e9:.1f} GB",
             got=f"{free / 1e9:.1f} GB free",
             cure="Lower train.batch-size (and raise train.accumulation) or task.max-length, "
             "or set model.gradient-checkpointing=true.",
         )
-    return f"about {need / 1e9:.1f} GB of {free / 1e9:.1f} GB free on {device}"
+    return f"about {need / 1e9:.1f} GB of {free / 1e9:.1f} GB free on {where}"
 
 
 def _length(config: RunConfig, node: NodeConfig) -> int:

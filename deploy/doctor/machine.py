@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -39,9 +40,13 @@ def versions(constraints: Path = CONSTRAINTS) -> str:
     return f"{len(needed)} packages as tested, flwr {version('flwr')}, torch {version('torch')}"
 
 
-def quantisation(wanted: str) -> str:
-    """Quantise a layer to NF4 on the device, and train an adapter over it for one step."""
-    device = base.find_device(wanted)
+def quantisation(devices: Sequence[str]) -> str:
+    """Quantise a layer to NF4 on every device of a node, and train an adapter over it for one step."""
+    found = (each for device in devices for each in base.find_devices(device))
+    return "; ".join(map(_quantisation, dict.fromkeys(found)))
+
+
+def _quantisation(device: torch.device) -> str:
     from bitsandbytes.nn.modules import Linear4bit
 
     torch.manual_seed(0)

@@ -128,7 +128,9 @@ def write_node(site: Site, name: str, place: Place, settings: Mapping[str, Any])
     write_scripts(folder, facts)
     label = _label(f"{site.facts.name}-{name}")
     image = place.image or f"bouquet-node:{version('bouquet')}"
-    more = {"label": label, "fleet_port": site.facts.fleet_port, "image": image, **_data(node.data, label)}
+    gpus = len({each for device in node.devices for each in device.split("+")})
+    more = {"label": label, "image": image, "gpus": gpus, "fleet_port": site.facts.fleet_port}
+    more |= _data(node.data, label)
     for file in ("compose.yaml", "kubernetes.yaml"):
         _render(f"node/{file}", folder / file, _values(facts) | more)
     return folder

@@ -121,13 +121,14 @@ class Engine(AbstractContextManager["Engine"], ABC):
             gradients = {parameter: _by_unit(gradient, units) for parameter, gradient in gradients.items()}
         # In float32, squares vanish below 1e-23 and overflow above 1e19.
         parts = [vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64) for gradient in gradients.values()]
-        norms = torch.stack(parts).norm(dim=0)
+        # Of a model that is split, they lie on several devices.
+        norms = torch.stack([part.to(parts[0].device) for part in parts]).norm(dim=0)
         if not (finite := norms.isfinite()).all():
             for gradient in gradients.values():
-                gradient[~finite] = 0  # zero times NaN would be NaN
+                gradient[~finite.to(gradient.device)] = 0  # zero times NaN would be NaN
         self._batch_surplus = float((norms <= self.bound).sum()) - len(norms) / 2
         factors = self._factors(norms)
-        return {p: torch.mv(g.flatten(1).T.double(), factors).view_as(p) for p, g in gradients.items()}
+        return {p: torch.mv(g.flatten(1).T.double(), factors.to(g.device)).view_as(p) for p, g in gradients.items()}
 
     def _factors(self, norms: Tensor) -> Tensor:
         """What scales each unit's gradient, from its norm; both float64."""

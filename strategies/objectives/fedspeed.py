@@ -43,13 +43,13 @@ class FedSpeed(Objective):
         figures = compute()
         trained = [parameter for parameter in parameters if parameter.grad is not None]
         first = [_gradient(parameter).clone() for parameter in trained]
-        length = torch.stack([gradient.norm() for gradient in first]).norm() if first else torch.zeros(())
+        length = torch.stack(_norms(first)).norm() if first else torch.zeros(())
         if not (self.radius and self.ascent and length > 0):
             return figures
         before = [parameter.detach().clone() for parameter in trained]
         with torch.no_grad():
             for parameter, gradient in zip(trained, first, strict=True):
-                parameter.add_(gradient * (self.radius / length))
+                parameter.add_(gradient * (self.radius / length).to(gradient.device))
                 parameter.grad = None
         _, again = compute()
         with torch.no_grad():
@@ -71,6 +71,11 @@ class FedSpeed(Objective):
 
     def sent(self, trained: Tensor, remembered: Tensor) -> Tensor:
         return trained + remembered
+
+
+def _norms(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of each, all on the device of the first: of a model that is split they lie on several."""
+    return [gradient.norm().to(gradients[0].device) for gradient in gradients]
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

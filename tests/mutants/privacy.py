@@ -50,7 +50,7 @@ PRIVACY = (
     Mutant(
         "every tensor is clipped by itself, all at C",
         "strategies/gradients/engine.py",
-        "norms = torch.stack(parts).norm(dim=0)",
+        "norms = torch.stack([part.to(parts[0].device) for part in parts]).norm(dim=0)",
         "norms = torch.stack(parts).amax(dim=0)",
         CLIPPING,
     ),
@@ -113,7 +113,7 @@ PRIVACY = (
     Mutant(
         "Opacus: one example of NaN destroys the whole sum",
         "strategies/gradients/engine.py",
-        "                gradient[~finite] = 0  # zero times NaN would be NaN\n",
+        "                gradient[~finite.to(gradient.device)] = 0  # zero times NaN would be NaN\n",
         "                pass\n",
         CLIPPING,
     ),
@@ -162,7 +162,7 @@ PRIVACY = (
     Mutant(
         "a round is not probed at all",
         "client_app/privacy.py",
-        "            probe(engine, model, task, step)\n",
+        '            probe(engine, model, task, share["step"])\n',
         "",
         NOISE,
     ),
@@ -183,16 +183,16 @@ PRIVACY = (
     Mutant(
         "PR 114 of FL4Health, FedSVD: an empty sample is no step",
         "client_app/privacy.py",
-        "            for parameter, noised in mechanism.release(engine.take()):",
-        "            if not figures[1]:\n                return figures\n"
-        "            for parameter, noised in mechanism.release(engine.take()):",
+        "            for parameter, noised in mechanism.release(work.placed(sums)):",
+        "            if not examples:\n                return 0.0, 0\n"
+        "            for parameter, noised in mechanism.release(work.placed(sums)):",
         NOISE,
     ),
     Mutant(
         "the sum is divided by the batch that came, which tells its size",
         "client_app/privacy.py",
         ".div_(privacy.expected_batch)",
-        ".div_(max(1, figures[1]))",
+        ".div_(max(1, examples))",
         NOISE,
     ),
     Mutant(

@@ -3,13 +3,14 @@
 from tests.mutants import Mutant
 
 TESTS = ("tests/oracles/test_step.py", "tests/units/test_packing.py")
+CHILDREN = ("tests/runs/test_children.py",)
 
 STEP = (
     Mutant(
         "the mean of batches' means: a token of a short batch weighs more",
         "client_app/training.py",
         "return task.sums(model.outputs(batch)).sum() / weight",
-        "return task.loss(model.outputs(batch)) / config.accumulation",
+        "return task.loss(model.outputs(batch)) / recipe.config.train.accumulation",
         TESTS,
     ),
     Mutant(
@@ -18,6 +19,34 @@ STEP = (
         "return outer[0][:, None].to(gradients.dtype) * gradients, None, None, None",
         "return gradients, None, None, None",
         TESTS,
+    ),
+    Mutant(
+        "the first process computes what the others do, too",
+        "client_app/shares.py",
+        "items[rank::number]",
+        "items[rank :: number if rank else 1]",
+        ("tests/units/test_shares.py",),
+    ),
+    Mutant(
+        "a child goes on with what was trained when the round began",
+        "client_app/child.py",
+        "                group.spread(work.parameters)\n",
+        "                group.spread([parameter.clone() for parameter in work.parameters])\n",
+        CHILDREN,
+    ),
+    Mutant(
+        "a child's sum is rounded before it is added",
+        "client_app/group.py",
+        "gradient.detach().double()",
+        "gradient.detach().bfloat16().double()",
+        CHILDREN,
+    ),
+    Mutant(
+        "a child lives on without its parent",
+        "client_app/child.py",
+        "    os._exit(0)\n",
+        "",
+        CHILDREN,
     ),
     Mutant(
         "a token is predicted from itself",

@@ -162,6 +162,9 @@ def test_a_script_that_is_not_there_is_named(settings, tmp_path):
         ConfigError, match=r"data: expected none beside a script, which has its own, got '/notes.jsonl'"
     ):
         NodeConfig.from_flower({"script": "/notes.py", "data": "/notes.jsonl"})
+    for several in ("cuda:0,cuda:1", "cuda:0+cuda:1"):
+        with pytest.raises(ConfigError, match=r"device: expected one beside a script, .* got 'cuda:0.cuda:1'"):
+            NodeConfig.from_flower({"script": "/notes.py", "device": several})
 
 
 def test_a_release_of_a_script_is_not_charged_to_a_data_set_that_the_coordinator_names(settings, tmp_path, script):

@@ -17,7 +17,7 @@ from common.error import BouquetError
 from tests.support.budgets import FORK
 from tests.support.grid import run_in_process
 from tests.support.outcome import failures
-from tests.support.processes import wait_for
+from tests.support.processes import holders, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -27,13 +27,6 @@ def state(tmp_path):
     folder = tmp_path / "warm"
     yield folder
     worker.stop(folder)
-
-
-def holders(state: Path) -> list[int]:
-    """The processes that hold the lock of the worker."""
-    inode = (state / "worker.lock").stat().st_ino
-    lines = Path("/proc/locks").read_text().splitlines()
-    return [int(line.split()[4]) for line in lines if line.split()[5].endswith(f":{inode}")]
 
 
 def test_a_warm_node_gives_the_same_adapter_and_keeps_one_process(settings, tmp_path, state):
@@ -112,7 +105,7 @@ def test_a_gpu_has_one_worker_and_is_free_when_that_is_killed(tmp_path, holder):
     with pytest.raises(BouquetError, match=rf"has this GPU \(GPU-1\): got process {holder.pid}, /srv/ward-1. Give"):
         gpu.reserve("GPU-1", tmp_path)
     gpu.reserve("GPU-2", tmp_path).close()
-    assert gpu.reserve(gpu.identity("cpu"), tmp_path) is None
+    assert gpu.identities(["cpu", "cpu"]) == []
     holder.kill()
     holder.join()
     gpu.reserve("GPU-1", tmp_path).close()

@@ -290,6 +290,13 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def holders(state: Path) -> list[int]:
+    """The processes that hold the lock of the worker whose state directory this is."""
+    inode = (state / "worker.lock").stat().st_ino
+    lines = Path("/proc/locks").read_text().splitlines()
+    return [int(line.split()[4]) for line in lines if line.split()[5].endswith(f":{inode}")]
+
+
 def wait_for(condition: Callable[[], object], what: str, limit: float = 240.0, pause: float = 0.2) -> None:
     end = time.monotonic() + limit
     while not condition():

@@ -178,7 +178,7 @@ def test_other_versions_are_named(tmp_path):
 
 def test_a_quantisation_that_does_not_work_is_named():
     with pytest.raises(BouquetError, match=r"bitsandbytes does not work here \(cuda:7\).*See python -m bitsandbytes"):
-        machine.quantisation("cuda:7")
+        machine.quantisation(["cpu", "cuda:7"])
 
 
 def test_a_full_or_closed_disk_is_named(tmp_path):

@@ -269,6 +269,16 @@ def test_compose_files_name_buildable_images_and_keep_secrets_apart(site):
         assert "superexec" in services
 
 
+def test_a_container_has_as_many_gpus_as_the_node_names(site):
+    for device, gpus in (("auto", 1), ("cuda:1", 1), ("cuda:0,cuda:1", 2), ("cuda:0+cuda:1,cuda:2+cuda:3", 4)):
+        folder = kit(site, f"device={device}")
+        compose = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["superexec"]
+        (reserved,) = compose["deploy"]["resources"]["reservations"]["devices"]
+        workload = next(yaml.safe_load_all((folder / "kubernetes.yaml").read_text()))
+        _, code = workload["spec"]["template"]["spec"]["containers"]
+        assert reserved["count"] == code["resources"]["limits"]["nvidia.com/gpu"] == gpus
+
+
 def test_the_kubernetes_manifests_fit_the_schema_and_keep_secrets_out(site):
     """Read by the published schema; not one cluster has run them."""
     image = "registry.example.org/bouquet-node@sha256:" + "0" * 64
