@@ -6,6 +6,7 @@ model, which is the trainer's, a round's training, and the score.
 
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -91,7 +92,9 @@ class ScriptSession(Session):
 
     def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
         seed = f"{self.config.seed}/{self.node.label}/{state.round}"
-        return trainer.train(self._trainer, model, turn_of(self.recipe, state, model.keys, seed))
+        turn = turn_of(self.recipe, state, model.keys, seed)
+        with self._steps() as steps:
+            return trainer.train(self._trainer, model, replace(turn, tell=steps.tell))
 
     def _score(self, model: LoraModel) -> Score:
         if type(self.task).figure is not Text.figure:

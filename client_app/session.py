@@ -37,6 +37,7 @@ from common.models import adapted, base, lengths
 from common.models.adapted import LoraModel
 from common.privacy.accounting import Release
 from common.record.export import export
+from common.record.steps import StepsFile
 from common.sources import files
 from common.tasks import Example, Score, Task
 from common.version import ROOT, fingerprint
@@ -61,9 +62,10 @@ class Session:
         self.policy.check_run(self.recipe, self.node)
         self.task: Task = lengths.widest(self.config)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
-        self.memory = Memory(self.node.state, run := run_name(context), self.node.label, self.config.privacy.mode)
+        self.run = run_name(context)
+        self.memory = Memory(self.node.state, self.run, self.node.label, self.config.privacy.mode)
         self.exchange = Exchange(self.recipe, self.node, self.memory, self.load)
-        self.spending = Spending(self.config, self.node, self.policy, self.rule.name, run)
+        self.spending = Spending(self.config, self.node, self.policy, self.rule.name, self.run)
         self.round = 0  # as the run's record counts: of training from 1, of a score alone the round before it
         self.epsilon: float | None = None
 
@@ -230,7 +232,8 @@ class Session:
         recipe, seed = self.recipe, f"{self.config.seed}/{self.node.label}/{state.round}"
         remembered = self.memory.load("objective", state.round) if recipe.objective.remembers and state.round else {}
         turn = turn_of(recipe, state, model.keys, seed, remembered)
-        training = train(model, recipe, self.task.weighed(examples), examples, turn)
+        with self._steps() as steps:
+            training = train(model, recipe, self.task.weighed(examples), examples, replace(turn, tell=steps.tell))
         if not training.remembered:
             return training
         remembered = remembered | training.remembered
@@ -245,9 +248,15 @@ class Session:
             privacy = self.config.privacy.model_copy(update={"clip": self.memory.clip})
             recipe = replace(recipe, config=self.config.model_copy(update={"privacy": privacy}))
         turn = turn_of(recipe, state, model.keys)
-        training = train_privately(model, recipe, self.task, units, turn, release)
+        with self._steps() as steps:
+            training = train_privately(model, recipe, self.task, units, replace(turn, tell=steps.tell), release)
         if follows:
             self.memory.clip = training.clip
+
+    def _steps(self) -> StepsFile:
+        """Where this machine reads how far the round is."""
+        counted = not self.config.privacy.on
+        return StepsFile(self.node.state, self.run, self.node.label, self.round, counted=counted)
 
     def evaluate(self, message: Message) -> RecordDict:
         """Score the received state on the held-out examples; continue a prompt if one comes and the policy allows it.

@@ -45,7 +45,8 @@ class Turn:
     """One round of local training: its number from 0, what it trains, and what the node has of its own for it.
 
     Of parts in blocks only ``blocks`` are trained, if some are named. ``seed`` fixes the order of the examples and the
-    dropout of a run without privacy. ``remembered`` is the objective's, from the node's last round.
+    dropout of a run without privacy. ``remembered`` is the objective's, from the node's last round. ``tell`` hears
+    after each step how many are done, of how many, and the tokens of all of them.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Turn:
     blocks: Sequence[int] = ()
     seed: str = ""
     remembered: Tensors = field(default_factory=dict)
+    tell: Callable[[int, int, int], None] = lambda *_: None
 
 
 def turn_of(
@@ -128,6 +130,7 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
+        turn.tell(step + 1, steps, tokens)
 
     kept = objective.remember(parameters, received, remembered) if objective.remembers else []
     return Training(
