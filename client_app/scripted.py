@@ -6,7 +6,6 @@ model, which is the trainer's, a round's training, and the score.
 
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -93,8 +92,7 @@ class ScriptSession(Session):
     def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
         seed = f"{self.config.seed}/{self.node.label}/{state.round}"
         turn = turn_of(self.recipe, state, model.keys, seed)
-        with self._steps() as steps:
-            return trainer.train(self._trainer, model, replace(turn, tell=steps.tell))
+        return self._taught(turn, lambda turn: trainer.train(self._trainer, model, turn))
 
     def _score(self, model: LoraModel) -> Score:
         if type(self.task).figure is not Text.figure:

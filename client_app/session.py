@@ -8,7 +8,7 @@ after it, whatever fails with them is done as if there were none.
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from client_app.probe import probe_scores
 from client_app.scoring import noised_score
 from client_app.simulation import simulated
 from client_app.spending import Spending
-from client_app.training import Training, recalled, train, turn_of
+from client_app.training import Training, Turn, recalled, train, turn_of
 from client_app.units import Units, Wanted, node_units
 from common import durable
 from common.adapter.values import State, Tensors, Update
@@ -231,9 +231,8 @@ class Session:
     def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
         recipe, seed = self.recipe, f"{self.config.seed}/{self.node.label}/{state.round}"
         remembered = self.memory.load("objective", state.round) if recipe.objective.remembers and state.round else {}
-        turn = turn_of(recipe, state, model.keys, seed, remembered)
-        with self._steps() as steps:
-            training = train(model, recipe, self.task.weighed(examples), examples, replace(turn, tell=steps.tell))
+        task, turn = self.task.weighed(examples), turn_of(recipe, state, model.keys, seed, remembered)
+        training = self._taught(turn, lambda turn: train(model, recipe, task, examples, turn))
         if not training.remembered:
             return training
         remembered = remembered | training.remembered
@@ -248,15 +247,21 @@ class Session:
             privacy = self.config.privacy.model_copy(update={"clip": self.memory.clip})
             recipe = replace(recipe, config=self.config.model_copy(update={"privacy": privacy}))
         turn = turn_of(recipe, state, model.keys)
-        with self._steps() as steps:
-            training = train_privately(model, recipe, self.task, units, replace(turn, tell=steps.tell), release)
+        training = self._taught(turn, lambda turn: train_privately(model, recipe, self.task, units, turn, release))
         if follows:
             self.memory.clip = training.clip
 
-    def _steps(self) -> StepsFile:
-        """Where this machine reads how far the round is."""
+    def _taught(self, turn: Turn, learn: Callable[[Turn], Training]) -> Training:
+        """What ``learn`` makes of a turn: with the optimizer's state, if it is kept, and followed on this machine."""
+        name, kept = f"{self.recipe.optimizer.name}-state", Tensors()
+        if self.config.train.keeps_optimizer and turn.number:
+            kept = self.memory.load(name, turn.number)
         counted = not self.config.privacy.on
-        return StepsFile(self.node.state, self.run, self.node.label, self.round, counted=counted)
+        with StepsFile(self.node.state, self.run, self.node.label, self.round, counted=counted) as steps:
+            training = learn(replace(turn, optimizer_state=kept, tell=steps.tell))
+        if training.optimizer_state:
+            self.memory.save(name, kept | training.optimizer_state, turn.number + 1)
+        return training
 
     def evaluate(self, message: Message) -> RecordDict:
         """Score the received state on the held-out examples; continue a prompt if one comes and the policy allows it.

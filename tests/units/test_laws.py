@@ -29,6 +29,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the objective 'fedspeed' corrects a mean over all nodes, and only some are asked "
         "(objective.name, fraction-train): expected fraction-train = 1.0, or another objective, got 0.5",
     ),
+    **{
+        f"moments of other factors, {rule}": (
+            {"rule.name": rule, "train.optimizer-state": "kept"},
+            f"a node's optimizer cannot go on under the rule '{rule}', which gives it other factors or another rank "
+            "than it trained (train.optimizer-state): expected 'reset', or one of fedit,",
+        )
+        for rule in ("fedsvd", "flora", "fedrot-lora", "hetlora")
+    },
     "another structure than the rule's": (
         {"rule.name": "fedit", "adapter.name": "core"},
         "the rule 'fedit' goes with another choice (adapter.name): expected 'lora' or 'auto', got core",
@@ -164,6 +172,7 @@ def test_a_clash_is_refused_by_name(case):
         {**CENTRAL, "server-optimizer.name": "momentum"},
         {**LOCAL, "rule.name": "hetlora", "rule.hetlora.keep": 1.0},
         {**PRIVATE, "rule.name": "hetlora"},
+        {**PRIVATE, "rule.name": "rolora", "train.optimizer-state": "kept"},
     ],
     ids=str,
 )
