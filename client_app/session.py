@@ -33,7 +33,7 @@ from common import durable
 from common.adapter.values import State, Tensors, Update
 from common.config.node import NodeConfig
 from common.error import BouquetError
-from common.models import adapted, base, lengths
+from common.models import adapted, base, kernels, lengths
 from common.models.adapted import LoraModel
 from common.privacy.accounting import Release
 from common.record.export import export
@@ -60,6 +60,7 @@ class Session:
         self.node = NodeConfig.from_flower(context.node_config)
         self.policy = Policy.of(self.node)
         self.policy.check_run(self.recipe, self.node)
+        kernels.check_gradient(self.node, whole=self.recipe.gradient.engine is None)
         self.task: Task = lengths.widest(self.config)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
         self.run = run_name(context)
@@ -72,7 +73,10 @@ class Session:
     def load(self) -> LoraModel:
         """The model of this node, with the adapter that the recipe wants."""
         config, structure = self.config, self.recipe.structure
-        return adapted.load(config.model, config.lora, config.task, self.node.device, structure, config.privacy.mode)
+        mode = config.privacy.mode
+        model = adapted.load(config.model, config.lora, config.task, self.node.device, structure, mode)
+        kernels.choose(model, self.node)
+        return model
 
     def examples(self) -> Examples:
         """The node's examples. Raises :class:`BouquetError` where they cannot be read, with pieces of them."""
@@ -116,6 +120,7 @@ class Session:
         else:
             self._check_public()
         self.policy.check_size(self.recipe, self.exchange.rank)
+        kernels.check(self.node)
         if self.config.privacy.on:
             self.spending.check_places()
         facts: dict[str, Any] = {

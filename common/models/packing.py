@@ -53,7 +53,7 @@ class Packing:
 
     def __init__(self, network: nn.Module) -> None:
         self._network: Any = network
-        self._blocks = _blocks(network)
+        self._blocks = blocks(network)
         self._device = next(network.parameters()).device
         self.works = bool(self._blocks) and self._device.type != "meta" and self._same()
 
@@ -104,7 +104,7 @@ class Packing:
         return agree(self._network, both)
 
 
-def _blocks(network: nn.Module) -> list[nn.Module]:
+def blocks(network: nn.Module) -> list[nn.Module]:
     """The model's blocks, in their order: of its lists of modules, the largest that is in no other."""
     lists = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     outer = [module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
@@ -154,3 +154,8 @@ def _attention(
 
 
 AttentionInterface.register("sdpa", _attention)
+
+
+def stay_uncompiled() -> None:
+    """Keep the attention of packed texts out of what is compiled: each batch has a layout of its own."""
+    AttentionInterface.register("sdpa", torch.compiler.disable(_attention))  # type: ignore[no-untyped-call]
