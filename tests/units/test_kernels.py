@@ -17,7 +17,7 @@ from common.error import RefusalError
 from common.models import kernels
 from common.models.adapted import LoraModel
 from tests.support import ROOT
-from tests.support.grid import simulated_nodes
+from tests.support.grid import OPEN, simulated_nodes
 from tests.support.private_runs import PRIVATE
 from tests.support.private_steps import EXAMPLES, TEXT, fresh, scattered
 
@@ -63,13 +63,15 @@ def test_a_model_without_torchs_attention_says_so():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_flash_without_a_gpu_is_refused_with_the_cure():
+def test_flash_without_a_gpu_is_refused_at_the_roll_call_with_the_cure(settings):
+    (context,) = simulated_nodes(1, 1, settings(**{"data.partition": "none"})).values()
+    context.node_config |= {"attention": "flash", "policy": OPEN}
     said = (
         "an attention that this machine cannot compute (attention = 'flash', of the node's config): expected a CUDA "
         "device, and flash-attn built for it and for this torch, got a CPU. Install what is missing, or set attention"
     )
     with pytest.raises(RefusalError, match=re.escape(said)):
-        kernels.check(node(attention="flash"))
+        Session(context).answer_roll_call()
 
 
 @pytest.mark.exhaustive  # compiling takes a minute, and several on a busy machine
