@@ -6,8 +6,9 @@
 The weights are random, so none is fetched; each layer is drawn and quantised on the GPU by itself, so that the 8B
 model is never there in 16 bits. Rank 16 on every linear layer. A step is four physical batches forward and backward,
 and AdamW; a private one also clips every example's gradient and adds the exact noise, once. *Bare PEFT* is the same
-step over ``peft.get_peft_model`` and the model's own loss, with nothing of ours. The three take turns within a
-repetition, on the same tokens; a ratio is the median of the repetitions' own.
+step over ``peft.get_peft_model`` and the model's own loss, with nothing of ours; *TRL* is a step of its ``SFTTrainer``
+over such a model, and *padding-free* the same where flash-attn is installed (``benchmarks/sft.py``). All take turns
+within a repetition, on the same tokens; a ratio is the median of the repetitions' own.
 
 *Held* is what one model keeps on the GPU between steps, its adapter and AdamW's moments included; *peak* is what a step
 needs beyond that.
@@ -18,21 +19,24 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import bitsandbytes as bnb
 import peft
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.import_utils import is_flash_attn_2_available
 
-from benchmarks.privacy import BATCHES, Bench, peak, seconds
+from benchmarks.privacy import BATCHES, Bench, peak, seconds, tokenizer
+from benchmarks.sft import SftStep
 from common import tasks
 from common.config.run import LoraConfig, TaskConfig
 from common.models import base
 from common.models.adapted import LoraModel
 
 RANK = 16
-KINDS = ("bare PEFT", "plain", "private")
+KINDS = ("bare PEFT", "TRL", "padding-free", "plain", "private")
 SIZES = {
     "toy": LlamaConfig(
         vocab_size=512,
@@ -112,8 +116,8 @@ class BarePeft:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-class Trio:
-    """One size: our model and a bare one, each with a base of its own."""
+class Steps:
+    """One size: our model, a bare one and TRL's, each with a base of its own."""
 
     def __init__(
         self, config: LlamaConfig, device: torch.device, examples: int, tokens: int, checkpointing: bool
@@ -125,23 +129,39 @@ class Trio:
         lora = LoraConfig.model_validate({"rank": RANK, "alpha": float(RANK)})
         self.bench = Bench(LoraModel(network, lora), tasks.build(TaskConfig()), examples, tokens)
         self._weights = _allocated() - before
-        other = random_llama(config, device)
-        if checkpointing:
-            other.gradient_checkpointing_enable({"use_reentrant": False})
-        self.bare = BarePeft(other, self.bench.batch)
+
+        def bare() -> BarePeft:
+            other = random_llama(config, device)
+            if checkpointing:
+                other.gradient_checkpointing_enable({"use_reentrant": False})
+            return BarePeft(other, self.bench.batch)
+
+        self.bare, batches = bare(), [self.bench.batch] * BATCHES
+        self.trl = {"TRL": SftStep(bare().network, tokenizer(), batches)}
+        if is_flash_attn_2_available():
+            (flash := bare().network).set_attn_implementation("flash_attention_2")
+            self.trl["padding-free"] = SftStep(flash, tokenizer(), batches, padding_free=True)
         self.tokens = BATCHES * examples * tokens
+
+    @property
+    def kinds(self) -> list[str]:
+        """The steps that can be made here: padding-free wants flash-attn."""
+        return [kind for kind in KINDS if kind in self.trl or kind != "padding-free"]
 
     def seconds(self, kind: str) -> float:
         """How long a step of this kind takes."""
-        if kind == "bare PEFT":
-            return seconds(self.bare.step)
-        return self.bench.measured("plain" if kind == "plain" else "fast", seconds)
+        return self._measured(kind, seconds)
 
     def peak(self, kind: str) -> float:
         """What a step of this kind needs beyond what is held, in bytes."""
+        return self._measured(kind, peak)
+
+    def _measured(self, kind: str, measure: Callable[[Callable[[], None]], float]) -> float:
+        if kind in self.trl:
+            return measure(self.trl[kind])
         if kind == "bare PEFT":
-            return peak(self.bare.step)
-        return self.bench.measured("plain" if kind == "plain" else "fast", peak)
+            return measure(self.bare.step)
+        return self.bench.measured("plain" if kind == "plain" else "fast", measure)
 
     def held(self) -> int:
         """What our model keeps on the GPU between steps, in bytes; 0 on a CPU."""
@@ -154,17 +174,18 @@ def _allocated() -> int:
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
-def measure(size: str, trio: Trio, repeats: int) -> None:
+def measure(size: str, steps: Steps, repeats: int) -> None:
     """Print the lines of one size."""
-    for kind in KINDS:
-        trio.seconds(kind)
-    times = [{kind: trio.seconds(kind) for kind in KINDS} for _ in range(repeats)]
-    peaks = {kind: trio.peak(kind) for kind in KINDS}
-    for kind in KINDS:
+    kinds = steps.kinds
+    for kind in kinds:
+        steps.seconds(kind)
+    times = [{kind: steps.seconds(kind) for kind in kinds} for _ in range(repeats)]
+    peaks = {kind: steps.peak(kind) for kind in kinds}
+    for kind in kinds:
         median = statistics.median(time[kind] for time in times)
         ratio = statistics.median(time[kind] / time["plain"] for time in times)
-        memory = (f"{trio.held() / 2**30:.2f}", f"{peaks[kind] / 2**30:.2f}")
-        cells = (size, kind, f"{1e3 * median:,.0f}", f"{trio.tokens / median:,.0f}", f"{ratio:.2f}", *memory)
+        memory = (f"{steps.held() / 2**30:.2f}", f"{peaks[kind] / 2**30:.2f}")
+        cells = (size, kind, f"{1e3 * median:,.0f}", f"{steps.tokens / median:,.0f}", f"{ratio:.2f}", *memory)
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -186,13 +207,15 @@ def main(arguments: list[str] | None = None) -> int:
     shape = f"{BATCHES} batches of {options.examples} x {options.tokens} tokens a step, r = {RANK}"
     print(f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; {shape}")
     print("\n| model | step | ms | tokens/s | over plain | held, GiB | peak, GiB |\n|---|---|---|---|---|---|---|")
+    if not is_flash_attn_2_available():
+        print("padding-free is left out: flash-attn is not installed here, or has no GPU", file=sys.stderr)
     for size in sizes:
         try:
-            trio = Trio(SIZES[size], device, options.examples, options.tokens, options.checkpointing)
-            measure(size, trio, options.repeats)
+            steps = Steps(SIZES[size], device, options.examples, options.tokens, options.checkpointing)
+            measure(size, steps, options.repeats)
         except torch.cuda.OutOfMemoryError:
             print(f"| {size} | does not fit: try --examples 1 or --checkpointing | | | | | |")
-        trio = None  # the next size needs the room
+        steps = None  # the next size needs the room
         torch.cuda.empty_cache()
     return 0
 

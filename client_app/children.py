@@ -60,10 +60,11 @@ class Children(Processes, AbstractContextManager["Children"]):
         """Whether all of them are there."""
         return bool(self._links) and all(process.poll() is None for process in self._processes)
 
-    def load(self, run_config: Mapping[str, Any]) -> None:
-        """Let every child have the model of a run, as its config describes it, on its device."""
+    def load(self, run_config: Mapping[str, Any], attention: str = "auto", compile: bool = False) -> None:
+        """Let every child have the model of a run, as its config describes it, on its device, computed so."""
+        order = {"run": dict(run_config), "node": {"attention": attention, "compile": compile}}
         with self._whole():
-            self._tell(LOAD, json.dumps(dict(run_config)).encode())
+            self._tell(LOAD, json.dumps(order).encode())
             self._wait()
 
     def begin(self, state: State, turn: Turn, units: Sequence[Sequence[Example]]) -> None:

@@ -15,10 +15,10 @@ KEPT = 3
 class Memory:
     """What one node keeps in one run, in files of mode 0600.
 
-    Three sets of tensors: ``personal`` (trained but not sent), ``frames`` (constant parts that are sent once), and
-    ``feedback`` (what a coarse codec has not sent yet); a rank, where a rule lowers it; and a clip, where it follows
-    the gradients. Each set has a file a round: a coordinator that is killed before its checkpoint asks for the round
-    again, and the node must start it from what it had then.
+    Sets of tensors: ``personal`` (trained but not sent), ``frames`` (constant parts that are sent once), ``feedback``
+    (what a coarse codec has not sent yet), what the objective remembers and the optimizer's state; a rank, where a rule
+    lowers it; and a clip, where it follows the gradients. Each set has a file a round: a coordinator that is killed
+    before its checkpoint asks for the round again, and the node must start it from what it had then.
 
     A run of another privacy ``mode`` finds nothing of it, whatever its name: what one may keep, another's noise does
     not cover.

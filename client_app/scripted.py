@@ -91,7 +91,8 @@ class ScriptSession(Session):
 
     def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
         seed = f"{self.config.seed}/{self.node.label}/{state.round}"
-        return trainer.train(self._trainer, model, turn_of(self.recipe, state, model.keys, seed))
+        turn = turn_of(self.recipe, state, model.keys, seed)
+        return self._taught(turn, lambda turn: trainer.train(self._trainer, model, turn))
 
     def _score(self, model: LoraModel) -> Score:
         if type(self.task).figure is not Text.figure:

@@ -8,7 +8,7 @@ after it, whatever fails with them is done as if there were none.
 import os
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,10 +36,11 @@ from common import durable
 from common.adapter.values import State, Tensors, Update
 from common.config.node import NodeConfig
 from common.error import BouquetError
-from common.models import adapted, base, lengths
+from common.models import adapted, base, kernels, lengths
 from common.models.adapted import LoraModel
 from common.privacy.accounting import Release
 from common.record.export import export
+from common.record.steps import StepsFile
 from common.sources import files
 from common.tasks import Example, Score, Task
 from common.version import ROOT, fingerprint
@@ -60,11 +61,13 @@ class Session:
         self.node = NodeConfig.from_flower(context.node_config)
         self.policy = Policy.of(self.node)
         self.policy.check_run(self.recipe, self.node)
+        kernels.check_gradient(self.node, whole=self.recipe.gradient.engine is None)
         self.task: Task = lengths.widest(self.config)
         self.tokenizer: PreTrainedTokenizerBase = base.load_tokenizer(self.config.model)
-        self.memory = Memory(self.node.state, run := run_name(context), self.node.label, self.config.privacy.mode)
+        self.run = run_name(context)
+        self.memory = Memory(self.node.state, self.run, self.node.label, self.config.privacy.mode)
         self.exchange = Exchange(self.recipe, self.node, self.memory, self.load)
-        self.spending = Spending(self.config, self.node, self.policy, self.rule.name, run)
+        self.spending = Spending(self.config, self.node, self.policy, self.rule.name, self.run)
         self._run_config = context.run_config
         self._processes: Processes = ALONE
         self.round = 0  # as the run's record counts: of training from 1, of a score alone the round before it
@@ -72,7 +75,7 @@ class Session:
 
     def load(self) -> LoraModel:
         """The model of this node, with the adapter that the recipe wants."""
-        return model_of(self.recipe, self.node.devices[0])
+        return model_of(self.recipe, self.node)
 
     def examples(self) -> Examples:
         """The node's examples. Raises :class:`BouquetError` where they cannot be read, with pieces of them."""
@@ -116,6 +119,7 @@ class Session:
         else:
             self._check_public()
         self.policy.check_size(self.recipe, self.exchange.rank)
+        kernels.check(self.node)
         if self.config.privacy.on:
             self.spending.check_places()
         facts: dict[str, Any] = {
@@ -174,7 +178,7 @@ class Session:
         if len(self.node.devices) == 1:
             return ALONE
         gathered = children.on(self.node.devices)
-        gathered.load(self._run_config)
+        gathered.load(self._run_config, self.node.attention, self.node.compile)
         return gathered
 
     def _shared(self, turn: Turn, model: LoraModel, state: State, units: Sequence[Sequence[Example]]) -> Turn:
@@ -249,9 +253,9 @@ class Session:
     def _train(self, model: LoraModel, state: State, examples: Sequence[Example]) -> Training:
         recipe, seed = self.recipe, f"{self.config.seed}/{self.node.label}/{state.round}"
         remembered = self.memory.load("objective", state.round) if recipe.objective.remembers and state.round else {}
-        turn = turn_of(recipe, state, model.keys, seed, remembered)
+        task, turn = self.task.weighed(examples), turn_of(recipe, state, model.keys, seed, remembered)
         turn = self._shared(turn, model, state, [examples])
-        training = train(model, recipe, self.task.weighed(examples), examples, turn)
+        training = self._taught(turn, lambda turn: train(model, recipe, task, examples, turn))
         if not training.remembered:
             return training
         remembered = remembered | training.remembered
@@ -266,9 +270,21 @@ class Session:
             privacy = self.config.privacy.model_copy(update={"clip": self.memory.clip})
             recipe = replace(recipe, config=self.config.model_copy(update={"privacy": privacy}))
         turn = self._shared(turn_of(recipe, state, model.keys), model, state, units)
-        training = train_privately(model, recipe, self.task, units, turn, release)
+        training = self._taught(turn, lambda turn: train_privately(model, recipe, self.task, units, turn, release))
         if follows:
             self.memory.clip = training.clip
+
+    def _taught(self, turn: Turn, learn: Callable[[Turn], Training]) -> Training:
+        """What ``learn`` makes of a turn: with the optimizer's state, if it is kept, and followed on this machine."""
+        name, kept = f"{self.recipe.optimizer.name}-state", Tensors()
+        if self.config.train.keeps_optimizer and turn.number:
+            kept = self.memory.load(name, turn.number)
+        counted = not self.config.privacy.on
+        with StepsFile(self.node.state, self.run, self.node.label, self.round, counted=counted) as steps:
+            training = learn(replace(turn, optimizer_state=kept, tell=steps.tell))
+        if training.optimizer_state:
+            self.memory.save(name, kept | training.optimizer_state, turn.number + 1)
+        return training
 
     def evaluate(self, message: Message) -> RecordDict:
         """Score the received state on the held-out examples; continue a prompt if one comes and the policy allows it.
@@ -337,7 +353,9 @@ def recipe_of(run_config: Mapping[str, Any]) -> Recipe:
     return replace(recipe, config=config.model_copy(update={"model": exact}))
 
 
-def model_of(recipe: Recipe, device: str) -> LoraModel:
-    """The model of a run on one of a node's devices, with the adapter that the recipe wants."""
-    config = recipe.config
-    return adapted.load(config.model, config.lora, config.task, device, recipe.structure, config.privacy.mode)
+def model_of(recipe: Recipe, node: NodeConfig) -> LoraModel:
+    """The model of a run on the first of a node's devices, computed as the node says, with the recipe's adapter."""
+    config, device = recipe.config, node.devices[0]
+    model = adapted.load(config.model, config.lora, config.task, device, recipe.structure, config.privacy.mode)
+    kernels.choose(model, node)
+    return model

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from client_app.training import Training, Turn, peak_memory
 from common.config.run import RunConfig
@@ -122,7 +123,8 @@ def train(trainer: Any, model: LoraModel, turn: Turn) -> Training:
     trainer.args.data_seed = trainer.accelerator.dataloader_config.data_seed = seed
     trainer.optimizer = None
     started = time.monotonic()
-    done = trainer.train()
+    with _told(trainer, turn):
+        done = trainer.train()
     if not math.isfinite(done.training_loss):
         raise BouquetError(
             "the training loss is not finite",
@@ -137,6 +139,23 @@ def train(trainer: Any, model: LoraModel, turn: Turn) -> Training:
         seconds=time.monotonic() - started,
         peak_memory=peak_memory(model.device),
     )
+
+
+@contextmanager
+def _told(trainer: Any, turn: Turn) -> Iterator[None]:
+    """While it lasts, the turn hears of every step of the trainer's."""
+
+    class Teller(TrainerCallback):
+        def on_step_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            turn.tell(state.global_step, state.max_steps, int(state.num_input_tokens_seen))
+
+    trainer.add_callback(teller := Teller())
+    try:
+        yield
+    finally:
+        trainer.remove_callback(teller)
 
 
 def score(trainer: Any) -> Score:

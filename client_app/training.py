@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from client_app import optimizer_state
 from client_app.shares import ALONE, Processes, Share, Sums, Work, deal_batches
 from common.adapter.draws import layer_seed
 from common.adapter.values import HEAD, Key, State, Tensors
@@ -30,7 +31,8 @@ class Training:
     """What a round of local training did.
 
     ``loss`` is the mean over its steps; ``peak_memory`` is in bytes; ``clip`` is the norm that private training ended
-    with; ``remembered`` is what the objective wants to have in the node's next round.
+    with; ``remembered`` is what the objective wants to have in the node's next round, and ``optimizer_state`` what the
+    optimizer does, if the run keeps it.
     """
 
     loss: float
@@ -40,6 +42,7 @@ class Training:
     peak_memory: int
     clip: float = 0.0
     remembered: Tensors = field(default_factory=dict)
+    optimizer_state: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class Turn:
     """One round of local training: its number from 0, what it trains, and what the node has of its own for it.
 
     Of parts in blocks only ``blocks`` are trained, if some are named. ``seed`` fixes the order of the examples and the
-    dropout of a run without privacy. ``remembered`` is the objective's, from the node's last round. ``processes`` have
-    all begun the same turn.
+    dropout of a run without privacy. ``remembered`` is the objective's, from the node's last round, and
+    ``optimizer_state`` the optimizer's. ``processes`` have all begun the same turn. ``tell`` hears after each step how
+    many are done, of how many, and the tokens of all of them.
     """
 
     number: int
@@ -57,6 +61,8 @@ class Turn:
     seed: str = ""
     remembered: Tensors = field(default_factory=dict)
     processes: Processes = ALONE
+    optimizer_state: Tensors = field(default_factory=dict)
+    tell: Callable[[int, int, int], None] = lambda *_: None
 
 
 def turn_of(
@@ -132,10 +138,11 @@ def prepare(model: LoraModel, recipe: Recipe, turn: Turn, step: int) -> None:
 
 
 def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[int], Figures], steps: int) -> Training:
-    """So many steps of the recipe's optimizer, fresh in every round, along ``gradients`` of what is not frozen.
+    """So many steps of the recipe's optimizer along ``gradients`` of what is not frozen.
 
-    One schedule of the rate goes over all rounds. ``gradients`` takes the number of the step, leaves its gradients in
-    the parameters, and returns its loss and tokens.
+    The optimizer is a fresh one in every round, or goes on with the state that is kept. One schedule of the rate goes
+    over all rounds. ``gradients`` takes the number of the step, leaves its gradients in the parameters, and returns its
+    loss and tokens.
     """
     config, objective = recipe.config.train, recipe.objective
     adapter = _trained(model, [key for key in turn.keys if key.part not in HEAD])
@@ -147,6 +154,7 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
     rates = config.learning_rate, config.head_learning_rate or config.learning_rate
     groups = (Group(list(part.values()), rate) for part, rate in zip((adapter, head), rates, strict=True))
     optimizer = recipe.optimizer.build(model.pairs(), *groups)
+    optimizer_state.put(optimizer, named, turn.optimizer_state)
     factor = schedule(config, steps * recipe.config.num_server_rounds)
     scheduler = LambdaLR(optimizer, lambda step: factor(turn.number * steps + step))
     if model.device.type == "cuda":
@@ -166,6 +174,7 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
+        turn.tell(step + 1, steps, tokens)
 
     kept = objective.remember(parameters, received, remembered) if objective.remembers else []
     return Training(
@@ -175,6 +184,7 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
         seconds=time.monotonic() - started,
         peak_memory=peak_memory(model.device),
         remembered={name: tensor.cpu() for name, tensor in zip(named, kept, strict=True)} if kept else {},
+        optimizer_state=optimizer_state.taken(optimizer, named) if config.keeps_optimizer else {},
     )
 
 

@@ -26,11 +26,12 @@ def writing(what: str, file: Path, cure: str = OF_A_RUN) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(file: Path, mode: int = PUBLIC) -> Iterator[Path]:
+def replacing(file: Path, mode: int = PUBLIC, *, lasting: bool = True) -> Iterator[Path]:
     """Replace a file in one step: yields an empty file to write, which takes the place of ``file`` afterwards.
 
     Whatever ends this process or fills the disk, ``file`` is the old one or the new one; once this is left, the new
-    one is on the disk. One at a time: what a file is built in has one name.
+    one is on the disk, unless it is of no use to anybody after a power cut and need not be ``lasting``. One at a time:
+    what a file is built in has one name.
     """
     building = file.with_name(f"{file.name}.building")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -41,19 +42,21 @@ def replacing(file: Path, mode: int = PUBLIC) -> Iterator[Path]:
     os.close(os.open(building, flags, mode))
     try:
         yield building
-        with building.open("rb") as written:
-            os.fsync(written.fileno())
+        if lasting:
+            with building.open("rb") as written:
+                os.fsync(written.fileno())
         os.replace(building, file)
     except BaseException:
         with suppress(OSError):
             building.unlink()
         raise
-    sync(file.parent)
+    if lasting:
+        sync(file.parent)
 
 
-def write(file: Path, content: str | bytes, mode: int = PUBLIC) -> None:
+def write(file: Path, content: str | bytes, mode: int = PUBLIC, *, lasting: bool = True) -> None:
     """Replace a file by ``content``, in one step and for good, as :func:`replacing` does."""
-    with replacing(file, mode) as building:
+    with replacing(file, mode, lasting=lasting) as building:
         building.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

@@ -1,10 +1,11 @@
-"""`bouquet watch`: a run as it goes, from its directory alone."""
+"""`bouquet watch`: a run as it goes, from its directory alone; or a node of this machine, from its state directory."""
 
 import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,8 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from common import readable
+from common.config import node
+from common.config.node import NodeConfig
 from common.error import BouquetError
 from common.readable import printable
+from common.record import steps
 from common.record.directory import METRICS, is_running
 from common.record.events import Asked, Evaluate, Failure, Train
 from common.record.run import Run
@@ -35,17 +39,29 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "watch",
         help="follow a run in the terminal",
-        description="Example: bouquet watch; bouquet watch runs/flu. It reads the run directory alone, waits where a "
-        "run was broken off until it goes on, and ends with the run, or with Ctrl-C.",
+        description="Example: bouquet watch; bouquet watch runs/flu. It reads the run directory, and how far nodes of "
+        "this machine are in their round, waits where a run was broken off until it goes on, and ends with the run, or "
+        "with Ctrl-C. On a node's machine: bouquet watch --node node.toml.",
     )
     parser.add_argument("run", nargs="?", type=Path, help="a run directory (default: the newest run)")
+    parser.add_argument("--node", type=Path, help="in place of a run, a node of this machine: its kit's node.toml")
     parser.add_argument("--once", action="store_true", help="print one frame, as is done where there is no terminal")
     parser.set_defaults(work=_watch)
 
 
 def _watch(options: argparse.Namespace) -> int:
-    folder, console = options.run or _newest(), runs.console_of_width()
-    if options.once or not console.is_terminal:
+    console = runs.console_of_width()
+    once = options.once or not console.is_terminal
+    if options.node:
+        own = NodeConfig.read(options.node)
+        if once:
+            console.print(node_frame(own, time.time()))
+            return 0
+        with suppress(KeyboardInterrupt):
+            follow_node(own, console)
+        return 0
+    folder = options.run or _newest()
+    if once:
         console.print(frame(Run.read(folder), time.time()))
         return 0
     try:
@@ -53,6 +69,24 @@ def _watch(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         console.print(f"bouquet watch {folder} goes on watching; the run is not touched", markup=False)
     return 0
+
+
+def follow_node(own: NodeConfig, console: Console) -> NoReturn:
+    """Show how far a node of this machine is, whatever the run, until it is interrupted."""
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(node_frame(own, time.time()), refresh=True)
+            time.sleep(PAUSE_SECONDS)
+
+
+def node_frame(own: NodeConfig, now: float) -> RenderableType:
+    """One picture of a node of this machine, at the time ``now`` (seconds since the epoch)."""
+    said = [
+        f"{each.run}, round {each.round}: {each}, {readable.duration(max(0.0, now - each.at))} ago"
+        for each in steps.under_way(own.state)
+        if each.node == own.label
+    ]
+    return Text(printable("\n".join([own.label, *(said or ["trains in no round"])])))
 
 
 def follow(folder: Path, console: Console) -> None:
@@ -145,15 +179,15 @@ def _nodes(run: Run) -> Table:
         table.add_column(title, justify="right")
     doing, failed = dict(_doing(run)), run.tally.failures
     trained, evaluated = run.by_node(Train), run.by_node(Evaluate)
-    for node in run.nodes[:MOST_NODES]:
-        last, scored = _last(trained.get(node, {})), _last(evaluated.get(node, {}))
+    for name in run.nodes[:MOST_NODES]:
+        last, scored = _last(trained.get(name, {})), _last(evaluated.get(name, {}))
         table.add_row(
-            *(Text(printable(node)), doing.get(node, NOTHING), str(last.round) if last else NOTHING),
+            *(Text(printable(name)), doing.get(name, NOTHING), str(last.round) if last else NOTHING),
             _told(last, lambda event: event.loss, readable.figure),
             _told(scored, lambda event: event.score, readable.figure),
             _told(last, lambda event: event.seconds, readable.duration),
             _told(last, lambda event: event.bytes_up, readable.size),
-            str(failed[node]),
+            str(failed[name]),
         )
     if len(run.nodes) > MOST_NODES:
         table.add_row(f"and {len(run.nodes) - MOST_NODES} more", *[""] * 7)
@@ -161,13 +195,14 @@ def _nodes(run: Run) -> Table:
 
 
 def _doing(run: Run) -> Iterator[tuple[str, str]]:
-    """What each node of the last round does: all that was asked after it, in order."""
+    """What each node of the last round does: all that was asked after it, in order; of this machine's, how far."""
     if not run.running:
         return
     asked = max((index for index, event in enumerate(run.events) if isinstance(event, Asked)), default=len(run.events))
     for event in run.events[asked:]:
         if isinstance(event, Asked):
-            yield from ((node, "training") for node in event.nodes)
+            own = {each.node: str(each) for each in steps.under_way(node.STATE_DIRECTORY, run.settings.run)}
+            yield from ((asked, own.get(asked, "training")) for asked in event.nodes)
         elif isinstance(event, Train):
             yield event.node, "sent"
         elif isinstance(event, Failure):

@@ -13,7 +13,7 @@ from strategies.means import Weighted
 from strategies.objectives import OBJECTIVES
 from strategies.optimizers import OPTIMIZERS
 from strategies.rules import RULES
-from strategies.rules.rule import MeanRule
+from strategies.rules.rule import MeanRule, Rule
 
 
 def check(choices: Choices) -> None:
@@ -22,6 +22,7 @@ def check(choices: Choices) -> None:
     _check_init(choices)
     _check_node(choices)
     _check_memory(choices)
+    _check_optimizer_state(choices)
     _check_privacy(choices)
     _check_task(choices)
 
@@ -126,6 +127,23 @@ def _check_memory(choices: Choices) -> None:
             expected="fraction-train = 1.0, or another objective",
             got=f"{share:g}",
         )
+
+
+def _check_optimizer_state(choices: Choices) -> None:
+    """Moments are of the very factors that a node goes on with."""
+    if choices.config.train.keeps_optimizer and not _goes_on(choices.rule):
+        raise BouquetError(
+            f"a node's optimizer cannot go on under the rule '{choices.rule.name}', which gives it other factors or "
+            "another rank than it trained",
+            where="train.optimizer-state",
+            expected=f"'reset', or one of {listed([name for name, kind in RULES.items() if _goes_on(kind)])}",
+            got="kept",
+        )
+
+
+def _goes_on(rule: Rule | type[Rule]) -> bool:
+    """Whether a round's factors are those of the round before, moved."""
+    return not (rule.reframes or rule.restarts or rule.turns or rule.mixed_ranks)
 
 
 def _averages_what_it_trains(choices: Choices) -> bool:

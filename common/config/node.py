@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from common.config.ranges import Count, CountOrOff, Delta, NodeName, NonNegative, Only, Positive
 from common.config.section import Section, validate
@@ -38,6 +38,10 @@ class NodeConfig(Section):
     """The node's own, smaller rank, under rules of mixed ranks; 0 for the run's."""
     device: str = "auto"
     """auto or a torch device; each of `cuda:0,cuda:1` has a part of every step, and `cuda:0+cuda:1` share one model."""
+    attention: Literal["auto", "sdpa", "flash"] = "auto"
+    """How attention is computed: auto is torch's where the model has it; flash takes flash-attn, a GPU and 16 bits."""
+    compile: bool = False
+    """Whether the model's blocks are compiled, which takes minutes in every process: for long rounds and `warm`."""
     state_directory: AbsolutePath = ""
     """The folder of all that outlives a run on this machine; empty for `~/.bouquet/state`."""
     warm: NonNegative = 0.0
@@ -69,6 +73,8 @@ class NodeConfig(Section):
             mistakes.append(
                 f"device: expected one beside a script, whose trainer computes alone, got {flat['device']!r}"
             )
+        if flat.get("script") and (flat.get("compile") or flat.get("attention", "auto") != "auto"):
+            mistakes.append("attention, compile: expected neither beside a script, which has a model of its own")
         where, place = (
             f"node config {file}" if file else "node config",
             file or "--node-config of this flower-supernode",

@@ -128,8 +128,15 @@ class TrainConfig(Section):
     """How the learning rate goes from its peak, over the steps of the whole run."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """The share of the run's steps over which the learning rate rises to its peak."""
+    optimizer_state: Literal["reset", "kept"] = "reset"
+    """What a node's optimizer starts a round with: nothing, or its moments of the node's last one."""
     weighting: Literal["examples", "uniform", "declared"] = "examples"
     """A node's weight in the mean: its examples, the same for all, or what its operator declares."""
+
+    @property
+    def keeps_optimizer(self) -> bool:
+        """Whether a node's optimizer goes on in each round where it was."""
+        return self.optimizer_state == "kept"
 
 
 class WireConfig(Section):

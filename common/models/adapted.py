@@ -14,7 +14,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common import tasks
 from common.adapter.lora import Lora
@@ -23,7 +23,7 @@ from common.adapter.structure import Pair, Structure
 from common.adapter.values import HEAD, Key, LayerShape, Tensors, check_shapes
 from common.config.run import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
-from common.models import base, head, kept, targets
+from common.models import base, head, kept, packing, targets
 from common.models.packing import Packing
 from common.models.token_losses import TokenLosses
 from common.tasks import Batch, Example, Output, Score, Task
@@ -99,6 +99,12 @@ class LoraModel:
         """Where batches come in and outputs go out; of a model that is split, the first device."""
         device: torch.device = next(self.network.parameters()).device
         return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the base computes in."""
+        dtype: torch.dtype = self.network.config.dtype
+        return dtype
 
     @property
     def pad(self) -> int:
@@ -192,6 +198,23 @@ class LoraModel:
     def padded(self) -> AbstractContextManager[None]:
         """While it lasts, every layer sees N x T x d: what some ways to a gradient want."""
         return self._packing.off()
+
+    def attend_by(self, implementation: str) -> None:
+        """Take another attention, by Transformers' name; packed where that keeps texts apart, as it is tried anew.
+
+        Raises :class:`ValueError` or :class:`ImportError` where the model has no such one.
+        """
+        network: Any = next(module for module in self.network.modules() if isinstance(module, PreTrainedModel))
+        network.set_attn_implementation(implementation)
+        if network.config._attn_implementation != implementation:  # of which Transformers only warns
+            raise ValueError(f"{type(network).__name__}, which has its own")
+        self._packing = Packing(self.network.base_model.model)
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks, for batches of any shape; what packs and unpacks around them is not."""
+        packing.stay_uncompiled()
+        for block in packing.blocks(self.network.base_model.model):
+            block.forward = torch.compile(block.forward, dynamic=True)
 
     def _outputs(self, batch: Batch) -> Output:
         if self._token_losses is not None:

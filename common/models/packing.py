@@ -154,3 +154,8 @@ def _attention(
 
 
 AttentionInterface.register("sdpa", _attention)
+
+
+def stay_uncompiled() -> None:
+    """Keep the attention of packed texts out of what is compiled: each batch has a layout of its own."""
+    AttentionInterface.register("sdpa", torch.compiler.disable(_attention))  # type: ignore[no-untyped-call]

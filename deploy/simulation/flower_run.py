@@ -14,6 +14,7 @@ from common.record.directory import SAID, TOO_FEW
 from common.record.run import Run
 from deploy import settings
 from deploy.flower import APP, SIMULATION, app_alone, environment, program
+from deploy.simulation import steps
 from deploy.simulation.attempt import Attempt, attempted
 
 PAUSE_SECONDS = 0.2
@@ -35,9 +36,12 @@ def simulate(nodes: int, cpus: int, gpus: float, directory: Path, config: Mappin
         command = ["local", "--stream", "--federation-config", federation, "--run-config", overrides]
         said, log = attempt.folder / SAID, attempt.log
         before = read = said.stat().st_size if said.exists() else 0
-        with subprocess.Popen(
-            [program("flwr"), "run", str(app), *command], env=own, stdout=everything, stderr=subprocess.STDOUT
-        ) as process:
+        with (
+            subprocess.Popen(
+                [program("flwr"), "run", str(app), *command], env=own, stdout=everything, stderr=subprocess.STDOUT
+            ) as process,
+            steps.shown(attempt.folder.name),
+        ):
             print("starting Flower's simulation", flush=True)
             try:
                 ended = False

@@ -14,6 +14,7 @@ from flwr.app import Context, RecordDict
 
 from common.adapter.threads import one_thread
 from common.error import QuorumError
+from deploy.simulation import steps
 from deploy.simulation.attempt import attempted
 from deploy.simulation.grid import COORDINATOR, WorkersGrid, simulated_nodes
 from deploy.simulation.workers import Workers
@@ -36,8 +37,7 @@ def simulate(workers: Workers, nodes: int, directory: Path, config: Mapping[str,
             with ExitStack() as stack:
                 stack.callback(workers.drop)
                 stack.enter_context(_errors_to(log))
-                if not follow:
-                    stack.enter_context(redirect_stdout(log))
+                stack.enter_context(steps.shown(attempt.folder.name) if follow else redirect_stdout(log))
                 stack.enter_context(one_thread())
                 from server_app.run import conduct  # takes seconds to import, as do the workers at the same time
 

@@ -31,6 +31,8 @@ class FedRotLora(MeanRule):
     name = "fedrot-lora"
     paper = "arXiv:2602.23638"
 
+    turns = True
+
     def send(self, received: State, local: Tensors) -> Tensors:
         """The factors, turned towards the received ones."""
         sent = super().send(received, local)

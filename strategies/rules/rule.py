@@ -59,6 +59,8 @@ class Rule(Method):
     reframes: ClassVar[bool] = False
     """The server gives the nodes other factors than a mean of theirs: what a node kept back of one round means
     nothing in the next."""
+    turns: ClassVar[bool] = False
+    """A node turns its factors before it sends them, so that their mean is in another frame than it trained in."""
     restarts: ClassVar[bool] = False
     """Every round begins with factors that both sides draw anew; only the offset travels to the nodes."""
     scattered: ClassVar[bool] = False

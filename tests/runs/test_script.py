@@ -83,10 +83,13 @@ def test_every_round_begins_anew_and_sees_the_examples_in_an_order_of_its_own(sc
     trainer = trainers.trainer_of(str(script))
     model = borrow(trainer.model)
     start, ends = model.tensors(), []
+    heard = []
     for seed in ("0/ward-3/0", "0/ward-3/0", "0/ward-3/1"):
         model.install(start, model.spec.scale, {})
-        trainers.train(trainer, model, Turn(0, model.keys, seed=seed))
+        trainers.train(trainer, model, Turn(0, model.keys, seed=seed, tell=lambda *told: heard.append(told)))
         ends.append(model.tensors())
+    assert [(done, total) for done, total, _ in heard] == [(step, 6) for step in range(1, 7)] * 3
+    assert heard[5][2] > heard[0][2] > 0
     once, again, other = ends
     assert all(torch.equal(once[key], again[key]) for key in once)
     assert any(not torch.equal(once[key], other[key]) for key in once)

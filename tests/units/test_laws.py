@@ -49,6 +49,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the rule 'ffa-lora' does not know what to do with this structure (adapter.name): expected 'auto', or lora, "
         "dylora or nlora, got loldu",
     ),
+    **{
+        f"moments of other factors, {rule}": (
+            {"rule.name": rule, "train.optimizer-state": "kept"},
+            f"a node's optimizer cannot go on under the rule '{rule}', which gives it other factors or another rank "
+            "than it trained (train.optimizer-state): expected 'reset', or one of fedit,",
+        )
+        for rule in ("fedsvd", "flora", "fedrot-lora", "hetlora")
+    },
     "another keep than the rule's": (
         {"rule.name": "fedsa-lora", "keep.name": "nothing"},
         "the rule 'fedsa-lora' goes with another choice (keep.name): expected 'b' or 'auto', got nothing",
@@ -172,6 +180,7 @@ def test_a_clash_is_refused_by_name(case):
         {**CENTRAL, "server-optimizer.name": "momentum"},
         {**LOCAL, "rule.name": "hetlora", "rule.hetlora.keep": 1.0},
         {**PRIVATE, "rule.name": "hetlora"},
+        {**PRIVATE, "rule.name": "rolora", "train.optimizer-state": "kept"},
     ],
     ids=str,
 )

@@ -21,6 +21,10 @@ TESTED = {
         "test_a_warm_node_gives_the_same_adapter_and_keeps_one_process",
         "test_an_idle_worker_ends",
     ],
+    "What a machine cannot do it refuses at the roll call": [
+        "test_flash_without_a_gpu_is_refused_at_the_roll_call_with_the_cure",
+        "test_a_machine_without_a_compiler_is_refused_with_the_cure",
+    ],
     "under another, Flower's own sleep stays": ["test_another_release_keeps_its_own_waits_and_says_so"],
     "It can be run again at any time": ["test_an_installed_kit_keeps_what_is_the_machines_own_and_its_secrets"],
     "accept exactly the keys of the site": [

@@ -83,6 +83,20 @@ def test_a_frame_says_how_far_the_run_is(coordinator):
     assert "\x1b" not in shown
 
 
+def test_of_a_node_on_this_machine_a_frame_says_how_far_its_round_is(coordinator, tmp_path):
+    coordinator.write_until("train", 1)
+    name = Run.read(coordinator.folder).settings.run
+    facts = {"run": name, "node": "ward-2", "round": 1, "done": 2, "total": 8, "seconds": 10.0, "speed": 99.7}
+    for run in (name, "another"):
+        (tmp_path / "state/steps" / run).mkdir(parents=True)
+        (tmp_path / "state/steps" / run / "ward-2.json").write_text(json.dumps(facts | {"run": run}))
+    told = "step 2/8, 100 tokens/s, 30 s left"
+    assert re.search(rf"ward-2 │ {told} ", seen(coordinator.folder))
+    facts["run"] = "another"
+    (tmp_path / "state/steps" / name / "ward-2.json").write_text(json.dumps(facts))
+    assert re.search(r"ward-2 │ training ", seen(coordinator.folder))
+
+
 def test_the_time_left_is_that_of_the_rounds_so_far(coordinator):
     coordinator.write_until("merge", 2)
     run = Run.read(coordinator.folder)
