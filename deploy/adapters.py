@@ -141,7 +141,7 @@ def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "def
 
 
 def demand_language(name: str, config: RunConfig) -> None:
-    """Raise :class:`BouquetError` for an adapter of a model with a head."""
+    """Raise :class:`BouquetError` for an adapter of a model with a head, or of one that is shown images."""
     if tasks.classes(config.task):
         raise BouquetError(
             "a model with a head continues no text",
@@ -149,4 +149,12 @@ def demand_language(name: str, config: RunConfig) -> None:
             expected="an adapter of a language model",
             got=f"task.name = '{config.task.name}'",
             cure="Try it with bouquet chat; the README.md of an export has the lines that load it.",
+        )
+    if tasks.TASKS[config.task.name].sees:
+        raise BouquetError(
+            "an adapter that sees images is not served here",
+            where=name,
+            expected="an adapter of a task of words",
+            got=f"task.name = '{config.task.name}'",
+            cure="Try it with bouquet chat --image; the README.md of an export has the lines that load it.",
         )

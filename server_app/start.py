@@ -25,7 +25,7 @@ def seen(recipe: Recipe, init: GradientInit, given: Tensors | None = None) -> Ca
     tokenizer = base.load_tokenizer(config.model)
     # Each record is an example or more, unless it is left out.
     found = dealing.read(source, f"init.{init.name}.source")[: 4 * count]
-    task = lengths.fitted(config.task, config.model, found, tokenizer)
+    task = lengths.fitted(config.task, config.model, found, tokenizer, source)
     task.check(fields(found), where=source)
     encoded, _ = tasks.encoded(task, found, tokenizer)
     examples = [example for record in encoded for example in record][:count]

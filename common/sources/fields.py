@@ -18,6 +18,7 @@ REASONS = {
     "text": "without text",
     "answer": "without an answer",
     "label": "without a label",
+    "image": "without an image",
     "short": "too short to learn from",
     "room": "without room for an answer",
 }

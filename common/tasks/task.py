@@ -5,13 +5,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from common.config.run import TaskConfig
 from common.error import BouquetError, did_you_mean
+from common.sources.images import ImageFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +49,7 @@ class Example(NamedTuple):
 
     ``segments`` tell the two texts of a pair apart, a number a token, for models that are told; empty where none is.
     ``cut`` says that the record holds more than fits. ``against`` is the text that this one is compared with, for tasks
-    whose examples are two rows of a batch.
+    whose examples are two rows of a batch. ``images`` are those that stand among the tokens, in their order.
     """
 
     tokens: list[int]
@@ -55,6 +57,7 @@ class Example(NamedTuple):
     segments: Sequence[int] = ()
     cut: bool = False
     against: "Example | None" = None
+    images: Sequence[ImageFile] = ()
 
     @property
     def texts(self) -> "tuple[Example, ...]":
@@ -65,6 +68,24 @@ class Example(NamedTuple):
     def length(self) -> int:
         """Tokens of the longest of its texts."""
         return max(len(each.tokens) for each in self.texts)
+
+
+class Sight(Protocol):
+    """How a model sees images: what stands among the tokens for one, and what goes in beside them."""
+
+    mark: str
+    """What stands in a text for an image."""
+    token: int
+    """The token of the mark, in whose places the model puts what it sees."""
+
+    def tokens(self, size: tuple[int, int]) -> Sequence[int]:
+        """The tokens in the place of a mark, for an image of this width and height in pixels."""
+
+    def inputs(self, images: Sequence[ImageFile], tokens: Tensor) -> Batch:
+        """What goes in beside ``tokens`` (N x T), whose images these are, in the order of the rows.
+
+        Raises :class:`BouquetError` where an image cannot be read.
+        """
 
 
 def token_ids(tokenizer: "PreTrainedTokenizerBase", text: Any, **options: Any) -> list[int]:
@@ -125,6 +146,8 @@ class Task(ABC):
     """Whether what an example adds to the loss depends on its own rows alone."""
     compares: ClassVar[bool] = False
     """Whether what is learned is compared with what the base says."""
+    sees: ClassVar[bool] = False
+    """Whether its records hold images."""
     windows: ClassVar[bool] = False
     """Whether a long text is several examples, so that none is cut."""
     metric: ClassVar[str]
@@ -221,6 +244,10 @@ class Task(ABC):
         """The task with a loss that goes by what ``examples`` there are, where the run wants that."""
         return self
 
+    def seeing(self, sight: Sight, folder: Path | None) -> "Task":
+        """The task as one model sees its images, whose paths are relative to ``folder``; where it :attr:`sees` any."""
+        return self
+
     @abstractmethod
     def score(self, output: Output) -> Score:
         """The held-out sums of a batch."""
@@ -276,9 +303,14 @@ class Task(ABC):
 
     def check(self, columns: Sequence[str], where: str) -> None:
         """Raise :class:`BouquetError` if a field that the task reads is not among ``columns``."""
-        for name in self.fields():
+        self.demand(self.fields(), columns, where)
+
+    def demand(self, names: Sequence[str], columns: Sequence[str], where: str) -> None:
+        """Raise :class:`BouquetError` if one of the ``names`` is not among ``columns``."""
+        talks = CONVERSATIONS & set(columns) and not self.sees
+        for name in names:
             if name not in columns:
-                close = "Set task.name=chat for conversations." if CONVERSATIONS & set(columns) else ""
+                close = "Set task.name=chat for conversations." if talks else ""
                 close = close or did_you_mean(name, columns)
                 raise BouquetError(
                     "the task needs a field that the data lacks",

@@ -22,6 +22,11 @@ from transformers import AutoTokenizer
 
 model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{base}")""",
+    "seeing": """from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained("{base}"), "{folder}")
+processor = AutoProcessor.from_pretrained("{base}")""",
     "classes": """from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -41,10 +46,10 @@ def classify(texts):
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     hidden = encoder(**batch).last_hidden_state * batch["attention_mask"][:, :, None]
     return linear(normalize(hidden.sum(1), dim=-1), head["classifier.weight"], head["classifier.bias"])""",
-    "merged": """from transformers import {auto}, AutoTokenizer
+    "merged": """from transformers import {auto}, {reader}
 
 model = {auto}.from_pretrained("{folder}", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
+{beside} = {reader}.from_pretrained("{folder}")""",
 }
 
 
@@ -167,11 +172,14 @@ def _sizes(run: Path) -> dict[str, int]:
 def _loading(export: Export, name: str) -> str:
     config = export.source.config
     classes, names = tasks.classes(config.task), config.task.names
-    kind = "pooled" if config.model.pooled else "classes" if classes else "language"
+    sees = tasks.TASKS[config.task.name].sees
+    kind = "pooled" if config.model.pooled else "classes" if classes else "seeing" if sees else "language"
     kind = "merged" if export.merged else kind
     return LOADING[kind].format(
         folder=name,
         base=base.location(config.model.name),
         labels=f"id2label={dict(enumerate(names))}" if names else f"num_labels={classes}",
-        auto="AutoModelForSequenceClassification" if classes else "AutoModelForCausalLM",
+        auto=f"AutoModelFor{'SequenceClassification' if classes else 'ImageTextToText' if sees else 'CausalLM'}",
+        reader="AutoProcessor" if sees else "AutoTokenizer",
+        beside="processor" if sees else "tokenizer",
     )
