@@ -46,13 +46,16 @@ def tokenizer(marks: tuple[str, ...] = (MARK,), template: str = TEMPLATE) -> Any
     return found
 
 
-def save_llava(folder: Path, template: str = TEMPLATE, **changes: Any) -> Path:
+def save_llava(
+    folder: Path, template: str = TEMPLATE, mark: str = MARK, tower: Mapping[str, Any] | None = None
+) -> Path:
     """A LLaVA as its makers would save it: CLIP's tower, a projector, a Llama; an image is 16 tokens."""
     torch.manual_seed(0)
-    words, text = tokenizer(template=template), hf.LlamaConfig(**TEXT | changes)
-    see = {"vision_config": hf.CLIPVisionConfig(**SEES), "text_config": text, "image_token_id": 2048}
+    words, sees = tokenizer((mark,), template), hf.CLIPVisionConfig(**SEES | dict(tower or {}))
+    see = {"vision_config": sees, "text_config": hf.LlamaConfig(**TEXT), "image_token_id": 2048}
     hf.LlavaForConditionalGeneration(hf.LlavaConfig(**see)).save_pretrained(folder)
     sizes = {"patch_size": 7, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    sizes["image_token"] = mark
     hf.LlavaProcessor(hf.CLIPImageProcessorPil(**SHOWN), words, **sizes, chat_template=template).save_pretrained(folder)
     return folder
 
