@@ -29,6 +29,7 @@ from common.config.run import ModelConfig
 from common.error import BouquetError
 from common.models import embedded, head, prequantised, support, vocabulary, weights
 from common.models.pooling import MeanPooled
+from common.sources.images import pillow
 
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 """The files that say how a model is shown images."""
@@ -158,7 +159,11 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 @lru_cache(maxsize=1)
 def load_processor(model: ModelConfig) -> Any:
-    """What makes tensors of images for the model. Raises :class:`BouquetError` for a model that sees none."""
+    """What makes tensors of images for the model.
+
+    Raises :class:`BouquetError` for a model that sees none, and where Pillow is not installed.
+    """
+    pillow()
     config = _from_hub(AutoConfig, model)
     processor: Any = _from_hub(AutoProcessor, model) if support.sees(config) else None
     if not hasattr(processor, "image_processor") or getattr(processor, "image_token_id", None) is None:

@@ -62,16 +62,18 @@ class ImageFile:
 
     def open(self) -> "Image":
         """The image, decoded, upright, in RGB. Raises :class:`BouquetError` for what is no image, or too large."""
-        pillow, upright = _pillow()
+        reader, upright = pillow()
         try:
             # Pillow warns of sizes that are refused here, and of metadata that nobody reads.
             with warnings.catch_warnings(action="ignore"):
-                opened = pillow.open(io.BytesIO(self._bytes()), formats=FORMATS)
+                opened = reader.open(io.BytesIO(self._bytes()), formats=FORMATS)
                 self._check_size(*opened.size)
                 decoded: Image = upright(opened).convert("RGB")
                 return decoded
         except BouquetError:
             raise
+        except reader.UnidentifiedImageError as error:
+            raise self._unreadable("another form, or none") from error
         except Exception as error:  # a boundary: decoders raise whatever they come upon
             raise self._unreadable(f"{type(error).__name__}: {error}") from error
 
@@ -190,13 +192,13 @@ def _no_image(name: str, got: str) -> BouquetError:
 
 def made_up(number: int) -> ImageFile:
     """An image of noise, the same one every time for a ``number``."""
-    pillow, _ = _pillow()
-    noise = pillow.frombytes("RGB", (NOISE, NOISE), random.Random(number).randbytes(3 * NOISE**2))
+    reader, _ = pillow()
+    noise = reader.frombytes("RGB", (NOISE, NOISE), random.Random(number).randbytes(3 * NOISE**2))
     noise.save(content := io.BytesIO(), "PNG")
     return ImageFile(content=content.getvalue())
 
 
-def _pillow() -> tuple[Any, Any]:
+def pillow() -> tuple[Any, Any]:
     """Pillow's ``Image``, and what turns one upright. Raises :class:`BouquetError` where it is not installed."""
     try:
         from PIL import Image, ImageOps  # an optional dependency

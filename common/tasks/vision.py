@@ -1,4 +1,4 @@
-"""Images and what is asked about them, of which only the answers are predicted and scored.
+"""Images and what is asked about them: only the answers are predicted and scored.
 
 An image stands where its mark does: ``<image>`` in what a user says, as LLaVA's data sets write it, or a part of a turn
 that is one. Without marks all stand before the user's first words. The model's own mark is no word of a record's: it

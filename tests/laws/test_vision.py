@@ -1,5 +1,6 @@
 """Models that see images: what they make of a batch, of LoRA and of privacy, beside Transformers' and PEFT's own."""
 
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -26,6 +27,7 @@ from common.record.export import export
 from common.sources import dealing
 from common.tasks.task import IGNORED
 from strategies import read_config
+from strategies.gradients import GRADIENTS
 from tests.support import vision
 from tests.support.private_steps import attach, brute_force, clipped_sum, relative, scattered, train_here
 from tests.support.training import train_plainly
@@ -85,12 +87,12 @@ def test_an_examples_loss_and_gradient_are_the_same_alone_and_in_a_batch(kind: s
     (task, chosen), model = examples(config), loaded(config)
     model.network.eval()
     parameters = model.train_only(model.keys)
+    expected = brute_force(model, parameters, chosen, task).sum(0)
     for size in (1, 8):
         for first in range(0, len(chosen), size):
             task.losses(model.outputs(task.collate(chosen[first : first + size], model.pad))).sum().backward()
         got = torch.cat([parameter.grad.double().flatten() for parameter in parameters])
         model.network.zero_grad(set_to_none=True)
-        expected = brute_force(model, parameters, chosen, task).sum(0) if size == 1 else expected
         assert relative(got, expected) < 1e-5
     with torch.no_grad():
         together = task.losses(model.outputs(task.collate(chosen, model.pad)))
@@ -105,7 +107,7 @@ def test_tokens_pixels_and_loss_are_transformers_own(kind: str) -> None:
     task, chosen = examples(config)
     network = base.load(config.model, 0, torch.device("cpu")).eval()
     model, processor = LoraModel(network, config.lora), AutoProcessor.from_pretrained(config.model.name)
-    folder, parts = data().parent, vision.PARTS == base.load_tokenizer(config.model).chat_template
+    folder, parts = data().parent, base.load_tokenizer(config.model).chat_template == vision.PARTS
     for record, example in list(zip(dealing.read(str(data())), chosen, strict=True))[:4]:
         question, answer = record.found["instruction"], record.found["output"]
         if parts:
@@ -195,7 +197,9 @@ def test_the_language_model_is_adapted_and_what_sees_where_it_is_named(targets: 
 
 def test_a_name_that_there_is_not_is_answered_with_those_that_there_are() -> None:
     config = settings("llava", **{"lora.targets": "fc1"})
-    with pytest.raises(BouquetError, match="no such layer.*'all-linear' or some of .*up_proj, .*vision_tower, got fc1"):
+    with pytest.raises(
+        BouquetError, match=r"no such layer.*'all-linear' or some of .*up_proj, .*vision_tower, got fc1"
+    ):
         loaded(config)
 
 
@@ -241,12 +245,23 @@ def test_every_example_has_a_gradient_of_its_own(kind: str, engine: str) -> None
     bound = float(rows.norm(dim=1).median())
     expected = (rows * (bound / rows.norm(dim=1)).clamp(max=1.0)[:, None]).sum(0)
     assert relative(clipped_sum(model, chosen, engine, bound, task=task), expected) < 1e-5
-    with attach(engine, model.network, bound, sequences=True) as attached:
-        if engine == "hooks":
-            with model.padded():
-                probe(attached, model, task)
-        else:
+
+
+@pytest.mark.parametrize("engine", ["fast", "hooks"])
+def test_looks_at_a_model_leave_it_as_it_was(engine: str) -> None:
+    """At its first image Transformers puts hooks on a tower. Twice there, they take another layer for the last."""
+    config = settings("llava")
+    (task, chosen), model, untouched = examples(config), loaded(config), loaded(config)
+    model.train_only(model.keys)
+    for _ in range(2):
+        with (
+            nullcontext() if GRADIENTS[engine].packs else model.padded(),
+            attach(engine, model.network, 1.0, sequences=True) as attached,
+        ):
             probe(attached, model, task)
+    batch = task.collate(chosen, model.pad)
+    with torch.no_grad():
+        assert torch.equal(model.outputs(batch).values, untouched.outputs(batch).values)
 
 
 class _Mixed(nn.Module):

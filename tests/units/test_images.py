@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import struct
+import sys
 import zlib
 
 import pytest
@@ -12,9 +13,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from common.error import BouquetError
+from common.models import base, lengths
 from common.sources.dealing import stored
 from common.sources.fields import LeftOut
 from common.sources.images import MOST_BYTES, ImageFile, images, made_up
+from strategies import read_config
 
 SIZE = (40, 30)
 
@@ -56,7 +59,7 @@ def test_an_image_is_a_file_of_the_folder_or_one_in_the_record(folder):
 
 @pytest.mark.parametrize("path", ["../foreign.png", "out.png", "beyond/foreign.png", "deep/../../foreign.png", "/"])
 def test_a_path_that_leaves_the_folder_is_refused(folder, path):
-    with pytest.raises(BouquetError, match="an image outside the data's folder .field 'image'.*a path within"):
+    with pytest.raises(BouquetError, match=r"an image outside the data's folder .field 'image'.*a path within"):
         images(path, "image", folder)
     with pytest.raises(BouquetError, match="an image outside the data's folder"):
         images(str(folder.parent / "foreign.png"), "image", folder)
@@ -104,7 +107,9 @@ def bomb(width, height):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +149,7 @@ def test_a_file_that_has_gone_or_changed_is_looked_at_again(folder):
     image.file.write_bytes(content(size=(50, 50)))
     assert image.size == (50, 50)
     image.file.unlink()
-    with pytest.raises(BouquetError, match="an image cannot be read .*own.png"):
+    with pytest.raises(BouquetError, match=r"an image cannot be read .*own.png"):
         _ = image.size
 
 
@@ -173,3 +178,13 @@ def test_a_hubs_images_come_as_their_files_stood():
     (record,) = stored(Dataset.from_dict({"image": data, "text": ["a"]}, features=features))
     assert record["image"]["bytes"] == content()
     assert images(record["image"], "image", None)[0].size == SIZE
+
+
+def test_without_pillow_the_cure_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    config = read_config({"task.name": "vision"})
+    base.load_processor.cache_clear()
+    with pytest.raises(
+        BouquetError, match=r"what reads images is not installed .*Pillow. pip install 'bouquet\[vision\]'"
+    ):
+        lengths.widest(config)

@@ -10,8 +10,8 @@ from common.models import base, lengths, sight
 from common.sources.fields import LeftOut
 from common.tasks.task import IGNORED
 from strategies import read_config
-from tests.support.vision import MARK, PARTS, QUESTION, paint, record, save_llava
 from tests.support.architectures import TEMPLATE
+from tests.support.vision import MARK, PARTS, QUESTION, paint, record, save_llava
 
 IMAGE = 16
 """Tokens of an image."""
@@ -91,19 +91,17 @@ def test_no_image_is_cut_and_one_behind_the_cut_is_not_shown(read):
     (example,) = read(whole)
     needed = len(example.tokens)
     assert (names(example), example.cut) == (["a.png", "b.png"], False)
-    for length in range(20, needed):
-        try:
-            examples = read(whole, length)
-        except LeftOut as reason:
-            assert reason.reason == "room"
-            continue
-        (example,) = examples
+    shortest = next(place for place, label in enumerate(example.labels, start=1) if label != IGNORED)
+    for length in range(shortest, needed):
+        (example,) = read(whole, length)
         assert example.cut
         assert len(example.tokens) <= length
         assert example.tokens.count(2048) == IMAGE * len(example.images)
         assert [token for token in example.labels if token != IGNORED]
-    with pytest.raises(LeftOut, match="without room for an answer"):
-        read(whole, IMAGE + 2)
+    assert names(example) == ["a.png"], "whole turns are kept"
+    for length in (shortest - 1, IMAGE + 2, 4):
+        with pytest.raises(LeftOut, match="without room for an answer"):
+            read(whole, length)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +153,11 @@ def test_the_fields_that_a_record_must_have():
 
 def test_a_model_of_words_is_refused_by_name(tmp_path):
     config = read_config({"task.name": "vision"})
-    with pytest.raises(BouquetError, match="the model sees no images .*embedded.*type 'llama'.*a model of words"):
+    with pytest.raises(BouquetError, match=r"the model sees no images .*embedded.*type 'llama'.*a model of words"):
         lengths.widest(config)
     place = save_llava(tmp_path)
     (place / "processor_config.json").unlink()
-    with pytest.raises(BouquetError, match="the model cannot be loaded|the model sees no images"):
+    with pytest.raises(BouquetError, match=r"the model cannot be loaded|the model sees no images"):
         lengths.widest(read_config({"task.name": "vision", "model.name": str(place)}))
 
 
