@@ -52,7 +52,7 @@ class ProcessorSight:
         self._processor = processor
         self._where = where
         self._tokens = lru_cache(maxsize=KEPT)(self._read_tokens)
-        self._kinds = KINDS in self._alone(made_up(0))
+        self._kinds = KINDS in self._read(made_up(0).open())
         self._check()
 
     def tokens(self, size: tuple[int, int]) -> Sequence[int]:
@@ -70,9 +70,6 @@ class ProcessorSight:
         # How many there are is decided by an image's size, whatever is to be seen on it.
         (own,) = self._read(Image.new("RGB", size))["input_ids"].tolist()
         return tuple(own)
-
-    def _alone(self, image: ImageFile) -> Mapping[str, Any]:
-        return self._read(image.open())
 
     def _read(self, image: Any) -> Mapping[str, Any]:
         try:
@@ -94,7 +91,7 @@ class ProcessorSight:
         """Raise :class:`BouquetError` unless several images are, to the model, what each of them is by itself."""
         images = [made_up(0), made_up(1)]
         alone = [
-            {name: value for name, value in self._alone(image).items() if name not in OF_TEXT | {KINDS}}
+            {name: value for name, value in self._read(image.open()).items() if name not in OF_TEXT | {KINDS}}
             for image in images
         ]
         together = self._pixels(images)

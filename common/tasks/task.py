@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from common.config.run import TaskConfig
 from common.error import BouquetError, did_you_mean
 from common.sources.images import ImageFile
+from common.tasks.sight import Sight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,24 +69,6 @@ class Example(NamedTuple):
     def length(self) -> int:
         """Tokens of the longest of its texts."""
         return max(len(each.tokens) for each in self.texts)
-
-
-class Sight(Protocol):
-    """How a model sees images: what stands among the tokens for one, and what goes in beside them."""
-
-    mark: str
-    """What stands in a text for an image."""
-    token: int
-    """The token of the mark, in whose places the model puts what it sees."""
-
-    def tokens(self, size: tuple[int, int]) -> Sequence[int]:
-        """The tokens in the place of a mark, for an image of this width and height in pixels."""
-
-    def inputs(self, images: Sequence[ImageFile], tokens: Tensor) -> Batch:
-        """What goes in beside ``tokens`` (N x T), whose images these are, in the order of the rows.
-
-        Raises :class:`BouquetError` where an image cannot be read.
-        """
 
 
 def token_ids(tokenizer: "PreTrainedTokenizerBase", text: Any, **options: Any) -> list[int]:

@@ -141,26 +141,32 @@ def asked(question: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 def writes_images(tokenizer: "PreTrainedTokenizerBase", mark: str) -> bool:
     """Whether the model's template writes the ``mark`` of an image for a part that is one, and the text beside it."""
-    written = _tried([IMAGE, text_part(TRIED)], tokenizer)
+    written = _tried("an image", tokenizer, tokenizer.chat_template)
     return written.count(mark) == 1 and TRIED in written
+
+
+def _in_parts_alone(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer's template loses what is said where it is no list of parts."""
+    text, part = (_tried(kind, tokenizer, tokenizer.chat_template) for kind in ("a text", "a part"))
+    return TRIED not in text and TRIED in part
 
 
 TRIED = "tried"
 """What is said to see what a template makes of it."""
+FORMS: Mapping[str, Any] = {
+    "a text": TRIED,
+    "a part": [text_part(TRIED)],
+    "an image": [IMAGE, text_part(TRIED)],
+}
 
 
-def _tried(said: Any, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """What the template writes where a user says something; nothing where it does not take that."""
+@lru_cache(maxsize=4 * len(FORMS))
+def _tried(form: str, tokenizer: "PreTrainedTokenizerBase", template: str | None) -> str:
+    """What the ``template`` writes where a user says something in a form; nothing where it does not take that."""
     try:
-        return str(_applied([{"role": "user", "content": said}], tokenizer, None, tokenize=False))
+        return str(_applied([{"role": "user", "content": FORMS[form]}], tokenizer, None))
     except Exception:  # a boundary: a template is a program of somebody else's
         return ""
-
-
-@lru_cache(maxsize=4)
-def _in_parts_alone(tokenizer: "PreTrainedTokenizerBase", _: str | None) -> bool:
-    """Whether the tokenizer's template loses what is said where it is no list of parts."""
-    return TRIED not in _tried(TRIED, tokenizer) and TRIED in _tried([text_part(TRIED)], tokenizer)
 
 
 def _applied(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any, **options: Any) -> Any:
@@ -171,7 +177,7 @@ def _applied(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools:
 
 
 def _rendered(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any, **options: Any) -> Any:
-    if _in_parts_alone(tokenizer, tokenizer.chat_template):
+    if _in_parts_alone(tokenizer):
         turns = [
             {**turn, "content": [text_part(said)] if said else []} if isinstance(said := turn["content"], str) else turn
             for turn in turns

@@ -15,8 +15,10 @@ from common.config.run import TaskConfig
 from common.error import BouquetError
 from common.sources.fields import text, words
 from common.sources.images import ImageFile, images, made_up
+from common.tasks.chat import FIELDS
 from common.tasks.instruct import Instruct
-from common.tasks.task import CONVERSATIONS, IGNORED, Batch, Example, Sight
+from common.tasks.sight import Sight
+from common.tasks.task import CONVERSATIONS, IGNORED, Batch, Example
 from common.tasks.turns import (
     IMAGE,
     Read,
@@ -66,27 +68,33 @@ class Vision(Instruct):
         seen = images(record.get(self.config.image), self.config.image, self._folder)
         turns = self._turns(record, len(seen))
         shown = [{**turn, "content": self._shown(turn["content"], tokenizer)} for turn in turns]
-        tools = unpacked(record.get("tools"), "tools")
-        read = [self._filled(each, seen) for each in readings(shown, tokenizer, tools or None)]
-        return [self._with_images(example, seen) for example in fitted(read, self.length)]
+        read = readings(shown, tokenizer, unpacked(record.get("tools"), "tools") or None)
+        last = max(
+            (place for place, turn in enumerate(turns) if turn["role"] == "assistant" and _says(turn)), default=0
+        )
+        self._check_written(read, sum(turn["content"].count(MARK) for turn in turns[:last]), len(seen))
+        examples = fitted([self._filled(each, seen) for each in read], self.length)
+        return [self._with_images(example, seen) for example in examples]
 
     def ask(self, text: str, tokenizer: "PreTrainedTokenizerBase", seen: Sequence[ImageFile] = ()) -> Example:
         """A question about the images that are ``seen``, or about none, up to where the answer begins."""
         (turn,) = self._marked([{"role": "user", "content": text}], len(seen))
         question = asked(self._shown(turn["content"], tokenizer), tokenizer)
-        tokens, _ = self._filled((question, [False] * len(question)), seen)
-        return Example(tokens, [], images=seen)
+        read = question, [False] * len(question)
+        self._check_written([read], len(seen), len(seen))
+        tokens, _ = self._filled(read, seen)
+        return Example(tokens, [], images=tuple(seen))
 
     def made_up(self, tokens: list[int], number: int) -> Example:
         """With an image of noise, where there is room for one and an answer."""
         if self._sight is None:
             return super().made_up(tokens, number)
-        words = [token - (token == self._sight.token) for token in tokens]
+        others = [token - (token == self._sight.token) for token in tokens]
         image = made_up(number)
         places = list(self._sight.tokens(image.size))
-        if len(words) < len(places) + 2:
-            return super().made_up(words, number)
-        head, tail = [words[0], *places], words[1 + len(places) :]
+        if len(others) < len(places) + 2:
+            return super().made_up(others, number)
+        head, tail = [others[0], *places], others[1 + len(places) :]
         return Example([*head, *tail], [*[IGNORED] * len(head), *tail], images=(image,))
 
     def collate(self, examples: Sequence[Example], pad: int) -> Batch:
@@ -106,7 +114,7 @@ class Vision(Instruct):
 
     def _turns(self, record: Mapping[str, Any], count: int) -> list[Turn]:
         """The turns of a record with a mark for each of its ``count`` images."""
-        if field := next((name for name in sorted(CONVERSATIONS) if record.get(name)), ""):
+        if field := next((name for name in FIELDS if record.get(name)), ""):
             told = [turn_of(_in_one(turn), field) for turn in unpacked(record[field], field)]
         else:
             question, answer = text(record, self.config.prompt), text(record, self.config.answer, "answer")
@@ -148,17 +156,22 @@ class Vision(Instruct):
             return list(_parts(pieces))
         return "".join([pieces[0], *(f"{self._eyes.mark}\n{piece}" for piece in pieces[1:])])
 
-    def _filled(self, read: Read, seen: Sequence[ImageFile]) -> Read:
-        """What was read, with the tokens of each image in the place of its mark."""
-        marks, (tokens, learned) = self._places(read[0]), read
-        if len(marks) > len(seen) or (seen and not marks):
+    def _check_written(self, read: Sequence[Read], least: int, most: int) -> None:
+        """Raise :class:`BouquetError` unless the template has written the images, from ``least`` to ``most`` marks."""
+        got = max(len(self._places(tokens)) for tokens, _ in read)
+        if not least <= got <= most:
             raise BouquetError(
                 "the model's chat template does not write the images of a conversation",
-                expected=f"{self._eyes.mark} for each of {len(seen)}",
-                got=str(len(marks)),
+                expected=f"{self._eyes.mark} for each of {least}",
+                got=str(got),
                 cure="Choose a model whose template does, or give its tokenizer one.",
             )
-        for place, image in reversed(list(zip(marks, seen, strict=False))):
+
+    def _filled(self, read: Read, seen: Sequence[ImageFile]) -> Read:
+        """What was read, with the tokens of each image in the place of its mark."""
+        tokens, learned = read
+        # What was read may end before the last images.
+        for place, image in reversed(list(zip(self._places(tokens), seen, strict=False))):
             own = list(self._eyes.tokens(image.size))
             tokens = [*tokens[:place], *own, *tokens[place + 1 :]]
             learned = [*learned[:place], *[False] * len(own), *learned[place + 1 :]]
@@ -175,14 +188,17 @@ class Vision(Instruct):
 
 
 def _in_one(turn: Any) -> Any:
-    """A turn whose parts are one text, with a mark for each image."""
+    """A turn whose parts, texts and images, are one text, with a mark for each image; any other as it is."""
     said = turn.get("content") if isinstance(turn, dict) else None
     if not isinstance(said, list) or not all(isinstance(part, dict) for part in said):
         return turn
-    return {
-        **turn,
-        "content": "".join(MARK if part.get("type") == "image" else str(part.get("text", "")) for part in said),
-    }
+    if {part.get("type") for part in said} - {"image", "text"}:
+        return turn
+    return {**turn, "content": "".join(MARK if part["type"] == "image" else str(part.get("text")) for part in said)}
+
+
+def _says(turn: Turn) -> bool:
+    return bool(str(turn["content"]).strip() or turn.get("tool_calls"))
 
 
 def _parts(pieces: Sequence[str]) -> Iterator[Mapping[str, str]]:

@@ -168,3 +168,31 @@ def test_text_alone_is_not_lost_in_a_template_of_parts(tmp_path):
     (example,) = lengths.widest(config).encode({"instruction": "Say a word", "output": "word"}, words)
     assert words.decode(example.tokens) == "<s><|user|>Say a word</s><|assistant|>word</s>"
     assert sight.of(config.model).mark == MARK
+
+
+FIRST_ALONE = (
+    "{% for message in messages %}{{ '<image>' if loop.first and message['content'] is not string }}"
+    "{% for part in message['content'] %}{{ part['text'] if part['type'] == 'text' }}{% endfor %}"
+    "{{ eos_token }}{% endfor %}"
+)
+
+
+def test_a_template_that_loses_an_image_is_refused(tmp_path):
+    for name in ("a.png", "b.png"):
+        paint(tmp_path / name, (200, 30, 30))
+    (tmp_path / "data.jsonl").write_text("")
+    place = save_llava(tmp_path / "llava", FIRST_ALONE)
+    config = read_config({"model.name": str(place), "task.name": "vision"})
+    task, words = lengths.widest(config, str(tmp_path / "data.jsonl")), base.load_tokenizer(config.model)
+    assert task.encode({"image": "a.png"} | talk("<image>First?", "red", "Then?", "blue"), words)
+    with pytest.raises(
+        BouquetError, match=r"template does not write the images .*expected <image> for each of 2, got 1"
+    ):
+        task.encode({"image": ["a.png", "b.png"]} | talk("<image>First?", "red", "<image>Then?", "blue"), words)
+
+
+def test_a_part_of_another_type_is_not_passed_over(read):
+    film = [{"type": "video"}, {"type": "text", "text": "Which?"}]
+    turns = [{"role": "user", "content": film}, {"role": "assistant", "content": "red"}]
+    with pytest.raises(BouquetError, match=r"a field is not a text .*got a list"):
+        read({"image": "a.png", "messages": turns})
