@@ -69,9 +69,7 @@ class Vision(Instruct):
         turns = self._turns(record, len(seen))
         shown = [{**turn, "content": self._shown(turn["content"], tokenizer)} for turn in turns]
         read = readings(shown, tokenizer, unpacked(record.get("tools"), "tools") or None)
-        last = max(
-            (place for place, turn in enumerate(turns) if turn["role"] == "assistant" and _says(turn)), default=0
-        )
+        last = max((place for place, turn in enumerate(turns) if _answers(turn)), default=0)
         self._check_written(read, sum(turn["content"].count(MARK) for turn in turns[:last]), len(seen))
         examples = fitted([self._filled(each, seen) for each in read], self.length)
         return [self._with_images(example, seen) for example in examples]
@@ -197,8 +195,8 @@ def _in_one(turn: Any) -> Any:
     return {**turn, "content": "".join(MARK if part["type"] == "image" else str(part.get("text")) for part in said)}
 
 
-def _says(turn: Turn) -> bool:
-    return bool(str(turn["content"]).strip() or turn.get("tool_calls"))
+def _answers(turn: Turn) -> bool:
+    return turn["role"] == "assistant" and bool(str(turn["content"]).strip() or turn.get("tool_calls"))
 
 
 def _parts(pieces: Sequence[str]) -> Iterator[Mapping[str, str]]:
