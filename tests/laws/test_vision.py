@@ -159,6 +159,25 @@ def test_words_are_packed_and_scored_apart_and_what_sees_is_left_alone(kind: str
     assert model._token_losses._apart, "no logits are computed of an image's tokens"
 
 
+@kinds
+def test_words_alone_are_learned_too(kind: str) -> None:
+    config = settings(kind, "nf4", **{"task.name": "instruct"})
+    task, model = lengths.widest(config), loaded(config)
+    assert not task.sees
+    records = [{"instruction": "Say " + "so " * number, "output": "so"} for number in range(5)]
+    words = base.load_tokenizer(config.model)
+    chosen = [example for record in records for example in task.encode(record, words)]
+    assert ["Say so so" in words.decode(example.tokens) for example in chosen] == [False, False, True, True, True]
+    model.network.eval()
+    with torch.no_grad():
+        together = task.losses(model.outputs(task.collate(chosen, model.pad)))
+        alone = torch.cat([task.losses(model.outputs(task.collate([each], model.pad))) for each in chosen])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    before = model.tensors()
+    train_plainly(model, task, chosen, config.train)
+    assert not [key for key, tensor in model.tensors().items() if torch.equal(tensor, before[key])]
+
+
 def test_the_blocks_are_the_language_models_however_large_the_tower_is(tmp_path: Path) -> None:
     place = vision.save_llava(tmp_path, tower={"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4})
     network = base.load(settings("llava", **{"model.name": str(place)}).model, 0, torch.device("cpu"))

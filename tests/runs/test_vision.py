@@ -10,11 +10,13 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from common.config.node import NodeConfig
 from common.error import BouquetError
 from common.models import base
 from common.sources import dealing
 from deploy.audit.command import Wanted, audit
 from deploy.command import main
+from deploy.doctor import job
 from strategies import read_config
 from tests.support.configs import small
 from tests.support.grid import run_in_process
@@ -126,6 +128,12 @@ def test_a_check_shows_an_image_once(place, capsys):
     shown = capsys.readouterr().out
     assert "16 records, 16 examples of at most" in shown
     assert f"<s><|user|><image> (16 times)\n    {QUESTION}</s><|assistant|>«" in shown
+
+
+def test_a_doctor_looks_at_what_the_node_is_asked_for(place):
+    run, node = read_config(config(place)), NodeConfig(data=str(place / "data/seen.jsonl"))
+    assert "32 records, 32 examples; this node trains on 32 records" in job.data(run, node)
+    assert "GB free on cpu" in job.memory(run, NodeConfig(data=node.data, device="cpu"))
 
 
 @pytest.mark.parametrize("gradient", ["fast", pytest.param("hooks", marks=pytest.mark.exhaustive)])
