@@ -158,9 +158,9 @@ def bench(case: Case, folder: Path, data: Path | None) -> Bench:
         texts = [[chance.randrange(5, 1000) for _ in range(size)] for size in sizes]
         examples = [task.made_up(text, number) for number, text in enumerate(texts)]
     else:
-        found = dealing.read(str(data / case.data / "train.jsonl.gz"))[: 4 * needed]
-        tokenizer = base.load_tokenizer(config.model)
-        task = lengths.fitted(config.task, config.model, found, tokenizer)
+        source = str(data / case.data / "train.jsonl.gz")
+        found, tokenizer = dealing.read(source)[: 4 * needed], base.load_tokenizer(config.model)
+        task = lengths.fitted(config.task, config.model, found, tokenizer, source)
         encoded, _ = tasks.encoded(task, found, tokenizer)
         examples = [example for record in encoded for example in record][:needed]
     return Bench(config, task, examples, case.examples)

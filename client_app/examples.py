@@ -33,17 +33,17 @@ def node_examples(
 
     Raises :class:`BouquetError` where a node has too few examples, or none of its own to hold out from the others.
     """
-    found = dealing.node_records(data, node, seed)
+    found, source = dealing.node_records(data, node, seed), node.data or data.source
     tokenizer = base.load_tokenizer(model)
-    tasks.build(task).check(fields(found), where=node.data or data.source)
-    kind = lengths.fitted(task, model, found, tokenizer)
+    tasks.build(task).check(fields(found), where=source)
+    kind = lengths.fitted(task, model, found, tokenizer, source)
     encoded, counts = tasks.encoded(kind, found, tokenizer)
     texts = (text for record in encoded for example in record for text in example.texts)
     base.check_words(model, (token for text in texts for token in text.tokens))
     if len(usable := list(filter(None, encoded))) < 2:
         raise BouquetError(
             "a node has too few examples",
-            where=f"{node.label}, {node.data or data.source}",
+            where=f"{node.label}, {source}",
             expected="at least 2, to train on one and hold one out",
             got=str(counts),
             cure="Use fewer nodes, another data.partition, or more data.",

@@ -20,6 +20,7 @@ samples, since who knows them gets no amplification by sampling; and dropout, wh
 so that under a known seed one example more would change the gradient of every one after it.
 """
 
+import math
 import secrets
 import sys
 from collections import Counter
@@ -117,7 +118,18 @@ def check_apart(model: LoraModel, recipe: Recipe, task: Task, turn: Turn) -> Non
 
 @contextmanager
 def _engine(model: LoraModel, recipe: Recipe, task: Task, bound: float) -> Iterator[Engine]:
-    """The recipe's engine on the model, and the batches as it wants them."""
+    """The recipe's engine on the model, and the batches as it wants them.
+
+    Raises :class:`BouquetError` where layers are trained whose rows are images, of which an example may have several.
+    """
+    if model.seeing and not math.isinf(bound):
+        raise BouquetError(
+            "what sees images has no gradient for each example",
+            where="lora.targets, privacy.mode = 'example'",
+            expected="layers of the language model",
+            got=f"{model.seeing[0]}, one of {len(model.seeing)}",
+            cure="Leave what sees out of lora.targets, or choose privacy.mode = 'update-local' or 'update-central'.",
+        )
     gradient, sequences = recipe.gradient, not task.sequence_classification
     with (
         nullcontext() if gradient.packs else model.padded(),

@@ -135,21 +135,27 @@ def _compare(
 def _left_as_it_was(
     model: LoraModel, parameters: Iterable[Tensor], forget: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Put back what the probe, or a forward pass, changes of the network and of the generators' states."""
+    """Put back what the probe, or a forward pass, changes of the network and of the generators' states.
+
+    Transformers puts hooks on a model that is asked for its hidden states, and remembers it in an attribute: without
+    either, or with both. So what a module's dictionaries hold, buffers and hooks among it, is put back too.
+    """
     values = [(parameter, parameter.detach().clone()) for parameter in parameters]
-    modules = [(module, dict(vars(module)), dict(module._buffers)) for module in model.network.modules()]
+    modules = [(module, dict(vars(module))) for module in model.network.modules()]
+    held = [(own, dict(own)) for _, attributes in modules for own in attributes.values() if isinstance(own, dict)]
     contents = [(buffer, buffer.clone()) for buffer in model.network.buffers()]
     devices = [model.device] if model.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        forget()
-        for module, attributes, buffers in modules:
+        for module, attributes in modules:
             vars(module).clear()
             vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        for own, before in held:
+            own.clear()
+            own.update(before)
+        forget()
         with torch.no_grad():
             for tensor, value in [*values, *contents]:
                 tensor.copy_(value)

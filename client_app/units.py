@@ -13,7 +13,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from common import tasks
 from common.config.node import NodeConfig
 from common.config.privacy import PrivacyConfig
 from common.config.run import DataConfig, ModelConfig, TaskConfig
@@ -60,7 +59,9 @@ def node_units(wanted: Wanted, node: NodeConfig, number: int) -> Units:
     """
     data, privacy, seed = wanted.data, wanted.privacy, wanted.seed
     private = privacy.on
-    task = tasks.build(lengths.bounded(wanted.task, wanted.model, private=private))
+    task = lengths.built(
+        lengths.bounded(wanted.task, wanted.model, private=private), wanted.model, node.data or data.source
+    )
     tokenizer = base.load_tokenizer(wanted.model)
     # Under example-level privacy a record may be no more than one example.
     most = 1 if privacy.per_example else None

@@ -143,7 +143,7 @@ def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "def
 
 
 def demand_language(name: str, config: RunConfig) -> None:
-    """Raise :class:`BouquetError` for an adapter of a model with a head, or of one that gives vectors."""
+    """Raise :class:`BouquetError` for an adapter of a model with a head, that gives vectors, or is shown images."""
     if tasks.classes(config.task) is None:
         raise no_words(name)
     if tasks.classes(config.task):
@@ -153,6 +153,14 @@ def demand_language(name: str, config: RunConfig) -> None:
             expected="an adapter of a language model",
             got=f"task.name = '{config.task.name}'",
             cure="Try it with bouquet chat; the README.md of an export has the lines that load it.",
+        )
+    if tasks.TASKS[config.task.name].sees:
+        raise BouquetError(
+            "an adapter that sees images is not served here",
+            where=name,
+            expected="an adapter of a task of words",
+            got=f"task.name = '{config.task.name}'",
+            cure="Try it with bouquet chat --image; the README.md of an export has the lines that load it.",
         )
 
 

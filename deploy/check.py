@@ -29,6 +29,8 @@ BARS, STEP, WIDTH = 6, 8, 30
 """Of the picture of lengths: at most so many bars, of so many tokens or a multiple of it; the longest in characters."""
 HEAD, TAIL = 120, 80
 """Of an example, how many tokens are shown of its beginning and of its end."""
+SAME = 8
+"""So many times in a row, and no more, a token is shown each time."""
 LEARNED = "bold green"
 
 
@@ -62,10 +64,11 @@ def _node(config: RunConfig, node: NodeConfig, *, coloured: bool) -> Iterator[st
 
     tokenizer, private = base.load_tokenizer(config.model), config.privacy.on
     found = _records(config, node, private)
-    task = lengths.widest(config)
-    task.check(fields(found), where=config.data.source)
+    source = config.data.source
+    task = lengths.widest(config, source)
+    task.check(fields(found), where=source)
     if not private:
-        task = lengths.fitted(config.task, config.model, found, tokenizer)
+        task = lengths.fitted(config.task, config.model, found, tokenizer, source)
     encoded, counts = tasks.encoded(task, found, tokenizer)
     examples = [example for record in encoded for example in record]
     yield f"\n{node.label}: {counts}, {counts.examples:,} examples of at most {counts.length:,} tokens"
@@ -130,6 +133,19 @@ def _marked(text: str, coloured: bool) -> tuple[str, str | None]:
 
 
 def _decoded(tokens: Sequence[int], tokenizer: Any) -> str:
+    """The text of tokens; of one that comes many times in a row, as those of an image do, how often it does."""
+    runs = [(token, len(list(run))) for token, run in groupby(tokens)]
+    said = []
+    for often, part in groupby(runs, lambda run: run[1] > SAME):
+        if often:
+            said += [f"{tokenizer.decode([token])} ({times} times)" for token, times in part]
+        else:
+            said.append(_ends([token for token, times in part for _ in range(times)], tokenizer))
+    return "".join(said)
+
+
+def _ends(tokens: Sequence[int], tokenizer: Any) -> str:
+    """The text of tokens, without its middle where it is long."""
     if len(tokens) <= HEAD + TAIL:
         return str(tokenizer.decode(tokens))
     return f"{tokenizer.decode(tokens[:HEAD])} … {tokenizer.decode(tokens[-TAIL:])}"

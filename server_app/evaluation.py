@@ -25,9 +25,10 @@ def central(recipe: Recipe) -> Callable[[State], Score]:
             cure="Leave evaluation.source empty: every node scores its own model.",
         )
     tokenizer = base.load_tokenizer(config.model)
-    found = dealing.read(config.evaluation.source, "evaluation.source")
-    tasks.build(config.task).check(fields(found), where=config.evaluation.source)
-    task = lengths.fitted(config.task, config.model, found, tokenizer)
+    source = config.evaluation.source
+    found = dealing.read(source, "evaluation.source")
+    tasks.build(config.task).check(fields(found), where=source)
+    task = lengths.fitted(config.task, config.model, found, tokenizer, source)
     encoded, _ = tasks.encoded(task, found, tokenizer)
     examples = [example for record in encoded for example in record][: config.evaluation.limit or None]
 

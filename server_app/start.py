@@ -9,7 +9,7 @@ from common import tasks
 from common.adapter.algebra import squared_norm
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import RunConfig
-from common.models import adapted, base, lengths, sights
+from common.models import adapted, base, lengths, observed
 from common.sources import dealing
 from common.sources.records import fields
 from common.tasks import Example, Task
@@ -26,12 +26,12 @@ def seen(recipe: Recipe, given: Tensors | None = None) -> Callable[[str], Tensor
     config, init = recipe.config, recipe.init
     model = adapted.load(config.model, config.lora, config.task, "auto", recipe.structure)
     if not isinstance(init, PublicInit):
-        return partial(sights.weight, model)
+        return partial(observed.weight, model)
     task, examples = _public(config, init)
     # From a start that adds nothing, in all that is trained: an adapter lets a gradient reach its layer.
     state = Recipe.around(recipe.rule, config).start(model.spec, config.seed, given=given)
     model.install(state.adapter, state.scale, state.offset)
-    look = sights.gradients if init.sees == "gradients" else sights.inputs
+    look = observed.gradients if init.sees == "gradients" else observed.inputs
     return look(model, task, examples).__getitem__
 
 
@@ -41,7 +41,7 @@ def _public(config: RunConfig, init: PublicInit) -> tuple[Task, list[Example]]:
     tokenizer = base.load_tokenizer(config.model)
     # Each record is an example or more, unless it is left out.
     found = dealing.read(source, f"init.{init.name}.source")[: 4 * count]
-    task = lengths.fitted(config.task, config.model, found, tokenizer)
+    task = lengths.fitted(config.task, config.model, found, tokenizer, source)
     task.check(fields(found), where=source)
     encoded, _ = tasks.encoded(task, found, tokenizer)
     return task, [example for record in encoded for example in record][:count]

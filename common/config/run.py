@@ -73,7 +73,7 @@ class LoraConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of the adapter's inputs that are dropped in training; 0 for none."""
     targets: str = "all-linear"
-    """The layers that are adapted: `all-linear`, or the names of modules, with commas."""
+    """The layers that are adapted, with commas: `all-linear`, names of layers, or modules that see images."""
 
     @property
     def scale(self) -> float:

@@ -36,6 +36,8 @@ class TaskConfig(Section):
     """Whether a classification head is averaged, stays with each node, or is not trained."""
     prompt: str = "instruction"
     """The field of the instruction."""
+    image: str = "image"
+    """The field of the image that the instruction is about, or of a list of them."""
     context: str = "input"
     """The field of what is added to the instruction, where a record has it."""
     answer: str = "output"

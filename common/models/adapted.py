@@ -23,7 +23,7 @@ from common.adapter.structure import Pair, Structure
 from common.adapter.values import HEAD, Key, LayerShape, Tensors, check_shapes
 from common.config.run import LoraConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
-from common.models import base, head, kept, packing, targets
+from common.models import base, head, kept, packing, parts, targets
 from common.models.packing import Packing
 from common.models.token_losses import TokenLosses
 from common.tasks import Batch, Example, Output, Score, Task
@@ -84,6 +84,9 @@ class LoraModel:
             scale=scale,
             structure=structure,
         )
+        language = parts.within(network, parts.language_model(network))
+        self.seeing = [layer for layer in self._layers if not layer.startswith(language)]
+        """The adapted layers that see images: those beside the language model."""
         self._token_losses = TokenLosses(network) if targets.output_layer(network) is not None else None
         self._packing = Packing(network)
         self._inject()

@@ -14,9 +14,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
+    AutoProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedTokenizerBase,
@@ -26,6 +29,10 @@ from common.config.run import ModelConfig
 from common.error import BouquetError
 from common.models import embedded, head, placement, prequantised, support, vocabulary, weights
 from common.models.pooling import Pooled
+from common.sources.images import pillow
+
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+"""The files that say how a model is shown images."""
 
 
 def location(name: str) -> str:
@@ -93,7 +100,8 @@ def skeleton(model: ModelConfig, classes: int | None) -> nn.Module:
 
     ``classes`` = 0 means a causal language model, None one that gives a text's vector.
     """
-    auto, config = _auto(model, classes), _config(model, classes)
+    config = _config(model, classes)
+    auto = _auto(model, config, classes)
     try:
         with torch.device("meta"):
             empty = auto.from_config(config)
@@ -121,7 +129,7 @@ def load(model: ModelConfig, classes: int | None, device: torch.device, *others:
     options: dict[str, Any] = {"config": config, "dtype": compute, "device_map": _places(empty, device, *others)}
     if model.quantization != "none" and not hasattr(config, "quantization_config"):
         options["quantization_config"] = quantization(model.quantization, compute, heads)
-    auto = _auto(model, classes)
+    auto = _auto(model, config, classes)
     network, found = _from_hub(auto, model, output_loading_info=True, ignore_mismatched_sizes=bool(classes), **options)
     weights.check_whole(found, ["pooler"] if bare(model, classes) else heads, location(model.name))
     keep_trainable(network)
@@ -182,6 +190,28 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+@lru_cache(maxsize=1)
+def load_processor(model: ModelConfig) -> Any:
+    """What makes tensors of images for the model.
+
+    Raises :class:`BouquetError` for a model that sees none, and where Pillow is not installed.
+    """
+    pillow()
+    config = _from_hub(AutoConfig, model)
+    processor: Any = _from_hub(AutoProcessor, model) if support.sees(config) else None
+    if not hasattr(processor, "image_processor") or getattr(processor, "image_token_id", None) is None:
+        raise BouquetError(
+            "the model sees no images",
+            where=f"task.name = 'vision', {model.name}, of type '{config.model_type}'",
+            expected="a model that Transformers has an AutoModelForImageTextToText and a processor for",
+            got="no processor_config.json that names one" if support.sees(config) else "a model of words",
+            cure="Choose a model such as a LLaVA, with its processor's files beside its weights.",
+        )
+    # One way of two to scale an image, so that a node sees what others see, whatever is installed there.
+    processor.image_processor = _from_hub(AutoImageProcessor, model, backend="pil")
+    return processor
+
+
 def check_words(model: ModelConfig, tokens: Iterable[int]) -> None:
     """Raise :class:`BouquetError` where the tokenizer has made a token of a text that the model does not have."""
     vocabulary.check(tokens, load_tokenizer(model), _from_hub(AutoConfig, model), model.name)
@@ -189,9 +219,10 @@ def check_words(model: ModelConfig, tokens: Iterable[int]) -> None:
 
 @lru_cache(maxsize=1)
 def digest(model: ModelConfig) -> str:
-    """What tells one base model, with its tokenizer, from another: 16 hexadecimal digits."""
-    words = json.dumps(sorted(load_tokenizer(model).get_vocab().items()))
-    return hashlib.sha256(f"{weights.digest(_folder(model))} {words}".encode()).hexdigest()[:16]
+    """What tells one base model, with its tokenizer and its processor, from another: 16 hexadecimal digits."""
+    folder, words = _folder(model), json.dumps(sorted(load_tokenizer(model).get_vocab().items()))
+    seen = f" {weights.settings(folder, PROCESSORS)}" if support.sees(_from_hub(AutoConfig, model)) else ""
+    return hashlib.sha256(f"{weights.digest(folder)} {words}{seen}".encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
@@ -221,10 +252,12 @@ def _folder(model: ModelConfig, **options: Any) -> Path:
     return Path(where if Path(where).is_dir() else snapshot_download(where, revision=model.revision, **options))
 
 
-def _auto(model: ModelConfig, classes: int | None) -> Any:
+def _auto(model: ModelConfig, config: Any, classes: int | None) -> Any:
     """Transformers' class for the model."""
     if not bare(model, classes):
-        return AutoModelForSequenceClassification if classes else AutoModelForCausalLM
+        if classes:
+            return AutoModelForSequenceClassification
+        return AutoModelForImageTextToText if support.sees(config) else AutoModelForCausalLM
     if classes == 0:
         raise BouquetError(
             "there is nothing to pool", where="model.pooling", expected="'default'", got="'mean' with a language model"

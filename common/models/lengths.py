@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from common import tasks
 from common.config.run import ModelConfig, RunConfig, TaskConfig
 from common.error import BouquetError
-from common.models import base
+from common.models import base, sight
 from common.sources.records import Placed
 from common.tasks import TASKS, Task
 
@@ -48,14 +48,21 @@ def bounded(task: TaskConfig, model: ModelConfig, *, private: bool) -> TaskConfi
     return task.model_copy(update={"max_length": most})
 
 
-def widest(config: RunConfig) -> Task:
-    """The task of a run, with the most tokens that an example may have."""
-    return tasks.build(bounded(config.task, config.model, private=config.privacy.on))
+def widest(config: RunConfig, source: str = "") -> Task:
+    """The task of a run over a ``source`` of data, with the most tokens that an example may have."""
+    return built(bounded(config.task, config.model, private=config.privacy.on), config.model, source)
 
 
-def fitted(task: TaskConfig, model: ModelConfig, found: Sequence[Placed], tokenizer: "PreTrainedTokenizerBase") -> Task:
-    """The task of a plain run with the length that its records need."""
-    widest = tasks.build(bounded(task, model, private=False))
+def built(task: TaskConfig, model: ModelConfig, source: str = "") -> Task:
+    """The task over a ``source`` of data, as the model sees its images if it has any."""
+    return sight.seeing(tasks.build(task), model, source)
+
+
+def fitted(
+    task: TaskConfig, model: ModelConfig, found: Sequence[Placed], tokenizer: "PreTrainedTokenizerBase", source: str
+) -> Task:
+    """The task of a plain run over a ``source`` of data, with the length that its records need."""
+    widest = built(bounded(task, model, private=False), model, source)
     if task.max_length or widest.windows:
         return widest
     encoded, _ = tasks.encoded(widest, found, tokenizer)
@@ -64,4 +71,4 @@ def fitted(task: TaskConfig, model: ModelConfig, found: Sequence[Placed], tokeni
         return widest
     needed = lengths[min(len(lengths) - 1, int(SHARE * len(lengths)))]
     rounded = min(widest.length, max(STEP, -(-needed // STEP) * STEP))
-    return tasks.build(task.model_copy(update={"max_length": rounded}))
+    return built(task.model_copy(update={"max_length": rounded}), model, source)

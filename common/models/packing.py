@@ -4,7 +4,7 @@ Most of a step is spent in linear layers, which do not care whose token a row is
 last, the N x T x d hidden states of a padded batch are the S x d of its tokens. Attention alone has to know the texts
 apart: there, the padded form comes back, with the mask that the model made for it, and with it positions, sliding
 windows and whatever else a mask can say. What stands before the blocks and after them, embeddings, poolers and heads,
-never notices.
+never notices; nor does what sees the images of a model that has any, where a language model has the blocks.
 
 This takes a model that attends by Transformers' ``sdpa``. Whether one does, and gives what it gives padded, is tried on
 made-up texts when it is loaded; the others are padded as ever.
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from common.models import parts
 from common.models.agreement import agree
 
 LENGTHS = (3, 8, 5)
@@ -53,7 +54,7 @@ class Packing:
 
     def __init__(self, network: nn.Module) -> None:
         self._network: Any = network
-        self._blocks = blocks(network)
+        self._blocks = blocks(parts.language_model(network))
         self._device = next(network.parameters()).device
         self.works = bool(self._blocks) and self._device.type != "meta" and self._same()
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     PretrainedConfig,
@@ -46,12 +47,20 @@ def check_form(config: PretrainedConfig, classes: bool, where: str) -> None:
             cure=f"Choose a causal language model, or task.name = {FOR_ENCODERS}.",
         )
     able = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if classes else MODEL_FOR_CAUSAL_LM_MAPPING
-    if type(config) not in able:
+    if type(config) not in able and not (sees(config) and not classes):
         raise BouquetError(
             f"Transformers has no form of this model that {'classifies' if classes else 'continues'} texts",
             where=kind,
             cure="Choose another model" + (", or model.pooling = 'mean'." if classes else "."),
         )
+
+
+def sees(config: PretrainedConfig) -> bool:
+    """Whether a model of this config that continues texts sees images too: it is one model with them and without."""
+    kind, words = type(config), MODEL_FOR_CAUSAL_LM_MAPPING
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return False
+    return kind not in words or words[kind] is MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind]
 
 
 def check_architecture(network: Any, where: str) -> None:

@@ -8,11 +8,17 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from common.error import BouquetError
-from common.models import head
+from common.models import head, parts
+
+ALL = "all-linear"
 
 
 def find(network: nn.Module, wanted: str, heads: Sequence[str]) -> list[str]:
-    """Full names of the linear layers to adapt. Raises :class:`BouquetError` where none matches."""
+    """Full names of the linear layers to adapt. Raises :class:`BouquetError` where one of those wanted matches none.
+
+    In a model that sees images, the names are those of its language model's layers; what sees is named by a module that
+    holds it, such as ``vision_tower``.
+    """
     output = output_layer(network)
     linear = [
         name
@@ -20,19 +26,33 @@ def find(network: nn.Module, wanted: str, heads: Sequence[str]) -> list[str]:
         if _is_linear(module) and module is not output and not head.inside(name, heads)
     ]
     linear = _taken_as_they_are(network, linear)
-    if wanted == "all-linear":
-        return linear
-    suffixes = [suffix.strip() for suffix in wanted.split(",")]
-    missing = [suffix for suffix in suffixes if not any(f".{name}".endswith(f".{suffix}") for name in linear)]
+    language = parts.within(network, parts.language_model(network))
+    words = [word.strip() for word in wanted.split(",")]
+    missing = [word for word in words if not any(_meant(name, word, language) for name in linear)]
     if missing:
         held = [name for name, _ in network.named_parameters() if name.split(".")[-1] in missing]
         raise BouquetError(
             "the model's experts cannot be adapted" if held else "the model has no such layer",
             where="lora.targets",
-            expected=f"'all-linear' or some of {', '.join(sorted({name.split('.')[-1] for name in linear}))}",
+            expected=f"'{ALL}' or some of {', '.join(_names(linear, language))}",
             got=", ".join(missing) + (", weights of all experts in one tensor" if held else ""),
         )
-    return [name for name in linear if any(f".{name}".endswith(f".{suffix}") for suffix in suffixes)]
+    return [name for name in linear if any(_meant(name, word, language) for word in words)]
+
+
+def _meant(name: str, word: str, language: str) -> bool:
+    """Whether a layer is meant: one of the language model's by the end of its name, another by what holds it."""
+    if name.startswith(language):
+        return word == ALL or f".{name}".endswith(f".{word}")
+    return f".{word}." in f".{name.rpartition('.')[0]}." or word == name
+
+
+def _names(linear: Sequence[str], language: str) -> list[str]:
+    """The words that name layers: the last names of the language model's, and the parts that hold the others."""
+    beside = {name: name.split(".") for name in linear if not name.startswith(language)}
+    depth = language.count(".") - 1
+    own = {name.split(".")[-1] for name in linear if name.startswith(language)}
+    return [*sorted(own), *sorted({path[min(depth, len(path) - 2)] for path in beside.values() if len(path) > 1})]
 
 
 def _taken_as_they_are(network: nn.Module, names: list[str]) -> list[str]:

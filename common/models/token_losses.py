@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from common.models import parts
 from common.models.agreement import agree
 from common.tasks import Batch, Output
 from common.tasks.task import IGNORED
@@ -33,12 +34,14 @@ class TokenLosses:
     """A function from a batch to the loss of each labelled token, for one causal language model.
 
     Whatever stands between the last hidden state and the logits, the model's own code computes it: its forward pass is
-    run with the body left out. Where that gives other logits than the whole pass, the whole pass is what is used.
+    run with the body left out, or in a model that sees images what of its body is a language model. Where that gives
+    other logits than the whole pass, the whole pass is what is used.
     """
 
     def __init__(self, network: Any) -> None:
         self._network = network
         self._body: Any = getattr(network, network.base_model_prefix, None)
+        self._left_out: Any = parts.language_model(network) if parts.sees(network) else self._body
         self._vocabulary: int = network.config.get_text_config().vocab_size
         self._apart = self._body is not None and network.device.type != "meta" and self._same()
 
@@ -66,7 +69,7 @@ class TokenLosses:
 
     def _head(self, hidden: Tensor) -> Tensor:
         """The logits of ``L x d`` hidden states: ``L x V``."""
-        with _body_left_out(self._body, hidden[None]):
+        with _left_out(self._left_out, hidden[None]):
             words = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
             logits: Tensor = self._network(input_ids=words, use_cache=False).logits
         return logits[0]
@@ -112,7 +115,7 @@ class _Losses(torch.autograd.Function):
 
 
 @contextmanager
-def _body_left_out(body: Any, hidden: Tensor) -> Iterator[None]:
+def _left_out(body: Any, hidden: Tensor) -> Iterator[None]:
     """While it lasts, ``body`` is asked nothing, and answers ``hidden``."""
     own = vars(body).get("forward")
     body.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)

@@ -48,7 +48,7 @@ def pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> i
 def ends(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, generation: Any = None) -> list[int]:
     """The ids at which an answer is over: the tokenizer's, the model's, and the end of a turn in the chat template."""
     found: set[int] = set()
-    for said in (tokenizer.eos_token_id, end_of_turn(tokenizer), _eos(config), _eos(generation)):
+    for said in (tokenizer.eos_token_id, end_of_turn(tokenizer), _eos(config.get_text_config()), _eos(generation)):
         found.update(said if isinstance(said, list) else [] if said is None else [said])
     return sorted(found)
 

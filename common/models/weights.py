@@ -3,7 +3,7 @@
 import hashlib
 import json
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,12 @@ def digest(folder: Path) -> str:
     if not parts:
         parts = sorted(_hash(file, 0, file.stat().st_size) for file in folder.glob("*.bin"))
     return hashlib.sha256(b"\0".join(part.encode() for part in parts)).hexdigest()
+
+
+def settings(folder: Path, names: Iterable[str]) -> str:
+    """What some JSON files of a folder say, as one text, however it is written there; nothing of those that lack."""
+    there = [folder / name for name in names if (folder / name).is_file()]
+    return json.dumps([json.loads(file.read_text(encoding="utf-8")) for file in there], sort_keys=True)
 
 
 def _tensors(file: Path) -> Iterator[str]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from io import StringIO
 from typing import Any, TypeVar
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, Image, load_dataset
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, NaturalIdPartitioner, Partitioner
 
 from common.config.node import NodeConfig
@@ -138,7 +138,15 @@ def _hub(source: str, setting: str) -> Iterator[Any]:
         ) from error
     split = loaded["train"] if isinstance(loaded, DatasetDict) and "train" in loaded else loaded
     dataset = next(iter(split.values())) if isinstance(split, DatasetDict) else split
-    return decoded(dataset)
+    return decoded(stored(dataset))
+
+
+def stored(dataset: Any) -> Any:
+    """A data set whose images are what stands in their files: whoever wants them decodes them, within bounds."""
+    for name, kind in dataset.features.items():
+        if isinstance(kind, Image):
+            dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
 
 
 def decoded(dataset: Sequence[Any]) -> Iterator[Any]:

@@ -20,6 +20,7 @@ REASONS = {
     "label": "without a label",
     "positive": "without a positive",
     "negative": "without a negative",
+    "image": "without an image",
     "short": "too short to learn from",
     "room": "without room for an answer",
 }

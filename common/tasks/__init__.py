@@ -14,9 +14,10 @@ from common.tasks.multi_label import MultiLabel
 from common.tasks.regress import Regress
 from common.tasks.task import Batch, Example, Output, Score, Task
 from common.tasks.text import Text
+from common.tasks.vision import Vision
 
 TASKS: Mapping[str, type[Task]] = {
-    task.name: task for task in (Text, Instruct, Chat, Classify, MultiLabel, Regress, Dpo, Kto, Embed)
+    task.name: task for task in (Text, Instruct, Chat, Vision, Classify, MultiLabel, Regress, Dpo, Kto, Embed)
 }
 
 

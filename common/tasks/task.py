@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from common.config.run import TaskConfig
 from common.error import BouquetError, did_you_mean
+from common.sources.images import ImageFile
+from common.tasks.sight import Sight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +52,8 @@ class Example(NamedTuple):
 
     ``segments`` tell the two texts of a pair apart, a number a token, for models that are told; empty where none is.
     ``cut`` says that the record holds more than fits. ``against`` is the text that this one is compared with, for tasks
-    whose examples are several rows of a batch; a third text stands against the second.
+    whose examples are several rows of a batch; a third text stands against the second. ``images`` are those that stand
+    among the tokens, in their order.
     """
 
     tokens: list[int]
@@ -57,6 +61,7 @@ class Example(NamedTuple):
     segments: Sequence[int] = ()
     cut: bool = False
     against: "Example | None" = None
+    images: Sequence[ImageFile] = ()
 
     @property
     def texts(self) -> "tuple[Example, ...]":
@@ -131,6 +136,8 @@ class Task(ABC):
     """Whether what an example adds to the loss depends on its own rows alone, or does by some setting."""
     compares: ClassVar[bool] = False
     """Whether what is learned is compared with what the base says."""
+    sees: ClassVar[bool] = False
+    """Whether its records hold images."""
     windows: ClassVar[bool] = False
     """Whether a long text is several examples, so that none is cut."""
     metric: ClassVar[str]
@@ -227,6 +234,10 @@ class Task(ABC):
         """The task with a loss that goes by what ``examples`` there are, where the run wants that."""
         return self
 
+    def seeing(self, sight: Sight, folder: Path | None) -> "Task":
+        """The task as one model sees its images, whose paths are relative to ``folder``; where it :attr:`sees` any."""
+        return self
+
     @abstractmethod
     def score(self, output: Output) -> Score:
         """The held-out sums of a batch."""
@@ -287,9 +298,14 @@ class Task(ABC):
 
     def check(self, columns: Sequence[str], where: str) -> None:
         """Raise :class:`BouquetError` if a field that the task reads is not among ``columns``."""
-        for name in self.fields():
+        self.demand(self.fields(), columns, where)
+
+    def demand(self, names: Sequence[str], columns: Sequence[str], where: str) -> None:
+        """Raise :class:`BouquetError` if one of the ``names`` is not among ``columns``."""
+        talks = CONVERSATIONS & set(columns) and not self.sees
+        for name in names:
             if name not in columns:
-                close = "Set task.name=chat for conversations." if CONVERSATIONS & set(columns) else ""
+                close = "Set task.name=chat for conversations." if talks else ""
                 close = close or did_you_mean(name, columns)
                 raise BouquetError(
                     "the task needs a field that the data lacks",

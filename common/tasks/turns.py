@@ -4,11 +4,14 @@ What is learned of a turn is what the model has to write there: all that follows
 that ends the turn. A template that marks it itself (``{% generation %}``) is taken at its word; else the text before a
 turn is compared with the text after it. Where a template changes earlier turns once another follows, as those do that
 drop a model's thoughts, every turn of the assistant is an example of its own, with what comes before it.
+
+What is said is a text, or a list of parts, texts and images, as templates of models that see images take it; of those
+that take nothing else, a text becomes a part.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 Turn = Mapping[str, Any]
 Span = tuple[int, int]
 """Where something begins and ends in a text, in characters."""
+Read = tuple[list[int], list[bool]]
+"""The tokens of a conversation, and which of them are learned."""
+
+IMAGE = {"type": "image"}
+"""A part that is an image."""
 
 # Who speaks, by the names that data sets have for it.
 ROLES = {
@@ -82,6 +90,11 @@ def turn_of(turn: Any, field: str) -> Turn:
     return {**rest, "role": role, "content": words(said, field)}
 
 
+def text_part(said: str) -> Mapping[str, str]:
+    """A part that is a text."""
+    return {"type": "text", "text": said}
+
+
 def conversation(
     turns: Sequence[Turn],
     tokenizer: "PreTrainedTokenizerBase",
@@ -96,32 +109,81 @@ def conversation(
     Raises :class:`LeftOut` where nothing that is learned fits, :class:`BouquetError` where the model's
     template does not take these turns.
     """
+    return fitted(readings(turns, tokenizer, tools, first), length)
+
+
+def readings(
+    turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Sequence[Any] | None = None, first: int = 1
+) -> list[Read]:
+    """A conversation as it is read: once, or once a turn of the assistant's. Raises as :func:`conversation` does."""
     # A template's own marks do not say whose turn they are of.
     if first == 1 and "{% generation" in re.sub(r"\{%-?\s*", "{% ", tokenizer.chat_template or ""):
         wanted = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         with tokenizing():
             marked = _rendered(turns, tokenizer, tools, **wanted)
-        read = [(list(marked["input_ids"]), list(map(bool, marked["assistant_masks"])))]
-    else:
-        read = [_read(text, spans, tokenizer) for text, spans in _texts(turns, tokenizer, tools, first)]
-    fitted = [example for tokens, learned in read if (example := _fitted(tokens, learned, length))]
-    if not fitted:
+        return [(list(marked["input_ids"]), list(map(bool, marked["assistant_masks"])))]
+    return [_read(text, spans, tokenizer) for text, spans in _texts(turns, tokenizer, tools, first)]
+
+
+def fitted(read: Iterable[Read], length: int) -> list[Example]:
+    """The examples in what was read, of at most ``length`` tokens. Raises :class:`LeftOut` where none fits."""
+    examples = [example for tokens, learned in read if (example := _fitted(tokens, learned, length))]
+    if not examples:
         raise LeftOut("room")
-    return fitted
+    return examples
 
 
-def asked(question: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens of a question, up to where the answer begins."""
+def asked(question: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens of a question, a text or parts, up to where the answer begins."""
     turns = [{"role": "user", "content": question}]
     return _read(_rendered(turns, tokenizer, None, add_generation_prompt=True), (), tokenizer)[0]
 
 
-def _rendered(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any, **options: Any) -> Any:
-    template = tokenizer.chat_template or PLAIN
+def writes_images(tokenizer: "PreTrainedTokenizerBase", mark: str) -> bool:
+    """Whether the model's template writes the ``mark`` of an image for a part that is one, and the text beside it."""
+    written = _tried("an image", tokenizer, tokenizer.chat_template)
+    return written.count(mark) == 1 and TRIED in written
+
+
+def _in_parts_alone(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer's template loses what is said where it is no list of parts."""
+    text, part = (_tried(kind, tokenizer, tokenizer.chat_template) for kind in ("a text", "a part"))
+    return TRIED not in text and TRIED in part
+
+
+TRIED = "tried"
+"""What is said to see what a template makes of it."""
+FORMS: Mapping[str, Any] = {
+    "a text": TRIED,
+    "a part": [text_part(TRIED)],
+    "an image": [IMAGE, text_part(TRIED)],
+}
+
+
+@lru_cache(maxsize=4 * len(FORMS))
+def _tried(form: str, tokenizer: "PreTrainedTokenizerBase", template: str | None) -> str:
+    """What the ``template`` writes where a user says something in a form; nothing where it does not take that."""
     try:
-        return tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tools=tools, chat_template=template, **{"tokenize": False, **options}
-        )
+        return str(_applied([{"role": "user", "content": FORMS[form]}], tokenizer, None))
+    except Exception:  # a boundary: a template is a program of somebody else's
+        return ""
+
+
+def _applied(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any, **options: Any) -> Any:
+    template = tokenizer.chat_template or PLAIN
+    return tokenizer.apply_chat_template(
+        [dict(turn) for turn in turns], tools=tools, chat_template=template, **{"tokenize": False, **options}
+    )
+
+
+def _rendered(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: Any, **options: Any) -> Any:
+    if _in_parts_alone(tokenizer):
+        turns = [
+            {**turn, "content": [text_part(said)] if said else []} if isinstance(said := turn["content"], str) else turn
+            for turn in turns
+        ]
+    try:
+        return _applied(turns, tokenizer, tools, **options)
     except Exception as error:  # a boundary: a template is a program of somebody else's
         raise BouquetError(
             "the model's chat template does not take a conversation",
@@ -170,7 +232,9 @@ def _around(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: 
 
 
 def _content(turn: Turn) -> str:
-    return str(turn.get("content") or "").strip()
+    """The text that is said in a turn."""
+    said = turn.get("content") or ""
+    return (said if isinstance(said, str) else "".join(part.get("text", "") for part in said)).strip()
 
 
 def _end(text: str, start: int, content: str, tokenizer: "PreTrainedTokenizerBase") -> int:

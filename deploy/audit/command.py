@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from common.config.run import RunConfig
 from common.error import BouquetError
+from common.tasks import TASKS
 from deploy import settings
 from deploy.audit.finding import Finding
 from deploy.settings import Commands
@@ -135,6 +136,14 @@ def _check(config: RunConfig, wanted: Wanted) -> None:
     Recipe.build(config)
     if not privacy.on:
         raise BouquetError("a run without privacy has no promise", where="privacy.mode", cure="Set it to 'example'.")
+    if TASKS[config.task.name].sees:
+        raise BouquetError(
+            "an audit makes records up, and none of them has an image",
+            where="task.name",
+            expected="a task of words",
+            got=config.task.name,
+            cure="Audit the same run with task.name = 'instruct'.",
+        )
     if privacy.central:
         raise BouquetError(
             "in update-central a node sends its change in the clear, and trusts the coordinator with it",

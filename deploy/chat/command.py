@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """Example: bouquet chat runs/flu
          bouquet chat exports/flu --prompt "What is a fever?" --base
+         bouquet chat exports/chest --image 17.png --prompt "Is a lung inflamed?"
 Every text stands for itself, as in training. A classifier answers with the probability of each class; two texts that
 are to be compared have a tab between them. /quit, or the end of the input, ends it."""
 QUIT = "/quit"
@@ -27,6 +28,7 @@ def add_to(commands: Commands) -> None:
     chat = add_command(commands, "chat", help="try an adapter in the terminal", example=EXAMPLE)
     chat.add_argument("source", type=Path, help="a run directory, or an adapter folder")
     chat.add_argument("--prompt", help="answer this text and end")
+    chat.add_argument("--image", type=Path, action="append", default=[], help="what the texts are about; several")
     chat.add_argument("--base", action="store_true", help="let the base model answer too, without the adapter")
     chat.add_argument("--tokens", type=int, default=128, help="the longest answer, in tokens (default 128)")
     chat.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 (default) takes the likeliest")
@@ -45,7 +47,7 @@ def _chat(options: argparse.Namespace) -> int:
     config = adapters.settings(folder, options.model)
     if tasks.classes(config.task) is None:
         raise adapters.no_words(str(options.source))
-    model = Model(folder, config, options.device)
+    model = Model(folder, config, options.device, options.image)
     if options.base:
         model.demand_base()
     console = Console(highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """A model with an adapter, to which a person talks."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,30 @@ from common import tasks
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import base, lengths, vocabulary
+from common.sources.images import ImageFile
+from common.tasks.vision import Vision
 from deploy import adapters
 
 
 class Model:
-    """The base with the adapter in ``folder``, the tokenizer, and the form in which the task puts its texts."""
+    """The base with the adapter in ``folder``, the tokenizer, and the form in which the task puts its texts.
 
-    def __init__(self, folder: Path, config: RunConfig, device: str) -> None:
+    Every text is about the ``images``. Raises :class:`BouquetError` for those of an adapter that sees none.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, device: str, images: Sequence[Path] = ()) -> None:
         self._task = lengths.widest(config)
+        self._images = [ImageFile(image) for image in images]
+        if images and not self._task.sees:
+            raise BouquetError(
+                "an adapter that was trained on words alone sees no images",
+                where="--image",
+                expected="an adapter of task.name = 'vision'",
+                got=f"task.name = '{config.task.name}'",
+                cure="Leave it out.",
+            )
+        for image in self._images:
+            _ = image.size  # which says what is wrong with it
         self._tokenizer = base.load_tokenizer(config.model)
         self._network: Any = adapters.load(folder, config, device)
         self._device = next(self._network.parameters()).device
@@ -71,7 +87,9 @@ class Model:
             )
 
     def _encode(self, text: str) -> tasks.Batch:
-        batch = self._task.collate([self._task.ask(text, self._tokenizer)], 0)
+        task, words = self._task, self._tokenizer
+        asked = task.ask(text, words, self._images) if isinstance(task, Vision) else task.ask(text, words)
+        batch = task.collate([asked], 0)
         return {name: tensor.to(self._device) for name, tensor in batch.items() if name != "labels"}
 
     @contextmanager

@@ -67,7 +67,7 @@ def data(config: RunConfig, node: NodeConfig) -> str:
     found = list(dealing.each(source))
     good = [placed for placed in found if not isinstance(placed.found, BouquetError)]
     tokenizer = base.load_tokenizer(config.model)
-    task = lengths.widest(config)
+    task = lengths.widest(config, source)
     task.check(fields(good), where=source)
     counts = tasks.encoded(task, found, tokenizer)[1]
     unit = config.privacy.unit if config.privacy.per_example else "record"
@@ -135,8 +135,8 @@ def _length(config: RunConfig, node: NodeConfig) -> int:
     """The most tokens of an example on this node."""
     if config.privacy.on or config.task.max_length or node.script:
         return lengths.widest(config).length
-    found = dealing.node_records(config.data, node, config.seed)
-    return lengths.fitted(config.task, config.model, found, base.load_tokenizer(config.model)).length
+    found, source = dealing.node_records(config.data, node, config.seed), node.data or config.data.source
+    return lengths.fitted(config.task, config.model, found, base.load_tokenizer(config.model), source).length
 
 
 def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
@@ -151,7 +151,8 @@ def estimate(config: RunConfig, rank: int, gpu: bool) -> float:
     linear = sum(module.weight.numel() for module in skeleton.modules() if isinstance(module, nn.Linear))
     whole = sum(parameter.numel() for parameter in skeleton.parameters())
     weights = linear * BYTES_A_WEIGHT.get(config.model.quantization, wide) + (whole - linear) * wide
-    shape: Any = skeleton.config
+    whole_config: Any = skeleton.config
+    shape = whole_config.get_text_config()
     length = lengths.widest(config).length
     tokens = config.train.batch_size * tasks.TASKS[config.task.name].rows * length
     heads, layers = shape.num_attention_heads, shape.num_hidden_layers

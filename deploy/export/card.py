@@ -23,6 +23,11 @@ from transformers import AutoTokenizer
 
 model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{base}")""",
+    "seeing": """from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained("{base}"), "{folder}")
+processor = AutoProcessor.from_pretrained("{base}")""",
     "classes": """from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -48,10 +53,10 @@ from transformers import AutoModel, AutoTokenizer
 
 model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}"), "{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{base}")""",
-    "merged": """from transformers import {auto}, AutoTokenizer
+    "merged": """from transformers import {auto}, {reader}
 
 model = {auto}.from_pretrained("{folder}", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
+{beside} = {reader}.from_pretrained("{folder}")""",
     "merged embedding": """from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
@@ -191,11 +196,14 @@ def _loading(export: Export, name: str) -> str:
         network: Any = base.skeleton(config.model, classes)
         lines = LOADING["merged embedding" if export.merged else "embedding"] + EMBED
         return lines.format(folder=name, base=base.location(config.model.name), vectors=LAST if network.last else MEAN)
-    kind = "pooled" if config.model.pooled else "classes" if classes else "language"
+    sees = tasks.TASKS[config.task.name].sees
+    kind = "pooled" if config.model.pooled else "classes" if classes else "seeing" if sees else "language"
     kind = "merged" if export.merged else kind
     return LOADING[kind].format(
         folder=name,
         base=base.location(config.model.name),
         labels=f"id2label={dict(enumerate(names))}" if names else f"num_labels={classes}",
-        auto="AutoModelForSequenceClassification" if classes else "AutoModelForCausalLM",
+        auto=f"AutoModelFor{'SequenceClassification' if classes else 'ImageTextToText' if sees else 'CausalLM'}",
+        reader="AutoProcessor" if sees else "AutoTokenizer",
+        beside="processor" if sees else "tokenizer",
     )

@@ -25,7 +25,8 @@ from strategies import Recipe
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Texts = Sequence[Sequence[int]]
+Texts = Sequence[tasks.Batch]
+"""Inputs of a model, a batch of one each."""
 
 TOLERANCES = {"peft": 0.001, "cut": 0.5, "fp16": 0.05, "bf16": 0.25}
 """The largest share by form. Rounding every weight of the base to 8 bits of mantissa is most of bf16's."""
@@ -114,8 +115,8 @@ def remerged(config: RunConfig, texts: Texts, device: str) -> list[Tensor]:
 @torch.no_grad()
 def _logits(network: nn.Module, texts: Texts) -> list[Tensor]:
     device = next(network.parameters()).device
-    batches = [torch.tensor([list(tokens)], device=device) for tokens in texts]
-    return [network(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu() for ids in batches]
+    batches = [{name: tensor.to(device) for name, tensor in text.items()} for text in texts]
+    return [network(**batch).logits.float().cpu() for batch in batches]
 
 
 def _largest(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:

@@ -55,7 +55,7 @@ def write_peft(state: State, config: RunConfig, folder: Path) -> None:
 
 
 def write_merged(state: State, config: RunConfig, folder: Path, dtype: str, device: str) -> None:
-    """The base model in ``bf16`` or ``fp16`` with the adapter added to its weights, and the tokenizer.
+    """The base in ``bf16`` or ``fp16`` with the adapter added to its weights, the tokenizer, and what shows it images.
 
     The base is loaded in that type, not dequantised: what a merge into 4 bits would round away stays.
     Raises :class:`BouquetError` for a head that Transformers has no model for.
@@ -76,6 +76,8 @@ def write_merged(state: State, config: RunConfig, folder: Path, dtype: str, devi
         merged.config.id2label = dict(enumerate(names))
         merged.config.label2id = {name: number for number, name in enumerate(names)}
     merged.save_pretrained(folder)
+    if tasks.TASKS[config.task.name].sees:
+        base.load_processor(config.model).save_pretrained(folder)
     base.load_tokenizer(config.model).save_pretrained(folder)
 
 

@@ -30,25 +30,26 @@ class Source:
     run: Path | None = None
     node: str = ""
 
-    def tokens(self, prompts: list[str]) -> list[list[int]]:
-        """Real inputs to compare models on: ``prompts``, or the first examples of the run's data.
+    def texts(self, prompts: list[str]) -> list[tasks.Batch]:
+        """Real inputs to compare models on: ``prompts``, or the first examples of the run's data; a batch of one each.
 
         Raises :class:`BouquetError` where there are neither.
         """
         config, tokenizer = self.config, base.load_tokenizer(self.config.model)
-        task = lengths.widest(config)
+        place = config.evaluation.source or config.data.source
+        task = lengths.widest(config, "" if prompts or self.run is None else place)
         if prompts:
-            return [task.ask(prompt, tokenizer).tokens[: task.length] for prompt in prompts]
+            asked = [task.ask(prompt, tokenizer) for prompt in prompts]
+            return [_batch(task, each._replace(tokens=each.tokens[: task.length])) for each in asked]
         if self.run is None:
             raise BouquetError("there are no texts to compare on", cure="Give some: --prompt '...' --prompt '...'.")
         from common.sources import dealing  # what reads data takes seconds to import
 
-        place = config.evaluation.source or config.data.source
         try:
             found = dealing.read(place)
             task.check(fields(found), where=place)
             encoded, _ = tasks.encoded(task, found[: 4 * TEXTS], tokenizer)
-            return [example.tokens for record in encoded for example in record][:TEXTS]
+            return [_batch(task, example) for record in encoded for example in record][:TEXTS]
         except BouquetError as error:
             raise BouquetError(
                 "there are no texts to compare on",
@@ -56,6 +57,11 @@ class Source:
                 got=str(error),
                 cure="Give some: --prompt '...' --prompt '...'.",
             ) from error
+
+
+def _batch(task: tasks.Task, example: tasks.Example) -> tasks.Batch:
+    """What a model is given of one example."""
+    return {name: tensor for name, tensor in task.collate([example._replace(labels=[])], 0).items() if name != "labels"}
 
 
 def find(path: Path, node: str = "", state_directory: Path | None = None, model: str = "") -> Source:

@@ -27,7 +27,7 @@ def export(options: argparse.Namespace) -> int:
     source = find(options.source, options.node, options.state_directory, options.model)
     if options.push:
         push.check(options.push, source.config.model, merged=options.form == "merged")
-    texts = source.tokens(options.prompt)
+    texts = source.texts(options.prompt)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The folder appears by one rename, after its check.
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
@@ -116,6 +116,9 @@ def _next_steps(export: card.Export, target: Path) -> Iterator[str]:
         return
     if classes:
         yield "a model with a head: its README.md has the lines that load it; vLLM and llama.cpp serve language models"
+        return
+    if tasks.TASKS[config.task.name].sees:
+        yield "a model that sees images: its README.md has the lines that load it"
         return
     place, path = base.location(config.model.name), target.resolve()
     if export.merged:

@@ -13,12 +13,13 @@ from tests.mutants.edges import EDGES
 from tests.mutants.privacy import PRIVACY
 from tests.mutants.rules import RULES
 from tests.mutants.step import STEP
+from tests.mutants.vision import VISION
 from tests.support import ROOT
 
 NO_SUCH_TEST = 4
 """pytest's exit code for it."""
 
-MUTANTS = RULES + EDGES + AXES + STEP + PRIVACY + BUDGET
+MUTANTS = RULES + EDGES + AXES + STEP + VISION + PRIVACY + BUDGET
 
 
 def caught(mutant: Mutant, folder: Path) -> bool:

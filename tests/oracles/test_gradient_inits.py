@@ -11,7 +11,7 @@ from common.adapter.structures import stacked
 from common.adapter.values import Key, LayerShape, State
 from common.config.run import LoraConfig, ModelConfig
 from common.models import adapted, base
-from common.models.sights import gradients
+from common.models.observed import gradients
 from strategies import Recipe
 from strategies.inits import LoraGA, LoraSB, PublicInit
 from strategies.rules import FedIT, FedSB, Rule

@@ -50,7 +50,7 @@ def test_what_a_node_leaves_out_is_in_the_log_the_record_and_the_report(settings
 def fitted(name: str, words: list[int], **settings: object) -> int:
     task = TaskConfig.model_validate({"name": name, **settings})
     found = [Placed(str(n), {"text": "a " * n, "label": 0}) for n in words]
-    return lengths.fitted(task, ModelConfig(), found, base.load_tokenizer(ModelConfig())).length
+    return lengths.fitted(task, ModelConfig(), found, base.load_tokenizer(ModelConfig()), "stdlib").length
 
 
 def test_an_open_length_is_what_the_records_need_within_the_positions():

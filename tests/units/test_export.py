@@ -114,7 +114,7 @@ def test_what_is_not_the_runs_model_is_not_left_behind(arguments, tmp_path, caps
 def test_an_adapter_that_changes_nothing_is_told(tmp_path):
     config = read_config({})
     export(trained(config, rounds=0), config, tmp_path / "run", with_head=True)
-    logits = comparison.own(read(tmp_path / "run").state, config, [[1, 2, 3]], "cpu")
+    logits = comparison.own(read(tmp_path / "run").state, config, [{"input_ids": torch.tensor([[1, 2, 3]])}], "cpu")
     with pytest.raises(BouquetError, match="the adapter changes nothing"):
         logits.compare(logits.own)
 

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -134,6 +135,8 @@ def test_a_line_that_cannot_be_read_is_one_absent_record(tmp_path):
 
 def test_a_record_that_cannot_be_decoded_does_not_end_a_data_set(monkeypatch, tmp_path):
     class Torn(list):
+        features = MappingProxyType({"text": None})
+
         def __getitem__(self, number):
             if number == 1:
                 raise OSError("a torn picture")
