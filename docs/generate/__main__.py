@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from docs.generate.methods import methods
 from docs.generate.pyproject import pyproject
 from docs.generate.readme import readme
 from docs.generate.reference import reference
@@ -13,6 +14,7 @@ TARGETS: Mapping[str, Callable[[str], str]] = {
     "pyproject.toml": pyproject,
     "README.md": readme,
     "docs/config.md": reference,
+    "docs/methods.md": methods,
 }
 """Each file that has generated parts, and what makes its text of the text that it has."""
 

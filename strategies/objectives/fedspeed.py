@@ -16,11 +16,10 @@ a private run is refused, too.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from common.method import option
-from strategies.objectives.objective import Figures, Objective
+from strategies.objectives.objective import Figures, Objective, uphill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +39,7 @@ class FedSpeed(Objective):
     passes = 2
 
     def gradients(self, compute: Callable[[], Figures], parameters: Sequence[nn.Parameter]) -> Figures:
-        figures = compute()
-        trained = [parameter for parameter in parameters if parameter.grad is not None]
-        first = [_gradient(parameter).clone() for parameter in trained]
-        length = torch.stack(_norms(first)).norm() if first else torch.zeros(())
-        if not (self.radius and self.ascent and length > 0):
-            return figures
-        before = [parameter.detach().clone() for parameter in trained]
-        with torch.no_grad():
-            for parameter, gradient in zip(trained, first, strict=True):
-                parameter.add_(gradient * (self.radius / length).to(gradient.device))
-                parameter.grad = None
-        _, again = compute()
-        with torch.no_grad():
-            for parameter, start, gradient in zip(trained, before, first, strict=True):
-                parameter.copy_(start)
-                _gradient(parameter).mul_(self.ascent).add_(gradient, alpha=1 - self.ascent)
-        return figures[0], figures[1] + again
+        return uphill(compute, parameters, self.radius, self.ascent)
 
     def add(self, parameters: Sequence[nn.Parameter], received: Sequence[Tensor], remembered: Sequence[Tensor]) -> None:
         for parameter, start, correction in zip(parameters, received, remembered, strict=True):
@@ -71,14 +54,3 @@ class FedSpeed(Objective):
 
     def sent(self, trained: Tensor, remembered: Tensor) -> Tensor:
         return trained + remembered
-
-
-def _norms(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The norm of each, all on the device of the first: of a model that is split they lie on several."""
-    return [gradient.norm().to(gradients[0].device) for gradient in gradients]
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        raise RuntimeError("a parameter without a gradient where it had one")
-    return parameter.grad

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from common.method import Method
@@ -50,3 +51,40 @@ class Plain(Objective):
 
     name = "none"
     paper = "none"
+
+
+def uphill(
+    compute: Callable[[], Figures], parameters: Sequence[nn.Parameter], radius: float, ascent: float = 1.0
+) -> Figures:
+    """Leave gradients taken ``radius`` uphill from where the parameters are, along the gradient of all of them.
+
+    They are a share of ``ascent`` of what is left; the others are those where the parameters are.
+    """
+    figures = compute()
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    first = [_gradient(parameter).clone() for parameter in trained]
+    length = torch.stack(_norms(first)).norm() if first else torch.zeros(())
+    if not (radius and ascent and length > 0):
+        return figures
+    before = [parameter.detach().clone() for parameter in trained]
+    with torch.no_grad():
+        for parameter, gradient in zip(trained, first, strict=True):
+            parameter.add_(gradient * (radius / length).to(gradient.device))
+            parameter.grad = None
+    _, again = compute()
+    with torch.no_grad():
+        for parameter, start, gradient in zip(trained, before, first, strict=True):
+            parameter.copy_(start)
+            _gradient(parameter).mul_(ascent).add_(gradient, alpha=1 - ascent)
+    return figures[0], figures[1] + again
+
+
+def _norms(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of each, all on the device of the first: of a model that is split they lie on several."""
+    return [gradient.norm().to(gradients[0].device) for gradient in gradients]
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        raise RuntimeError("a parameter without a gradient where it had one")
+    return parameter.grad

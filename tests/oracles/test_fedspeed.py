@@ -10,7 +10,7 @@ from client_app.training import Turn, train
 from common import tasks, wire
 from common.adapter.values import Key
 from common.config.run import TaskConfig, TrainConfig
-from strategies.objectives import FedProx, FedSpeed, Objective, Plain
+from strategies.objectives import FedProx, FedSpeed, Objective, Plain, Sam
 from tests.support.grid import run_in_process
 from tests.support.private_steps import EXAMPLES, fresh
 from tests.support.training import recipe_of
@@ -138,3 +138,18 @@ def test_the_correction_leaves_with_what_was_trained(rule, part, settings, tmp_p
         own = sum(float(t.double().square().sum()) for key, t in memory.items() if key.endswith(f":{part}"))
         assert own > 0
         assert total == pytest.approx(4 * own, rel=1e-5)
+
+
+def test_sam_takes_the_gradient_uphill():
+    """Of a quadratic: at w + radius g / |g|, and the parameters stay."""
+    curvature, w = torch.tensor([1.0, 4.0, 9.0]), nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+
+    def compute() -> tuple[float, int]:
+        w.grad = curvature * w.detach()
+        return 3.0, 2
+
+    start = w.detach().clone()
+    gradient = curvature * start
+    assert Sam(radius=0.3).gradients(compute, [w]) == (3.0, 4)
+    assert torch.equal(w.detach(), start)
+    torch.testing.assert_close(w.grad, curvature * (start + 0.3 * gradient / gradient.norm()))

@@ -1,0 +1,127 @@
+"""``docs/methods.md``: what can be chosen beside a rule, and what goes with what, found by building the recipes."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from common import readable
+from common.adapter.spec import Spec
+from common.adapter.structures import STRUCTURES
+from common.adapter.values import LayerShape
+from common.error import BouquetError
+from common.method import Registry
+from deploy.command import EXAMPLE, rules_table
+from deploy.config.catalogue import summary
+from docs.generate.text import code, paper, prose, table
+from strategies import RULES, Recipe
+from strategies.cost import planned_bytes
+from strategies.inits import INITS, PublicInit
+from strategies.objectives import OBJECTIVES
+from strategies.optimizers import OPTIMIZERS
+
+OPENING = f"""# Methods
+
+A run chooses one member on each axis: `rule.name=ffa-lora adapter.name=dylora init.name=eva`. What goes with what is
+found here by building every pair; where two clash, a run is refused by name before it starts. Every choice takes a base
+in NF4, in int8 or unquantised, is resumed, and leaves one plain LoRA that PEFT loads; `tests/laws/test_composition.py`
+runs each over NF4, private, and resumed. When to choose which is in [choosing.md](choosing.md), every option in
+[config.md](config.md). This page is made from the code, by `make generate`.
+
+Bytes are those of a layer of {EXAMPLE[0]} x {EXAMPLE[0]} at rank {EXAMPLE[1]}, in float32, from a node in a round."""
+
+PRIVACY: Mapping[str, str] = {"example": "example", "local": "update-local", "central": "update-central"}
+SEEN: Mapping[str, str] = {
+    "nothing": "",
+    "weights": "the base's weights",
+    "inputs": "public examples, forward",
+    "gradients": "public examples, forward and backward",
+}
+"""What an init has to see, in words."""
+
+
+def methods(_: str) -> str:
+    """The whole page."""
+    return "\n\n".join([OPENING, "## Rules: `rule.name`", rules_table(), *_structures(), *_inits(), *_nodes()]) + "\n"
+
+
+def _structures() -> Iterator[str]:
+    yield "## Structures: `adapter.name`"
+    yield prose(STRUCTURES.chooses)
+    rows = [
+        [*_about(STRUCTURES, name), _bytes(name), _rules(STRUCTURES, name), _privacy(STRUCTURES, name)]
+        for name in STRUCTURES
+    ]
+    yield table(["", "what it is", "paper", "bytes up", "rules", "privacy"], rows)
+
+
+def _inits() -> Iterator[str]:
+    yield "## Starts: `init.name`"
+    yield (
+        "A start that has to see something is worked out by the coordinator, and sent to each node once. Whatever it "
+        "adds to the base model is taken off again, by the offset, but for `lora-sb`, which is a first step."
+    )
+    rows = [
+        [*_about(INITS, name), SEEN[kind.sees], _rules(INITS, name), _among(INITS, name, STRUCTURES)]
+        for name, kind in INITS.items()
+    ]
+    yield table(["", "where it starts", "paper", "sees", "rules", "structures under `fedit`"], rows)
+
+
+def _nodes() -> Iterator[str]:
+    for title, axis in (("Optimizers: `optimizer.name`", OPTIMIZERS), ("Objectives: `objective.name`", OBJECTIVES)):
+        yield f"## {title}"
+        yield prose(axis.chooses)
+        rows = [
+            [*_about(axis, name), _rules(axis, name), _among(axis, name, STRUCTURES), _privacy(axis, name)]
+            for name in axis
+        ]
+        yield table(["", "what it does", "paper", "rules", "structures under `fedit`", "privacy"], rows)
+
+
+def _about(axis: Registry[Any], name: str) -> list[str]:
+    kind = axis[name]
+    return [code(name), prose(summary(kind)), paper(kind.paper)]
+
+
+def _choice(axis: Registry[Any], name: str) -> dict[str, Any]:
+    """The settings that choose a member, with a file where it cannot do without."""
+    source = {f"init.{name}.source": "public.jsonl"} if issubclass(axis[name], PublicInit) else {}
+    return {f"{axis.section}.name": name, **source}
+
+
+def _fits(*settings: Mapping[str, Any]) -> bool:
+    try:
+        Recipe.read({key: value for part in settings for key, value in part.items()})
+    except BouquetError:
+        return False
+    return True
+
+
+def _rules(axis: Registry[Any], name: str) -> str:
+    return _named([rule for rule in RULES if _fits(_choice(axis, name), {"rule.name": rule})], RULES)
+
+
+def _among(axis: Registry[Any], name: str, others: Registry[Any]) -> str:
+    return _named([other for other in others if _fits(_choice(axis, name), _choice(others, other))], others)
+
+
+def _privacy(axis: Registry[Any], name: str) -> str:
+    private = {"train.weighting": "uniform"}
+    fitting = [word for word, mode in PRIVACY.items() if _fits(_choice(axis, name), private, {"privacy.mode": mode})]
+    return ", ".join(fitting) or "none"
+
+
+def _named(fitting: Collection[str], whole: Collection[str]) -> str:
+    """Those that fit; or those that do not, where they are fewer."""
+    others = [name for name in whole if name not in fitting]
+    if not others:
+        return "all"
+    if len(others) < len(fitting):
+        return f"all but {', '.join(map(code, others))}"
+    return ", ".join(map(code, fitting))
+
+
+def _bytes(name: str) -> str:
+    recipe = Recipe.read(_choice(STRUCTURES, name))
+    width, rank, nodes = EXAMPLE
+    spec = Spec({"": LayerShape(width, width)}, {}, rank, 1.0, recipe.structure)
+    return readable.size(planned_bytes(recipe, spec, nodes).up)
