@@ -44,6 +44,8 @@ class Muon(AdamW):
             muon.step()  # type: ignore[no-untyped-call]
             for matrix in matrices:
                 matrix.grad = None
+                # AdamW takes no state up again that has not counted its steps.
+                optimizer.state[matrix].setdefault("step", torch.zeros(()))
 
         optimizer.register_step_pre_hook(before)
         return optimizer

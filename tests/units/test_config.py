@@ -105,7 +105,7 @@ def test_every_default_is_in_its_own_range():
 @pytest.mark.parametrize("rule", RULES)
 def test_an_open_rate_is_the_rules_own_and_one_that_is_set_wins(rule):
     own = read_config({"rule.name": rule})
-    assert own.train.learning_rate == RULES[rule].learning_rate > 0
+    assert own.train.learning_rate == RULES[rule]().rate > 0
     assert read_config(own.to_flower()) == own
     assert read_config({"rule.name": rule, "train.learning-rate": 0.003}).train.learning_rate == 0.003
 
