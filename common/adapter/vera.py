@@ -36,7 +36,7 @@ class Vera(Structure):
     linear_in = frozenset({frozenset({"d"}), frozenset({"g"})})
     cored = False
     init = "orthonormal"
-    learning_rate = 2e-2
+    learning_rate = 1e-1
 
     def layer(self, shape: LayerShape, rank: int) -> Iterator[tuple[str, Shape]]:
         yield "A", (rank, shape.d_in)
