@@ -103,6 +103,13 @@ def _check_node(choices: Choices) -> None:
             expected=listed([name for name in fitting if not OPTIMIZERS[name].alternates]),
             got=choices.optimizer.name,
         )
+    if choices.optimizer.alternates and not choices.gradient.rests:
+        raise BouquetError(
+            f"the gradient '{choices.gradient.name}' is of all that is trained, in every step",
+            where=f"gradient.name, optimizer.name = '{choices.optimizer.name}'",
+            expected=f"'{AUTO}', or {listed([name for name, kind in GRADIENTS.items() if kind.rests])}",
+            got=choices.gradient.name,
+        )
     if choices.objective.remembers and not _averages_what_it_trains(choices):
         raise BouquetError(
             f"the objective '{choices.objective.name}' sends a correction that '{choices.rule.name}' would merge",

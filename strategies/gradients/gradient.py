@@ -20,6 +20,8 @@ class Gradient(Method):
     """What bounds the part of a single example in a private run; None where only whole batches have a gradient."""
     packs: ClassVar[bool] = True
     """Whether the layers may see a batch without its padding."""
+    rests: ClassVar[bool] = True
+    """Whether part of what is trained may rest in a step."""
 
     def fill(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
         """Add the gradient of ``loss`` by ``parameters`` to what they have; its value."""

@@ -63,6 +63,7 @@ class Hooks(Gradient):
     paper = "arXiv:2109.12298"
     engine = OpacusHooks
     packs = False
+    rests = False
 
 
 def _attached(network: nn.Module) -> Any:

@@ -3,6 +3,8 @@
 from tests.mutants import Mutant
 
 INITS = ("tests/oracles/test_gradient_inits.py",)
+STEPS = ("tests/oracles/test_optimizers.py",)
+STRUCTURES = ("tests/laws/test_structures.py",)
 OPTIMIZERS = ("tests/oracles/test_lora_pro.py", "tests/oracles/test_lora_pro_layers.py")
 OBJECTIVES = ("tests/oracles/test_fedspeed.py", "tests/runs/test_loop_rules.py")
 KEEPS = ("tests/laws/test_rules.py", "tests/laws/test_axes.py", "tests/runs/test_loop.py")
@@ -115,6 +117,83 @@ AXES = (
         "torch.cat([offset[key], side], dim=dim) if key in offset else side",
         "side",
         STARTS,
+    ),
+    Mutant(
+        "ALLoRA's code: a row's rate is found once, where B is zero",
+        "strategies/optimizers/allora.py",
+        "before[:] = [pair.b.detach().clone() for pair in pairs]",
+        "before[:] = before or [pair.b.detach().clone() for pair in pairs]",
+        STEPS,
+    ),
+    Mutant(
+        "ALLoRA's code: the gradient is scaled, which Adam undoes",
+        "strategies/optimizers/allora.py",
+        "pair.b.copy_(start + factor * (pair.b - start))",
+        "pair.b.copy_(pair.b)",
+        STEPS,
+    ),
+    Mutant(
+        "LA-LoRA's code begins with A, where B is zero",
+        "strategies/optimizers/la_lora.py",
+        'frozenset({"A" if step % 2 == 0 else "B"})',
+        'frozenset({"B" if step % 2 == 0 else "A"})',
+        STEPS,
+    ),
+    Mutant(
+        "LA-LoRA's code smooths over the rank as well",
+        "strategies/optimizers/la_lora.py",
+        "pair.b.grad = smoothed(pair.b.grad.T).T",
+        "pair.b.grad = smoothed(pair.b.grad)",
+        STEPS,
+    ),
+    Mutant(
+        "LoRA-RITE: the moments stay in the basis of the step before",
+        "strategies/optimizers/lora_rite.py",
+        'change = basis.T @ self.state["basis"].double()',
+        "change = torch.eye(len(magnitude), dtype=basis.dtype)",
+        STEPS,
+    ),
+    Mutant(
+        "LoRA-RITE: a factor moves with the other's magnitude in it",
+        "strategies/optimizers/lora_rite.py",
+        "return self._turned(first @ inverse.T)",
+        "return self._turned(first)",
+        STEPS,
+    ),
+    Mutant(
+        "DyLoRA: slots that were not drawn are computed with",
+        "common/adapter/dylora.py",
+        "return torch.where(number < self.slots, y, 0.0)",
+        "return y",
+        STRUCTURES,
+    ),
+    Mutant(
+        "DyLoRA: whoever computes without training has the slots of the last step",
+        "common/adapter/dylora.py",
+        "if not self.training:",
+        "if False:",
+        STRUCTURES,
+    ),
+    Mutant(
+        "a start between frozen frames counts twice: in the frames' core and in the offset",
+        "strategies/recipe.py",
+        "= -scale * left, right",
+        "= scale * left, right",
+        STRUCTURES,
+    ),
+    Mutant(
+        "a diagonal's gradient is that of the whole batch",
+        "strategies/gradients/fast.py",
+        "(g * x).sum(1) if",
+        "(g * x).sum(1).mean(0).expand(len(x), -1) if",
+        STRUCTURES,
+    ),
+    Mutant(
+        "a factor that rests is clipped with the one that is trained",
+        "strategies/gradients/engine.py",
+        "self._resting = frozenset(resting)",
+        "self._resting = frozenset[Tensor]()",
+        ("tests/units/test_privacy.py",),
     ),
     Mutant(
         "LoRA-Pro without its projection",

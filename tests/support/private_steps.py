@@ -117,12 +117,12 @@ def train_here(model, examples, release, privacy=PRIVATE, config=PLAIN, task=TEX
 
 @contextmanager
 def gradients() -> Iterator[list[torch.Tensor]]:
-    """What the optimizer sees: one long vector a step."""
+    """What the optimizer sees, of all that has a gradient: one long vector a step."""
     seen: list[torch.Tensor] = []
 
     def look(optimizer, *_):
-        parameters = optimizer.param_groups[0]["params"]
-        seen.append(torch.cat([parameter.grad.double().flatten() for parameter in parameters]))
+        gradients = [parameter.grad for parameter in optimizer.param_groups[0]["params"]]
+        seen.append(torch.cat([each.double().flatten() for each in gradients if each is not None]))
 
     handle = register_optimizer_step_pre_hook(look)
     yield seen

@@ -85,6 +85,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the optimizer 'lora-pro' does not know what the rule 'ravan' trains (optimizer.name): expected adamw, "
         "adamw-8bit, lora-plus or muon, got lora-pro",
     ),
+    "factors in turns where one never learns": (
+        {"rule.name": "ffa-lora", "optimizer.name": "la-lora"},
+        "the optimizer 'la-lora' trains both factors in turns, 'ffa-lora' does not (optimizer.name): expected adamw,",
+    ),
+    "factors in turns by a gradient of all": (
+        {**PRIVATE, "optimizer.name": "la-lora", "gradient.name": "hooks"},
+        "the gradient 'hooks' is of all that is trained, in every step (gradient.name, optimizer.name = 'la-lora'): "
+        "expected 'auto', or backward or fast, got hooks",
+    ),
+    "a start of zeros between frozen frames": (
+        {"adapter.name": "loldu", "init.name": "drawn"},
+        "the structure 'loldu' cannot start there (init.name): expected 'auto', or another start than one whose B is "
+        "zero and stays so, or that leaves the base model, got drawn",
+    ),
     "a correction where more than a mean is taken": (
         {"rule.name": "flexlora", "objective.name": "fedspeed"},
         "the objective 'fedspeed' sends a correction that 'flexlora' would merge (objective.name): expected none or "

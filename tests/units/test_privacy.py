@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from client_app.privacy import poisson_sample, privatise, train_privately
-from client_app.training import train, turn_of
+from client_app.training import Turn, train, turn_of
 from common.adapter.values import Key, State, Update
 from common.config.privacy import PrivacyConfig
 from common.config.run import LoraConfig, RunConfig
@@ -19,10 +19,12 @@ from common.privacy.accounting import Release
 from common.tasks import Example
 from strategies import RULES, Recipe, read_config
 from strategies.gradients import Backward, Fast
+from strategies.optimizers import AdamW, LaLora
 from strategies.private_mean import PrivateMean
 from strategies.rules import FLASC, FedIT, Ravan
 from tests.support.factors import initial, started, trained
 from tests.support.private_steps import EXAMPLES, PLAIN, PRIVATE, TEXT, fresh, gradients, train_here, within
+from tests.support.training import recipe_of
 
 UNBOUNDED = PrivacyConfig.model_construct(mode="example", clip=math.inf, expected_batch=1)
 
@@ -90,6 +92,25 @@ def test_a_step_is_the_clipped_sum_and_noise_over_the_public_batch():
     noise = noisy[0] - clean[0]
     assert within(float(noise.mean()), 0, 4 * 0.5 / 16 * size**-0.5)
     assert within(float(noise.std()), 4 * 0.5 / 16, 4 * 0.5 / 16 * (2 * size) ** -0.5)
+
+
+def test_what_rests_in_a_step_is_neither_clipped_nor_noised():
+    """LA-LoRA trains the factors in turns: its first step is that of whoever trains B alone."""
+    recipe = replace(recipe_of(PLAIN, gradient=Fast()), optimizer=LaLora(filter=0))
+    privacy = PRIVATE.model_copy(update={"clip": 1e-3})
+    recipe = replace(recipe, config=recipe.config.model_copy(update={"privacy": privacy}))
+    units, model = [[example] for example in EXAMPLES], fresh()
+    outer = [key for key in model.keys if key.part == "B"]
+    with gradients() as turns:
+        train_privately(model, recipe, TEXT, units, Turn(0, model.keys), Release(0.0, 1.0, 2))
+    with gradients() as alone:
+        train_privately(fresh(), replace(recipe, optimizer=AdamW()), TEXT, units, Turn(0, outer), Release(0.0, 1.0, 1))
+    assert torch.equal(turns[0], alone[0])
+    sizes = [sum(t.numel() for key, t in model.tensors().items() if key.part == part) for part in "BA"]
+    assert [len(step) for step in turns] == sizes
+    with gradients() as noisy:
+        train_privately(fresh(), recipe, TEXT, units, Turn(0, model.keys), Release(4.0, 1.0, 2))
+    assert [len(step) for step in noisy] == sizes
 
 
 def test_neighbours_differ_by_at_most_the_clipping_norm():
