@@ -235,4 +235,18 @@ AXES = (
         "if False:",
         LAWS,
     ),
+    Mutant(
+        "leading slots of a start that is taken off with all of them",
+        "strategies/laws.py",
+        "if rule.structure.nested and not (init.zero or init.moves):",
+        "if False:",
+        LAWS,
+    ),
+    Mutant(
+        "LoRA-RITE divides by a factor that is next to nothing",
+        "strategies/optimizers/lora_rite.py",
+        "singular.clamp_min(options.least)",
+        "singular",
+        ("tests/oracles/test_optimizers.py",),
+    ),
 )

@@ -17,8 +17,8 @@ VISION = (
     Mutant(
         "the blocks that see texts packed are the largest ones, which may be the tower's",
         "common/models/packing.py",
-        "self._blocks = _blocks(parts.language_model(network))",
-        "self._blocks = _blocks(network)",
+        "self._blocks = blocks(parts.language_model(network))",
+        "self._blocks = blocks(network)",
         LAWS,
     ),
     Mutant(
