@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load
 
 from client_app.children import BEGIN, DONE, LOAD
+from client_app.crossing import unpacked
 from client_app.group import Group
 from client_app.link import receive, send
 from client_app.privacy import private_work
@@ -29,7 +30,6 @@ from common.adapter.values import OFFSET, Key
 from common.config.node import NodeConfig
 from common.models import lengths
 from common.models.adapted import LoraModel
-from common.tasks import Example
 from strategies import Recipe
 
 
@@ -68,7 +68,7 @@ def _begun(model: LoraModel, recipe: Recipe, turn: Mapping[str, Any], data: byte
     """The work of a round, while it lasts."""
     keys = [Key.parse(name) for name in turn["keys"]]
     own = Turn(turn["number"], keys, turn["blocks"], f"{turn['seed']}/{rank}")
-    units = [[_example(fields) for fields in unit] for unit in json.loads(data)]
+    units = unpacked(data)
     task = lengths.widest(recipe.config)
     model.network.train()
     if recipe.config.privacy.per_example:
@@ -79,11 +79,6 @@ def _begun(model: LoraModel, recipe: Recipe, turn: Mapping[str, Any], data: byte
         torch.manual_seed(random.Random(own.seed).getrandbits(63))
         (examples,) = units
         yield plain_work(model, recipe, task.weighed(examples), examples, own)
-
-
-def _example(fields: list[Any]) -> Example:
-    tokens, labels, segments, cut, against = fields
-    return Example(tokens, labels, segments, cut, against and _example(against))
 
 
 def _end_with_parent(link: socket.socket) -> None:

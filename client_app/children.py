@@ -23,6 +23,7 @@ from typing import Any
 
 from safetensors.torch import save
 
+from client_app.crossing import packed
 from client_app.group import Group
 from client_app.link import receive, send
 from client_app.shares import Processes, Share, Sums, Work
@@ -73,7 +74,7 @@ class Children(Processes, AbstractContextManager["Children"]):
         order = {"rank": state.rank, "scale": state.scale, "turn": trained | {"seed": turn.seed}}
         tensors = {str(key): tensor.contiguous() for key, tensor in (state.adapter | state.offset).items()}
         with self._whole():
-            self._tell(BEGIN, json.dumps(order).encode(), save(tensors), json.dumps(units).encode())
+            self._tell(BEGIN, json.dumps(order).encode(), save(tensors), packed(units))
             self._wait()
 
     def add_up(self, work: Work, shares: Sequence[Share]) -> Sums:

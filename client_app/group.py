@@ -20,7 +20,10 @@ from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-d
 from client_app.shares import Sums
 
 PATIENCE = timedelta(minutes=5)
-"""How long gloo waits for a process that is there, and ready, and does not come."""
+"""How long rank 0 waits for a process that is there, and ready, and does not come."""
+
+WITHOUT_END = timedelta(days=365)
+"""How long the others wait for rank 0, whose share of a step may be the longer one; if it ends, so do they."""
 
 
 class Group:
@@ -35,7 +38,8 @@ class Group:
         self._rank = rank
         with _lost():
             # Not torch's default group, which whatever else this process runs would take for its own.
-            self._gloo: Any = ProcessGroupGloo(FileStore(str(store), size), rank, size, PATIENCE)
+            patience = WITHOUT_END if rank else PATIENCE
+            self._gloo: Any = ProcessGroupGloo(FileStore(str(store), size), rank, size, patience)
 
     @torch.no_grad()
     def spread(self, parameters: Sequence[Tensor]) -> None:

@@ -32,22 +32,20 @@ def taken(optimizer: torch.optim.Optimizer, parameters: Mapping[Key, nn.Paramete
 
 def put(optimizer: torch.optim.Optimizer, parameters: Mapping[Key, nn.Parameter], kept: Tensors) -> None:
     """Give a fresh optimizer the state that was ``kept`` of its parameters; one of another shape begins anew."""
-    if not kept:
-        return
-    slots: dict[Key, dict[str, Any]] = {}
+    slots: dict[Key, dict[str, Tensor]] = {}
     for key, tensor in kept.items():
         slot, _, layer = key.layer.partition("/")
         slots.setdefault(Key(layer, key.part), {})[slot] = tensor
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    fresh = optimizer.state_dict()
-    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbers = [number for group in fresh["param_groups"] for number in group["params"]]
-    for number, parameter in zip(numbers, own, strict=True):
-        state = slots.get(names[id(parameter)], {})
-        if any(tensor.shape == parameter.shape for tensor in state.values()):
-            fresh["state"][number] = {slot: _value(tensor) for slot, tensor in state.items()}
-    # Torch's and bitsandbytes' own way, which knows what of a state lies beside its parameter, and in which type.
-    optimizer.load_state_dict(fresh)
+    for name, parameter in parameters.items():
+        state = slots.get(name, {})
+        if any(_alike(tensor, parameter) for tensor in state.values()):
+            # Not by torch's ``load_state_dict``, which rounds to the parameter's type, and wants slots of Adam's.
+            optimizer.state[parameter] = {slot: _value(tensor, parameter) for slot, tensor in state.items()}
+
+
+def _alike(tensor: Tensor, parameter: nn.Parameter) -> bool:
+    """Whether a tensor is of a parameter's shape, as it is or turned."""
+    return sorted(tensor.shape) == sorted(parameter.shape)
 
 
 def _tensor(slot: str, value: Any) -> Tensor:
@@ -58,5 +56,8 @@ def _tensor(slot: str, value: Any) -> Tensor:
     raise TypeError(f"an optimizer's state that cannot be kept: {slot}, a {type(value).__name__}")
 
 
-def _value(tensor: Tensor) -> Any:
-    return int(tensor) if tensor.dtype == torch.int64 and not tensor.ndim else tensor.clone()
+def _value(tensor: Tensor, parameter: nn.Parameter) -> Any:
+    """What stands in the state: numbers as they were, on the CPU, and the rest beside its parameter."""
+    if not tensor.ndim:
+        return int(tensor) if tensor.dtype == torch.int64 else tensor.clone()
+    return tensor.to(parameter.device, copy=True)

@@ -50,12 +50,12 @@ def deal(items: Sequence[Item], number: int) -> list[list[Item]]:
     return [list(items[rank::number]) for rank in range(number)]
 
 
-def deal_batches(batches: Sequence[Sequence[Item]], number: int, apart: bool) -> list[list[Sequence[Item]]]:
+def deal_batches(batches: Sequence[Sequence[Item]], number: int, divisible: bool) -> list[list[Sequence[Item]]]:
     """A step's batches for each of so many processes: whole ones where those come out even, else a part of each.
 
-    Where what an example adds to the loss is not its own alone (``apart``), a batch stays whole.
+    One that is not ``divisible`` (:attr:`Task.divisible`) stays whole.
     """
-    if not apart or len(batches) % number == 0:
+    if not divisible or len(batches) % number == 0:
         return [list(own) for own in deal(batches, number)]
     parts = [deal(batch, number) for batch in batches]
     return [[batch[rank] for batch in parts if batch[rank]] for rank in range(number)]

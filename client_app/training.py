@@ -86,7 +86,7 @@ def train(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Examp
         drawn = list(islice(batches, config.accumulation))
         labels = (task.collate([examples[each] for each in batch], model.pad)["labels"] for batch in drawn)
         weight = float(sum(task.weights(each).sum() for each in labels))
-        dealt = deal_batches(drawn, processes.number, task.apart)
+        dealt = deal_batches(drawn, processes.number, task.divisible)
         shares = [{"step": step, "batches": own, "weight": weight} for own in dealt]
         found, (total, tokens) = processes.add_up(work, shares)
         if not math.isfinite(total):

@@ -76,6 +76,15 @@ def _check_init(choices: Choices) -> None:
             expected=f"'{AUTO}', or another start than one whose B is zero and stays so, or that leaves the base model",
             got=init.name,
         )
+    if rule.structure.nested and not (init.zero or init.moves):
+        fitting = listed([name for name, kind in INITS.items() if kind.zero or kind.moves])
+        raise BouquetError(
+            f"the structure '{rule.structure.name}' trains leading slots without the others, of a start that is taken "
+            "off the base with all of them",
+            where="init.name",
+            expected=f"'{AUTO}', or {fitting}",
+            got=init.name,
+        )
     if rule.mixed_ranks or rule.restarts or rule.settled:
         raise BouquetError(
             f"the rule '{rule.name}' makes starts of its own, which its init has to agree with",

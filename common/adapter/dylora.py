@@ -26,6 +26,7 @@ class DyLora(Lora):
 
     name = "dylora"
     paper = "arXiv:2210.07558"
+    nested = True
 
     def inject(self, module: Any) -> dict[str, list[nn.Parameter]]:
         down = module.lora_A["default"] = NestedDown(module.lora_A["default"])

@@ -42,6 +42,8 @@ class Structure(Method):
     """Parts that are no linear layer's weight or diagonal, so that no single example has a gradient by them."""
     cored: ClassVar[bool] = True
     """Whether it starts with what an init puts between the factors."""
+    nested: ClassVar[bool] = False
+    """Whether it trains leading slots without the others, and so wants a start that adds nothing."""
     init: ClassVar[str] = "drawn"
     """Where it starts, by the name of an init, unless the rule or the run config names another."""
     learning_rate: ClassVar[float] = 5e-3

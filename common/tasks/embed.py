@@ -58,6 +58,10 @@ class Embed(Task):
         """Whether an anchor has no negative but its record's."""
         return self.config.negatives == "own"
 
+    @property
+    def divisible(self) -> bool:
+        return self._own
+
     def fields(self) -> list[str]:
         return [self.config.anchor, self.config.positive, *[self.config.negative] * self._own]
 

@@ -155,6 +155,11 @@ class Task(ABC):
         return config.labels if cls.sequence_classification else 0
 
     @property
+    def divisible(self) -> bool:
+        """Whether a batch may be computed in parts: where what an example adds to the loss does not depend on it."""
+        return self.apart
+
+    @property
     def classes(self) -> Sequence[str]:
         """The names of the classes, in their order; none where nothing is told apart."""
         return ()

@@ -3,7 +3,7 @@
 Yen et al., *LoRA Done RITE: Robust Invariant Transformation Equilibration for LoRA Optimization*, arXiv:2410.20625
 (ICLR 2025), algorithm 1. For B (A^T likewise, with the roles exchanged), in step t:
 
-    U R = qr(A^T)                   U  d_in x r,  R  r x r,  upper
+    U R = qr(A^T)                   U  d_in x r,  R  r x r,  upper, of singular values of ``least`` at least
     g   = gB R^-1                   the gradient without A's magnitude
     P   = U_t^T U_(t-1)             how the basis has turned
     V  <- b2 P V P^T + (1 - b2) g^T g / d_out
@@ -11,9 +11,9 @@ Yen et al., *LoRA Done RITE: Robust Invariant Transformation Equilibration for L
     B  <- B - rate M R^-T
 
 with decays b' = b (1 - b^(t-1)) / (1 - b^t), which correct the bias. Exchanging B, A for B T, T^-1 A changes nothing of
-B A, as a server that decomposes the merged model does in every round. The published code also skips steps and clips
-them; the run's own clipping stands here. Where the other factor has next to nothing in some direction, as B has in
-its first steps, nothing moves along it, since R^-1 would magnify rounding. What is no pair (a head) is AdamW's.
+B A, as a server that decomposes the merged model does in every round. A factor that is next to nothing, as B is where
+a layer has had next to no gradient, would let the other one's step grow without bound: below ``least`` a singular value
+counts as that. The published code skips steps and clips them instead. What is no pair (a head) is AdamW's.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.adapter.structure import Pair
 from common.method import option
@@ -29,8 +29,6 @@ from strategies.optimizers.adamw import AdamW
 from strategies.optimizers.optimizer import Group
 
 BETAS = (0.9, 0.999)
-SMALLEST = 1e-3
-"""Of the other factor's singular values, in the largest: along smaller ones a factor does not move."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +37,8 @@ class LoraRite(AdamW):
 
     eps: float = option(1e-6, gt=0, le=1)
     """What is added to the second moment's eigenvalues."""
+    least: float = option(1e-3, gt=0, le=1)
+    """The least singular value of a factor that the other one's step is divided by."""
 
     name = "lora-rite"
     paper = "arXiv:2410.20625"
@@ -52,47 +52,41 @@ class LoraRite(AdamW):
             rate = optimizer.param_groups[0]["lr"]
             for pair in pairs:
                 # Both before either is moved: each sees the other as the gradients did.
-                b, a = pair.b.double(), pair.a.double()
-                for factor, other in ((pair.b, a.T), (pair.a, b)):
-                    if factor.grad is None:
-                        continue
-                    # A stands on its side: all that is done is done to columns of slots.
-                    upright = Upright(optimizer.state[factor], lying=factor is pair.a)
-                    factor.sub_((rate * upright.step(factor.grad, other, self.eps)).to(factor.dtype))
-                    factor.grad = None  # AdamW leaves it alone
+                b, a = pair.b.double(), pair.a.double().T
+                if pair.b.grad is not None:
+                    step = _step(optimizer.state[pair.b], pair.b.grad.double(), a, self)
+                    _move(pair.b, -rate * step)
+                if pair.a.grad is not None:
+                    step = _step(optimizer.state[pair.a], pair.a.grad.double().T, b, self)
+                    _move(pair.a, -rate * step.T)
 
         optimizer.register_step_pre_hook(before)
         return optimizer
 
 
-@dataclass(frozen=True)
-class Upright:
-    """The ``state`` of a factor, seen as ``d x r``; one that is ``lying``, as A is, is ``r x d`` itself."""
+def _step(state: dict[str, Any], gradient: Tensor, other: Tensor, options: LoraRite) -> Tensor:
+    """The direction of a factor (``d x r``) beside the ``other`` one (``d' x r``), and the ``state`` after it."""
+    basis, magnitude = torch.linalg.qr(other)
+    left, singular, right = torch.linalg.svd(magnitude)
+    inverse = right.T @ torch.diag(1 / singular.clamp_min(options.least)) @ left.T
+    turned = basis.T @ state.get("basis", basis)
+    count = int(state.get("step", 0)) + 1
+    decay_first, decay_second = (beta * (1 - beta ** (count - 1)) / (1 - beta**count) for beta in BETAS)
+    plain = gradient @ inverse
+    second = (1 - decay_second) * plain.T @ plain / len(plain)
+    first = (1 - decay_first) * plain
+    if count > 1:
+        second = second + decay_second * turned @ state["second"] @ turned.T
+    values, vectors = torch.linalg.eigh(second)
+    first = first @ vectors @ torch.diag((values.clamp_min(0) + options.eps).rsqrt()) @ vectors.T
+    if count > 1:
+        first = first + decay_first * state["first"] @ turned.T
+    state.update(step=torch.tensor(float(count)), basis=basis, second=second, first=first)
+    direction: Tensor = first @ inverse.T
+    return direction
 
-    state: dict[str, Any]
-    lying: bool
 
-    def step(self, gradient: Tensor, other: Tensor, eps: float) -> Tensor:
-        """The direction of the factor, in its own shape, beside the ``other`` one, ``d' x r``; the state goes on."""
-        basis, magnitude = torch.linalg.qr(other)
-        inverse = torch.linalg.pinv(magnitude, rtol=SMALLEST)
-        plain = self._turned(gradient.double()) @ inverse
-        count = int(self.state.get("step", 0)) + 1
-        decay_first, decay_second = (beta * (1 - beta ** (count - 1)) / (1 - beta**count) for beta in BETAS)
-        first, second = torch.zeros_like(plain), torch.zeros_like(magnitude)
-        if count > 1:
-            change = basis.T @ self.state["basis"].double()
-            first = self._turned(self.state["first"].double()) @ change.T
-            second = change @ self.state["second"].double() @ change.T
-        second = decay_second * second + (1 - decay_second) * plain.T @ plain / len(plain)
-        values, vectors = torch.linalg.eigh(second)
-        equal = vectors @ torch.diag((values.clamp_min(0) + eps).rsqrt()) @ vectors.T
-        first = decay_first * first + (1 - decay_first) * plain @ equal
-        # In the factor's own type and shape, as an optimizer's state is kept.
-        kept = {"basis": basis, "second": second, "first": self._turned(first)}
-        self.state.update({name: tensor.to(gradient.dtype) for name, tensor in kept.items()})
-        self.state["step"] = torch.tensor(float(count))
-        return self._turned(first @ inverse.T)
-
-    def _turned(self, tensor: Tensor) -> Tensor:
-        return tensor.T if self.lying else tensor
+def _move(factor: nn.Parameter, change: Tensor) -> None:
+    """Move a factor here, so that AdamW leaves it alone."""
+    factor.add_(change.to(factor.dtype))
+    factor.grad = None

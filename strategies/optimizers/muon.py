@@ -6,8 +6,8 @@ arXiv:2510.27403.
     m <- momentum m + (1 - momentum) g        W <- W - rate sqrt(max(1, rows / columns)) orthogonalised(m)
 
 Torch's own Muon steps along matrices, AdamW along heads and diagonals. FedMuon also averages the nodes' momentum and
-sends it with the change, at twice the bytes; here it starts anew in every round. Directions that are noise alone are
-lifted to the size of all others, so that it gains little in a private run.
+sends it with the change, at twice the bytes; here it stays with the node, if that keeps it. Directions that are noise
+alone are lifted to the size of all others, so that it gains little in a private run.
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,6 @@ class Muon(AdamW):
             muon.step()  # type: ignore[no-untyped-call]
             for matrix in matrices:
                 matrix.grad = None
-                # AdamW takes no state up again that has not counted its steps.
-                optimizer.state[matrix].setdefault("step", torch.zeros(()))
 
         optimizer.register_step_pre_hook(before)
         return optimizer

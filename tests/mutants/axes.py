@@ -149,15 +149,15 @@ AXES = (
     Mutant(
         "LoRA-RITE: the moments stay in the basis of the step before",
         "strategies/optimizers/lora_rite.py",
-        'change = basis.T @ self.state["basis"].double()',
-        "change = torch.eye(len(magnitude), dtype=basis.dtype)",
+        'turned = basis.T @ state.get("basis", basis)',
+        "turned = torch.eye(len(magnitude), dtype=basis.dtype)",
         STEPS,
     ),
     Mutant(
         "LoRA-RITE: a factor moves with the other's magnitude in it",
         "strategies/optimizers/lora_rite.py",
-        "return self._turned(first @ inverse.T)",
-        "return self._turned(first)",
+        "direction: Tensor = first @ inverse.T",
+        "direction: Tensor = first",
         STEPS,
     ),
     Mutant(
@@ -313,5 +313,19 @@ AXES = (
         "if choices.objective.remembers and share < 1:",
         "if False:",
         LAWS,
+    ),
+    Mutant(
+        "leading slots of a start that is taken off with all of them",
+        "strategies/laws.py",
+        "if rule.structure.nested and not (init.zero or init.moves):",
+        "if False:",
+        LAWS,
+    ),
+    Mutant(
+        "LoRA-RITE divides by a factor that is next to nothing",
+        "strategies/optimizers/lora_rite.py",
+        "singular.clamp_min(options.least)",
+        "singular",
+        ("tests/oracles/test_optimizers.py",),
     ),
 )

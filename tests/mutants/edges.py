@@ -193,4 +193,11 @@ EDGES = (
         "if True:",
         ("tests/units/test_scores.py",),
     ),
+    Mutant(
+        "a zero loses its sign on the way, and a start its digest",
+        "common/wire/message.py",
+        "mask = values.view(torch.int32) != 0",
+        "mask = values != 0",
+        ("tests/units/test_wire.py",),
+    ),
 )

@@ -102,9 +102,23 @@ def test_a_riemannian_gradient_is_the_layers_own_on_what_the_other_factor_spans(
 def test_lora_plus_moves_b_its_ratio_further_than_a():
     """Adam's first step is the rate, whatever the gradient."""
     pair, start = drawn(0), drawn(0)
-    descended(LoraPlus(ratio=8.0), pair, 1, 0.01)
+    descended(LoraPlus(ratio=8.0), pair, 1, 0.08)
     torch.testing.assert_close((pair.a - start.a).abs(), torch.full_like(pair.a, 0.01), rtol=1e-4, atol=0)
     torch.testing.assert_close((pair.b - start.b).abs(), torch.full_like(pair.b, 0.08), rtol=1e-4, atol=0)
+
+
+def test_lora_rite_moves_nothing_far_beside_next_to_nothing():
+    """A B that has had next to no gradient: the layer can only move as A does, and A would have to go to infinity."""
+    pair = drawn(0)
+    with torch.no_grad():
+        pair.b.mul_(1e-9)
+    start = pair.a.detach().clone()
+    for _ in range(3):
+        built = LoraRite().build([pair], Group([pair.b, pair.a], 0.01), EMPTY)
+        gradient = 1e-9 * target()
+        pair.b.grad, pair.a.grad = gradient @ pair.a.detach().T, pair.b.detach().T @ gradient
+        built.step()
+    torch.testing.assert_close(pair.a.detach(), start, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("eta", [2.0, 8.0])

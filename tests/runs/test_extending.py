@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from common.tasks import TASKS
+from strategies import AXES
+
 ROOT = Path(__file__).parents[2]
 COPIED = ("common", "strategies", "client_app", "server_app", "deploy", "tests", "pyproject.toml")
 MOST_LINES = 40
@@ -93,6 +96,14 @@ def test_every_axis_is_shown_in_few_lines():
     for _, _, text in blocks():
         code = [line for line in text.split('"""', 2)[2].splitlines() if line.strip()]
         assert len(code) < MOST_LINES
+
+
+def test_none_takes_the_place_of_what_is_there():
+    """Neither its file nor its name: whoever follows the page would break what they have."""
+    for path, registry, text in blocks():
+        assert not (ROOT / path).exists(), path
+        (name,) = re.findall(r'^    name = "(.+)"$', text, flags=re.MULTILINE) or [""]
+        assert name not in {*TASKS, *(member for axis in AXES for member in axis)}, registry
 
 
 @pytest.mark.slow

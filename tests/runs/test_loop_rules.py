@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from common import wire
+from common.adapter.structures import STRUCTURES
 from common.adapter.values import Key
 from common.error import BouquetError
 from common.record import checkpoint
 from tests.support.grid import run_in_process
-from tests.support.outcome import failures, lines
+from tests.support.outcome import events, failures, lines
 from tests.support.replies import replace_tensors
 
 
@@ -147,3 +148,12 @@ def test_fedspeed_goes_on_from_what_a_node_remembers(settings, tmp_path):
 def test_a_robust_mean_or_an_optimizer_for_a_rule_that_stacks_is_refused(settings):
     with pytest.raises(BouquetError, match=r"'flora' takes more than a mean .*Rules that take these are fedit"):
         run_in_process(settings(**{"rule.name": "flora", "mean.name": "median"}), nodes=2)
+
+
+@pytest.mark.parametrize("structure", [name for name in STRUCTURES if name != "lora"])
+def test_a_run_of_every_structure_ends_with_nobody_left_out(structure, settings, tmp_path):
+    """Frames that are computed, and travel once, are the same on both sides to the bit."""
+    run_in_process(settings(**{"adapter.name": structure, "train.steps": 1, "min-nodes": 1}), nodes=1)
+    assert failures(tmp_path / "run") == []
+    before, *_, after = events(tmp_path, "heldout")
+    assert after["loss"] != before["loss"]

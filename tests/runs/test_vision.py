@@ -10,6 +10,7 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from client_app import children
 from common.config.node import NodeConfig
 from common.error import BouquetError
 from common.models import base
@@ -147,6 +148,22 @@ def test_it_is_learned_in_private(gradient, place, tmp_path):
     assert failures(tmp_path / "run") == []
     before, after = events(tmp_path, "heldout")
     assert after["score"] < before["score"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("private", [False, True], ids=["plain", "private"])
+def test_two_processes_see_what_one_does(private, place, tmp_path, capfd):
+    few = {"num-server-rounds": 1, "train.steps": 3, "run-directory": str(tmp_path), "task.max-length": 64}
+    few |= {"min-nodes": 1} | (PRIVATE | {"privacy.noise-multiplier": 1.0, "privacy.records": 32} if private else {})
+    with children.on(["cpu", "cpu"]):
+        for name, device in (("one", "cpu"), ("two", "cpu,cpu")):
+            run_in_process(config(place, **few | {"run-name": name}), nodes=1, node_config={0: {"device": device}})
+            assert failures(tmp_path / name) == []
+    assert "Traceback" not in capfd.readouterr().err, "a private round that fails with its records leaves without them"
+    if not private:
+        (one,), (two,) = (events(tmp_path, "train", name) for name in ("one", "two"))
+        assert (one["tokens"], one["steps"]) == (two["tokens"], two["steps"])
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
 
 def test_an_audit_is_refused(place):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from common.adapter.algebra import digest
 from common.adapter.values import Key, State, Update
 from common.error import BouquetError
 from common.wire import codecs
@@ -82,6 +83,16 @@ def test_zeros_do_not_travel_where_a_bitmap_is_shorter():
         torch.testing.assert_close(back.tensors[Key("l", "B")], tensor, rtol=2**-8, atol=0)
     dense = wire.pack_update(Update({Key("l", "B"): torch.ones(9, 9)}, 1.0, 1.0), "fedit", 0, "node-000")
     assert set(dense) == {"header", "values"}
+
+
+def test_zeros_arrive_with_their_sign():
+    """A start that is computed has some, and both sides hold it to one digest."""
+    tensor = torch.eye(100)
+    tensor[7, 20:30] = -0.0
+    record = wire.pack_update(Update({Key("l", "B"): tensor}, 1.0, 1.0), "fedit", 0, "node-000")
+    assert "mask" in record
+    _, back = wire.unpack_update(record, rule="fedit", round=0)
+    assert digest(back.tensors) == digest({Key("l", "B"): tensor})
 
 
 def test_a_mask_of_the_wrong_size_is_refused():
