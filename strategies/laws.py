@@ -85,6 +85,13 @@ def _check_init(choices: Choices) -> None:
             expected=f"'{AUTO}', or {fitting}",
             got=init.name,
         )
+    if rule.thins and not (init.zero or init.moves):
+        raise BouquetError(
+            f"the rule '{rule.name}' sends some of the values of a start that is taken off the base with all of them",
+            where="init.name",
+            expected=f"'{AUTO}', or {listed([name for name, kind in INITS.items() if kind.zero or kind.moves])}",
+            got=init.name,
+        )
     if rule.mixed_ranks or rule.restarts or rule.settled:
         raise BouquetError(
             f"the rule '{rule.name}' makes starts of its own, which its init has to agree with",

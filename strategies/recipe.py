@@ -109,7 +109,7 @@ class Recipe(Choices):
 
         Where a rule or an init needs a start of its own, that stays, and the adapter is the offset under it.
         """
-        plain = self.structure.plain and not self.rule.restarts and self.init.name == "drawn"
+        plain = self.structure.plain and not self.rule.restarts and self.init.name == "drawn" and not self.rule.thins
         return plain and bool(self.config.model.adapter)
 
     @cached_property
@@ -187,7 +187,7 @@ class Recipe(Choices):
                 adapter[Key(layer, part)] = parts[part]
             left, right = self.structure.factors(adapter, layer)
             if not self.init.moves and left.any() and right.any():
-                offset[Key(layer, "Q")], offset[Key(layer, "P")] = -scale * left, right
+                offset[Key(layer, "Q")], offset[Key(layer, "P")] = -scale * left, right.clone()
         for key, size in spec.head.items():
             if len(size) > 1:
                 adapter[key] = normal(size, 0.02, generator)

@@ -34,16 +34,21 @@ class DyLora(Lora):
 
     def step(self, module: Any, draw: int) -> None:
         down = module.lora_A["default"]
-        down.slots = 1 + draw % down.down.out_features
+        down.slots.fill_(1 + draw % down.down.out_features)
 
 
 class NestedDown(nn.Module):
-    """PEFT's ``lora_A``, of which only the leading ``slots`` are computed with in training."""
+    """PEFT's ``lora_A``, of which only the leading ``slots`` are computed with in training.
+
+    They are a tensor, so that a compiled model is one and the same in every step.
+    """
+
+    slots: Tensor
 
     def __init__(self, down: nn.Linear) -> None:
         super().__init__()
         self.down = down
-        self.slots = down.out_features
+        self.register_buffer("slots", torch.tensor(down.out_features, device=down.weight.device), persistent=False)
 
     @property
     def weight(self) -> Tensor:

@@ -216,7 +216,7 @@ class LoraModel:
     def compile_blocks(self) -> None:
         """Compile the blocks, for batches of any shape; what packs and unpacks around them is not."""
         packing.stay_uncompiled()
-        for block in packing.blocks(self.network.base_model.model):
+        for block in packing.blocks(parts.language_model(self.network.base_model.model)):
             block.forward = torch.compile(block.forward, dynamic=True)
 
     def _outputs(self, batch: Batch) -> Output:

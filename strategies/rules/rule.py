@@ -108,6 +108,11 @@ class Rule(Method):
         """The share of the values that are not zero, from a node and to it, in messages that a rule makes sparse."""
         return 1.0, 1.0
 
+    @property
+    def thins(self) -> bool:
+        """Whether a node starts from some of the factors' values, the others being zero."""
+        return self.density[1] < 1
+
     def growth(self, nodes: int, rank: int) -> int:
         """By how many columns the offset grows at most in a round of so many nodes."""
         return 0

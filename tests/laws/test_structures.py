@@ -128,7 +128,7 @@ def test_a_node_sends_the_formulas_number_of_values(name, values):
 
 def nested(slots: int) -> NestedDown:
     down = NestedDown(nn.Linear(6, SLOTS, bias=False))
-    down.slots = slots
+    down.slots.fill_(slots)
     return down
 
 
@@ -149,7 +149,7 @@ def test_all_slots_of_dylora_are_drawn():
     drawn = set()
     for draw in range(1000, 1000 + SLOTS):
         structure.step(layer, draw)
-        drawn.add(layer.lora_A["default"].slots)
+        drawn.add(int(layer.lora_A["default"].slots))
     assert drawn == set(range(1, SLOTS + 1))
 
 
@@ -167,7 +167,7 @@ def test_a_quarter_of_dylora_is_better_than_a_quarter_of_a_lora():
         down, up = nested(SLOTS), nn.Linear(SLOTS, 20, bias=False)
         optimizer = torch.optim.Adam([down.down.weight, up.weight], lr=0.02)
         for step in range(600):
-            down.slots = 1 + step * 5 % SLOTS if drawn else SLOTS
+            down.slots.fill_(1 + step * 5 % SLOTS if drawn else SLOTS)
             optimizer.zero_grad()
             (up(down(torch.eye(6))).T - target).square().sum().backward()
             optimizer.step()

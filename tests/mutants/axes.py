@@ -328,4 +328,25 @@ AXES = (
         "singular",
         ("tests/oracles/test_optimizers.py",),
     ),
+    Mutant(
+        "some values of a start that is taken off with all of them",
+        "strategies/laws.py",
+        "if rule.thins and not (init.zero or init.moves):",
+        "if False:",
+        LAWS,
+    ),
+    Mutant(
+        "some values of an adapter that a run goes on from",
+        "strategies/recipe.py",
+        ' and self.init.name == "drawn" and not self.rule.thins',
+        ' and self.init.name == "drawn"',
+        ("tests/runs/test_loop_rules.py",),
+    ),
+    Mutant(
+        "what is taken off a start is the very tensor that starts",
+        "strategies/recipe.py",
+        "-scale * left, right.clone()",
+        "-scale * left, right",
+        ("tests/runs/test_loop_rules.py",),
+    ),
 )

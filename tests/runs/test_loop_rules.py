@@ -157,3 +157,22 @@ def test_a_run_of_every_structure_ends_with_nobody_left_out(structure, settings,
     assert failures(tmp_path / "run") == []
     before, *_, after = events(tmp_path, "heldout")
     assert after["loss"] != before["loss"]
+
+
+def test_a_start_that_the_offset_takes_off_is_written_down_while_one_factor_rests(settings, tmp_path):
+    """What the offset takes off is a factor, which must not be the very tensor: a checkpoint has each by itself."""
+    own = {"rule.name": "rolora", "init.name": "pissa", "num-server-rounds": 1, "train.steps": 1, "min-nodes": 1}
+    run_in_process(settings(**own), nodes=1)
+    assert failures(tmp_path / "run") == []
+    assert (tmp_path / "run/checkpoints/round-0001.safetensors").exists()
+
+
+def test_flasc_goes_on_from_an_adapter_as_it_is(settings, tmp_path):
+    """Of which it would send some values, were it the factors."""
+    once = {"num-server-rounds": 1, "min-nodes": 1, "evaluation.export": "last"}
+    run_in_process(settings(**once | {"run-name": "before", "train.learning-rate": 0.02}), nodes=1)
+    again = {"run-name": "after", "rule.name": "flasc", "model.adapter": str(tmp_path / "before/adapter")}
+    run_in_process(settings(**once | again), nodes=1)
+    *_, left = events(tmp_path, "heldout", "before")
+    start, *_ = events(tmp_path, "heldout", "after")
+    assert start["loss"] == pytest.approx(left["loss"], rel=1e-5)

@@ -80,6 +80,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the structure 'dylora' trains leading slots without the others, of a start that is taken off the base with "
         "all of them (init.name): expected 'auto', or drawn, eva or lora-sb, got pissa",
     ),
+    "a start that adds something where some values are sent": (
+        {"rule.name": "flasc", "init.name": "pissa"},
+        "the rule 'flasc' sends some of the values of a start that is taken off the base with all of them (init.name): "
+        "expected 'auto', or drawn, eva or lora-sb, got pissa",
+    ),
     "a start where the nodes find the frames": (
         {"rule.name": "fed-sb", "rule.fed-sb.start": "nodes", **SB},
         "the rule 'fed-sb' makes starts of its own, which its init has to agree with (init.name): expected 'auto' or "
