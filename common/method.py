@@ -124,13 +124,22 @@ class Registry(Mapping[str, type[M]], Generic[M]):
     """The members of an axis by name.
 
     ``default`` is the one that a config starts with, or :data:`AUTO`; ``chooses`` says what a member is chosen for.
+    Raises :class:`BouquetError` where two have one name.
     """
 
     def __init__(self, section: str, *members: type[M], default: str, chooses: str) -> None:
         self.section = section
         self.default = default
         self.chooses = chooses
-        self._members = {member.name: member for member in members}
+        self._members: dict[str, type[M]] = {}
+        for member in members:
+            if self._members.setdefault(member.name, member) is not member:
+                raise BouquetError(
+                    "two members of one name",
+                    where=f"{section}.name",
+                    expected="a name for each",
+                    got=f"'{member.name}' of {self._members[member.name].__qualname__} and of {member.__qualname__}",
+                )
 
     def __getitem__(self, name: str) -> type[M]:
         return self._members[name]

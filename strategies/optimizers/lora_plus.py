@@ -28,6 +28,7 @@ class LoraPlus(AdamW):
 
     name = "lora-plus"
     paper = "arXiv:2402.12354"
+    pairwise = True
 
     def build(self, pairs: Sequence[Pair], adapter: Group, head: Group) -> torch.optim.Optimizer:
         inner = {pair.a for pair in pairs}

@@ -114,6 +114,15 @@ def test_the_mistakes_on_all_axes_are_told_at_once():
         assert sum(mistake.startswith(f"{axis.section}.") for mistake in caught.value.mistakes) == 2
 
 
+def test_two_members_of_one_name_are_refused():
+    class Other(OPTIMIZERS["adamw"]):
+        """Of the same name."""
+
+    said = r"two members of one name \(optimizer.name\): expected a name for each, got 'adamw' of AdamW and of .*Other"
+    with pytest.raises(BouquetError, match=said):
+        Registry("optimizer", OPTIMIZERS["adamw"], Other, default="adamw", chooses="")
+
+
 @axes
 def test_no_two_axes_share_a_key(axis):
     assert not axis.defaults().keys() & {key for other in AXES if other is not axis for key in other.defaults()}

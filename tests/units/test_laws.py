@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an optimizer of factors where a core is trained": (
         {"rule.name": "ravan", "optimizer.name": "lora-pro"},
         "the optimizer 'lora-pro' does not know what the rule 'ravan' trains (optimizer.name): expected adamw, "
-        "adamw-8bit, lora-plus or muon, got lora-pro",
+        "adamw-8bit or muon, got lora-pro",
     ),
     "factors in turns where one never learns": (
         {"rule.name": "ffa-lora", "optimizer.name": "la-lora"},
