@@ -24,6 +24,11 @@ from tests.support.private_runs import PRIVATE
 
 KEPT = {"train.optimizer-state": "kept"}
 STEPS = 4
+# Moments of torch's kind, of 8 bits, and of no kind of Adam's.
+QUICK = {"adamw", "adamw-8bit", "lora-rite", "muon"}
+optimizers = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.exhaustive) for name in OPTIMIZERS]
+)
 TEXT = [(7 * place) % 97 + 5 for place in range(24)]
 
 
@@ -53,7 +58,7 @@ def learned(model: LoraModel, recipe: Recipe, memory: Memory) -> tuple[State, Tr
     return state, training
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@optimizers
 def test_two_rounds_of_n_steps_are_one_of_2n_where_the_state_is_kept(name, model, tmp_path):
     once, _ = learned(model, recipe(1, name), Memory(tmp_path, "once", "node"))
     twice, training = learned(model, recipe(2, name, **KEPT), Memory(tmp_path, "twice", "node"))
@@ -66,7 +71,7 @@ def test_two_rounds_of_n_steps_are_one_of_2n_where_the_state_is_kept(name, model
     assert (kinds[torch.uint8] > 0) == name.endswith("8bit")
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@optimizers
 def test_what_a_node_keeps_comes_back_from_its_disk_as_it_was(name, model, tmp_path):
     _, training = learned(model, recipe(2, name, **KEPT), Memory(tmp_path, "run", "node"))
     back = Memory(tmp_path, "run", "node").load("kept", 2)

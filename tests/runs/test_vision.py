@@ -151,7 +151,9 @@ def test_it_is_learned_in_private(gradient, place, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("private", [False, True], ids=["plain", "private"])
+@pytest.mark.parametrize(
+    "private", [pytest.param(False, id="plain", marks=pytest.mark.exhaustive), pytest.param(True, id="private")]
+)
 def test_two_processes_see_what_one_does(private, place, tmp_path, capfd):
     few = {"num-server-rounds": 1, "train.steps": 3, "run-directory": str(tmp_path), "task.max-length": 64}
     few |= {"min-nodes": 1} | (PRIVATE | {"privacy.noise-multiplier": 1.0, "privacy.records": 32} if private else {})
