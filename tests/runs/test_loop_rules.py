@@ -42,7 +42,7 @@ def test_fed_sb_starts_from_a_public_gradient_and_sends_its_frames_once(settings
         "lora.rank": 16,
     }
     grid = run_in_process(settings(**changes, **{"train.learning-rate": 0.02, "train.steps": 8}), nodes=2)
-    assert f"the start is taken from 50 examples of {public}" in capsys.readouterr().out
+    assert f"the start is taken from the base model and 50 examples of {public}" in capsys.readouterr().out
     train = [m for m in grid.sent if m.metadata.message_type == "train"]
     headers = [wire.unpack_state(m.content.array_records["state"], rule="fed-sb")[0] for m in train]
     assert [{part for _, part, _ in header.tensors} for header in headers] == [{"A", "B", "R"}] * 2 + [{"R"}] * 2
