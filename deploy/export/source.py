@@ -60,8 +60,9 @@ class Source:
 
 
 def _batch(task: tasks.Task, example: tasks.Example) -> tasks.Batch:
-    """What a model is given of one example."""
-    return {name: tensor for name, tensor in task.collate([example._replace(labels=[])], 0).items() if name != "labels"}
+    """What a model is given of the first text of one example."""
+    batch = task.collate([example._replace(labels=[], against=None)], 0)
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def find(path: Path, node: str = "", state_directory: Path | None = None, model: str = "") -> Source:
