@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from common.adapter.values import LayerShape
 from common.method import Method, option
@@ -47,6 +48,29 @@ class Init(Method):
         in, scaled (``k x d_in``), or the gradient of the mean loss by the weight (``d_out x d_in``). It is None for an
         init that sees nothing, and on a node, which gets the start and has to know its shapes alone.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightInit(Init):
+    """A start that is taken from the frozen weight; slots that a small layer has no room for are zero."""
+
+    sees = "weights"
+    unit = True
+
+    @abstractmethod
+    def split(self, weight: Tensor, kept: int) -> Start:
+        """``kept`` slots of the start, of a weight in float64: B ``d_out x kept``, A ``kept x d_in``, and a core."""
+
+    def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
+        if seen is None:
+            return Start(torch.zeros(shape.d_out, rank), torch.zeros(rank, shape.d_in))
+        missing = rank - (kept := min(rank, *shape))
+        b, a, core = self.split(seen.double(), kept)
+        return Start(
+            pad(b.float().contiguous(), (0, missing)),
+            pad(a.float().contiguous(), (0, 0, 0, missing)),
+            None if core is None else pad(core.float(), (0, missing, 0, missing)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

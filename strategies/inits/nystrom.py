@@ -14,26 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.adapter.values import LayerShape
-from strategies.inits.init import Init, Start
+from strategies.inits.init import Start, WeightInit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nystrom(Init):
+class Nystrom(WeightInit):
     """Bases of the weight's first columns and rows."""
 
     name = "nystrom"
     paper = "arXiv:2502.14482"
-    sees = "weights"
     orthonormal = True
-    unit = True
 
-    def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
-        b, a = torch.zeros(shape.d_out, rank), torch.zeros(rank, shape.d_in)
-        if seen is None:
-            return Start(b, a)
-        weight, kept, core = seen.double(), min(rank, *shape), torch.zeros(rank, rank)
+    def split(self, weight: Tensor, kept: int) -> Start:
         left, right = torch.linalg.qr(weight[:, :kept])[0], torch.linalg.qr(weight[:kept].T)[0]
-        b[:, :kept], a[:kept] = left, right.T
-        core[:kept, :kept] = left.T @ weight @ right
-        return Start(b, a, core)
+        return Start(left, right.T, left.T @ weight @ right)

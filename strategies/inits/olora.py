@@ -12,24 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.adapter.values import LayerShape
-from strategies.inits.init import Init, Start
+from strategies.inits.init import Start, WeightInit
 
 
 @dataclass(frozen=True, kw_only=True)
-class OLora(Init):
+class OLora(WeightInit):
     """An orthonormal basis of the weight's first columns, and what it makes of the weight."""
 
     name = "olora"
     paper = "arXiv:2406.01775"
-    sees = "weights"
-    unit = True
 
-    def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
-        b, a = torch.zeros(shape.d_out, rank), torch.zeros(rank, shape.d_in)
-        if seen is None:
-            return Start(b, a)
-        q, r = torch.linalg.qr(seen.double())
-        kept = min(rank, *shape)
-        b[:, :kept], a[:kept] = q[:, :kept], r[:kept]
-        return Start(b, a)
+    def split(self, weight: Tensor, kept: int) -> Start:
+        q, r = torch.linalg.qr(weight)
+        return Start(q[:, :kept], r[:kept])

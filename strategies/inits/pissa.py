@@ -14,24 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.adapter.values import LayerShape
-from strategies.inits.init import Init, Start
+from strategies.inits.init import Start, WeightInit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pissa(Init):
+class Pissa(WeightInit):
     """The leading singular directions of the weight."""
 
     name = "pissa"
     paper = "arXiv:2404.02948"
-    sees = "weights"
-    unit = True
 
-    def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
-        b, a = torch.zeros(shape.d_out, rank), torch.zeros(rank, shape.d_in)
-        if seen is None:
-            return Start(b, a)
-        u, singular, vh = torch.linalg.svd(seen.double(), full_matrices=False)
-        kept, root = min(rank, *shape), singular.sqrt()
-        b[:, :kept], a[:kept] = (u * root)[:, :kept], (root[:, None] * vh)[:kept]
-        return Start(b, a)
+    def split(self, weight: Tensor, kept: int) -> Start:
+        u, singular, vh = torch.linalg.svd(weight, full_matrices=False)
+        root = singular[:kept].sqrt()
+        return Start(u[:, :kept] * root, root[:, None] * vh[:kept])
