@@ -130,7 +130,7 @@ def plain_work(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[
 def prepare(model: LoraModel, recipe: Recipe, turn: Turn, step: int) -> None:
     """Let the model compute a step of the round: as its structure draws it, and without what rests."""
     model.step(layer_seed(recipe.config.seed, turn.number, str(step)))
-    if not recipe.optimizer.alternates:
+    if not recipe.optimizer.alternates():
         return
     for key in turn.keys:
         for parameter in model.parameters(key):

@@ -76,20 +76,20 @@ def _check_init(choices: Choices) -> None:
             expected=f"'{AUTO}', or another start than one whose B is zero and stays so, or that leaves the base model",
             got=init.name,
         )
-    if rule.structure.nested and not (init.zero or init.moves):
-        fitting = listed([name for name, kind in INITS.items() if kind.zero or kind.moves])
+    stays = listed([name for name, kind in INITS.items() if not kind.taken_off()])
+    if rule.structure.nested and init.taken_off():
         raise BouquetError(
             f"the structure '{rule.structure.name}' trains leading slots without the others, of a start that is taken "
             "off the base with all of them",
             where="init.name",
-            expected=f"'{AUTO}', or {fitting}",
+            expected=f"'{AUTO}', or {stays}",
             got=init.name,
         )
-    if rule.thins and not (init.zero or init.moves):
+    if rule.thins and init.taken_off():
         raise BouquetError(
             f"the rule '{rule.name}' sends some of the values of a start that is taken off the base with all of them",
             where="init.name",
-            expected=f"'{AUTO}', or {listed([name for name, kind in INITS.items() if kind.zero or kind.moves])}",
+            expected=f"'{AUTO}', or {stays}",
             got=init.name,
         )
     if rule.mixed_ranks or rule.restarts or rule.settled:
@@ -112,14 +112,14 @@ def _check_node(choices: Choices) -> None:
             got=choices.optimizer.name,
         )
     plan = choices.rule.plan(choices.rule.settled)
-    if choices.optimizer.alternates and not plan.trained >= FACTORS:
+    if choices.optimizer.alternates() and not plan.trained >= FACTORS:
         raise BouquetError(
             f"the optimizer '{choices.optimizer.name}' trains both factors in turns, '{choices.rule.name}' does not",
             where="optimizer.name",
-            expected=listed([name for name in fitting if not OPTIMIZERS[name].alternates]),
+            expected=listed([name for name in fitting if not OPTIMIZERS[name].alternates()]),
             got=choices.optimizer.name,
         )
-    if choices.optimizer.alternates and not choices.gradient.rests:
+    if choices.optimizer.alternates() and not choices.gradient.rests:
         raise BouquetError(
             f"the gradient '{choices.gradient.name}' is of all that is trained, in every step",
             where=f"gradient.name, optimizer.name = '{choices.optimizer.name}'",

@@ -101,7 +101,7 @@ class Recipe(Choices):
     @property
     def _starts_over_one(self) -> bool:
         """Whether the start may have an offset: an adapter, or what takes off again what the init adds."""
-        return bool(self.config.model.adapter) or not (self.init.zero or self.init.moves)
+        return bool(self.config.model.adapter) or self.init.taken_off()
 
     @property
     def continues(self) -> bool:

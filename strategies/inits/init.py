@@ -40,6 +40,11 @@ class Init(Method):
     moves: ClassVar[bool] = False
     """Whether the start is a step away from the base model, and meant to be; any other is taken off again."""
 
+    @classmethod
+    def taken_off(cls) -> bool:
+        """Whether what the start adds to the base model is taken off again, by the offset."""
+        return not (cls.zero or cls.moves)
+
     @abstractmethod
     def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
         """The start of one layer.

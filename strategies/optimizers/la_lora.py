@@ -37,7 +37,6 @@ class LaLora(AdamW):
     name = "la-lora"
     paper = "arXiv:2602.19926"
     pairwise = True
-    alternates = True
 
     def build(self, pairs: Sequence[Pair], adapter: Group, head: Group) -> torch.optim.Optimizer:
         optimizer = super().build(pairs, adapter, head)
@@ -53,7 +52,8 @@ class LaLora(AdamW):
             optimizer.register_step_pre_hook(before)
         return optimizer
 
-    def rests(self, step: int) -> frozenset[str]:
+    @classmethod
+    def rests(cls, step: int) -> frozenset[str]:
         """A in the first step, B in the second, and so on."""
         return frozenset({"A" if step % 2 == 0 else "B"})
 

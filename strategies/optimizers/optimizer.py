@@ -27,9 +27,6 @@ class Optimizer(Method):
     pairwise: ClassVar[bool] = False
     """Whether it looks at a layer's two factors together, and so wants a plain LoRA."""
 
-    alternates: ClassVar[bool] = False
-    """Whether it trains a layer's factors in turns, and so wants both to be trained."""
-
     @classmethod
     def knows(cls, structure: Structure) -> bool:
         """Whether it can step along the gradients of a structure."""
@@ -42,6 +39,12 @@ class Optimizer(Method):
         Either group may be empty.
         """
 
-    def rests(self, step: int) -> frozenset[str]:
+    @classmethod
+    def rests(cls, step: int) -> frozenset[str]:
         """The parts that are not trained in a step of a round, counted from 0."""
         return frozenset()
+
+    @classmethod
+    def alternates(cls) -> bool:
+        """Whether it trains a layer's factors in turns, and so wants both to be trained."""
+        return bool(cls.rests(0))

@@ -317,7 +317,7 @@ AXES = (
     Mutant(
         "leading slots of a start that is taken off with all of them",
         "strategies/laws.py",
-        "if rule.structure.nested and not (init.zero or init.moves):",
+        "if rule.structure.nested and init.taken_off():",
         "if False:",
         LAWS,
     ),
@@ -331,7 +331,7 @@ AXES = (
     Mutant(
         "some values of a start that is taken off with all of them",
         "strategies/laws.py",
-        "if rule.thins and not (init.zero or init.moves):",
+        "if rule.thins and init.taken_off():",
         "if False:",
         LAWS,
     ),
