@@ -13,7 +13,7 @@ pulls its norms and what it sums apart.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,32 @@ from strategies.gradients.engine import Engine, Rows, folded
 from strategies.gradients.gradient import Gradient
 
 Trained = nn.Linear | Diagonal
-COMPUTED: Mapping[type, Callable[[Any, Tensor], Tensor]] = {
-    nn.Linear: lambda layer, x: linear(x, layer.weight, layer.bias),
-    Diagonal: lambda layer, x: x * layer.weight,
+
+
+class Kind(NamedTuple):
+    """A kind of layer: ``x`` is its input (N x T x d_in), ``g`` the gradient of its output (N x T x d_out)."""
+
+    output: Callable[[Any, Tensor], Tensor]
+    """Of the layer and x."""
+    backward: Callable[[Tensor, Tensor], Tensor]
+    """The gradient of x, of g and the weight."""
+    examples: Callable[[Tensor, Tensor], Tensor]
+    """The gradient of the weight for each of N examples, of g and x."""
+
+
+KINDS: Mapping[type, Kind] = {
+    nn.Linear: Kind(
+        output=lambda layer, x: linear(x, layer.weight, layer.bias),
+        backward=lambda g, weight: g @ weight,
+        examples=lambda g, x: torch.bmm(g.mT, x),
+    ),
+    Diagonal: Kind(
+        output=lambda layer, x: x * layer.weight,
+        backward=lambda g, weight: g * weight,
+        examples=lambda g, x: (g * x).sum(1),
+    ),
 }
-"""What the layers compute whose per-example gradients are known here, by their very type."""
+"""The layers whose per-example gradients are known here, by their very type."""
 
 
 class BookKeeping(Engine):
@@ -41,7 +62,7 @@ class BookKeeping(Engine):
         self._rows: Rows | None = None
         self._layers: list[nn.Module] = []
         for name, module in layers.items():
-            if type(module) not in COMPUTED or "forward" in vars(module):
+            if type(module) not in KINDS or "forward" in vars(module):
                 self.__exit__()
                 raise BouquetError(
                     "a trained layer is not a plain linear layer",
@@ -70,7 +91,7 @@ class BookKeeping(Engine):
             raise folded(f"an input of {self._examples} x ... x {x.shape[-1]}", x)
         x, g = (tensor.reshape(len(tensor), -1, tensor.shape[-1]).float() for tensor in (x, g))
         if layer.weight.requires_grad:
-            self._keep(layer.weight, (g * x).sum(1) if isinstance(layer, Diagonal) else torch.bmm(g.mT, x))
+            self._keep(layer.weight, KINDS[type(layer)].examples(g, x))
         bias = getattr(layer, "bias", None)
         if bias is not None and bias.requires_grad:
             self._keep(bias, g.sum(1))
@@ -106,7 +127,7 @@ Record = Callable[[Trained, Tensor, Tensor], None]
 def recorded(layer: Trained, record: Record, x: Tensor) -> Tensor:
     """The layer's output; its weight's ordinary gradient is left out, and ``record`` called in its place."""
     if not torch.is_grad_enabled():
-        return COMPUTED[type(layer)](layer, x)
+        return KINDS[type(layer)].output(layer, x)
     # The weight is an argument so that the layer has a gradient even where its input needs none.
     output: Tensor = _Recorded.apply(x, layer.weight, layer, record)  # type: ignore[no-untyped-call]
     return output
@@ -120,13 +141,11 @@ class _Recorded(torch.autograd.Function):
         ctx.save_for_backward(x)
         # The layer itself: under gradient checkpointing a saved parameter comes back as another object.
         ctx.layer, ctx.record = layer, record
-        return COMPUTED[type(layer)](layer, x)
+        return KINDS[type(layer)].output(layer, x)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
         (g,) = outputs
         ctx.record(ctx.layer, ctx.saved_tensors[0], g)
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None
-        weight = ctx.layer.weight
-        return g * weight if isinstance(ctx.layer, Diagonal) else g @ weight, None, None, None
+        kind, weight = KINDS[type(ctx.layer)], ctx.layer.weight
+        return kind.backward(g, weight) if ctx.needs_input_grad[0] else None, None, None, None
