@@ -84,7 +84,7 @@ def train(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Examp
     def gradients(step: int) -> Figures:
         # The mean over all that the step learns, not the mean of its batches' means.
         drawn = list(islice(batches, config.accumulation))
-        labels = (task.collate([examples[each] for each in batch], model.pad)["labels"] for batch in drawn)
+        labels = (task.labels([examples[each] for each in batch]) for batch in drawn)
         weight = float(sum(task.weights(each).sum() for each in labels))
         dealt = deal_batches(drawn, processes.number, task.divisible)
         shares = [{"step": step, "batches": own, "weight": weight} for own in dealt]

@@ -12,7 +12,8 @@ from common.tasks.instruct import Instruct
 from common.tasks.kto import Kto
 from common.tasks.multi_label import MultiLabel
 from common.tasks.regress import Regress
-from common.tasks.task import Batch, Example, Output, Score, Task
+from common.tasks.score import Score
+from common.tasks.task import Batch, Example, Output, Task
 from common.tasks.text import Text
 from common.tasks.vision import Vision
 

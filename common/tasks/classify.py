@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from common.sources.fields import LeftOut, words
 from common.tasks.classes import label
 from common.tasks.headed import Classed
-from common.tasks.task import Example, Output, Score
+from common.tasks.score import Score
+from common.tasks.task import Example, Output
 
 # A confusion matrix of more would be larger than an adapter.
 MOST_CLASSES = 512

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from common.tasks.preference import Preference, possible, summed, tally
-from common.tasks.task import IGNORED, Example, Output, Score
+from common.tasks.score import Score
+from common.tasks.task import IGNORED, Example, Output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -23,7 +23,8 @@ from common.config.run import TaskConfig
 from common.sources.fields import text, words
 from common.tasks.encoding import whole
 from common.tasks.fixed import fixed
-from common.tasks.task import Example, Output, Score, Task
+from common.tasks.score import Score
+from common.tasks.task import Example, Output, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,8 @@ from common.error import BouquetError
 from common.sources.counts import Counts
 from common.sources.fields import LeftOut
 from common.sources.records import Placed, Record, broken, content
-from common.tasks.task import Example, Task, tokenized
+from common.tasks.task import Example, Task
+from common.tasks.tokenized import tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.sources.fields import text, words
-from common.tasks.task import IGNORED, Example, Output, Score
+from common.tasks.score import Score
+from common.tasks.task import IGNORED, Example, Output
 from common.tasks.text import Text
 from common.tasks.turns import asked, conversation
 

@@ -20,7 +20,8 @@ from common.error import BouquetError
 from common.sources.fields import LeftOut, words
 from common.tasks.classes import label
 from common.tasks.preference import Preference, possible, summed, tally
-from common.tasks.task import IGNORED, Batch, Example, Output, Score
+from common.tasks.score import Score
+from common.tasks.task import IGNORED, Example, Output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,13 +72,11 @@ class Kto(Preference):
         side = UNDESIRABLE if number % 2 else DESIRABLE
         return Example(tokens, [side, IGNORED, *tokens[2:]])
 
-    def collate(self, examples: Sequence[Example], pad: int) -> Batch:
-        """Behind the examples' own rows, each prompt with the reply to the one before it."""
+    def together(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Against each example stands its prompt with the reply to the one before it."""
         replies = [*examples[-1:], *examples[:-1]]
-        return super().collate(
-            [one._replace(against=self._mismatched(one, other)) for one, other in zip(examples, replies, strict=True)],
-            pad,
-        )
+        pairs = zip(examples, replies, strict=True)
+        return [one._replace(against=self._mismatched(one, other)) for one, other in pairs]
 
     def _mismatched(self, prompt: Example, reply: Example) -> Example:
         """The prompt of one example with the reply of another, as far as it fits."""

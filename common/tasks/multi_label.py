@@ -18,7 +18,8 @@ from common.error import BouquetError
 from common.sources.fields import LeftOut, words
 from common.tasks.classes import label
 from common.tasks.headed import Classed
-from common.tasks.task import Example, Output, Score
+from common.tasks.score import Score
+from common.tasks.task import Example, Output
 
 HITS, FALSE_ALARMS, MISSES = "hits", "false-alarms", "misses"
 

@@ -18,7 +18,8 @@ from common.error import BouquetError
 from common.sources.fields import LeftOut, words
 from common.tasks.fixed import fixed
 from common.tasks.headed import Headed
-from common.tasks.task import Example, Output, Score
+from common.tasks.score import Score
+from common.tasks.task import Example, Output
 
 UNIT = 2**30
 """Tallies are in 2^-30: of 2^31 texts they fit into 62 bits."""

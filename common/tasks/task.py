@@ -2,9 +2,7 @@
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -15,6 +13,7 @@ from torch import Tensor
 from common.config.run import TaskConfig
 from common.error import BouquetError, did_you_mean
 from common.sources.images import ImageFile
+from common.tasks.score import Score
 from common.tasks.sight import Sight
 
 if TYPE_CHECKING:
@@ -72,52 +71,6 @@ class Example(NamedTuple):
     def length(self) -> int:
         """Tokens of the longest of its texts."""
         return max(len(each.tokens) for each in self.texts)
-
-
-def token_ids(tokenizer: "PreTrainedTokenizerBase", text: Any, **options: Any) -> list[int]:
-    """The tokens of a text. Raises :class:`BouquetError` as :func:`tokenized` does."""
-    return list(tokenized(tokenizer, text, **options)["input_ids"])
-
-
-def tokenized(tokenizer: "PreTrainedTokenizerBase", text: Any, pair: Any = None, **options: Any) -> Mapping[str, Any]:
-    """What a tokenizer makes of a text, or of a pair. Raises :class:`BouquetError` where it breaks down over them."""
-    with tokenizing():
-        encoded: Mapping[str, Any] = tokenizer(text, pair, **options)
-        return encoded
-
-
-@contextmanager
-def tokenizing() -> Iterator[None]:
-    """Raise :class:`BouquetError` where a tokenizer breaks down.
-
-    Tokenizers are written in Rust, whose panics are no ``Exception``: unturned, one text would end the process.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise BouquetError("the tokenizer breaks down over a text", got=str(error)) from error
-
-
-@dataclass(frozen=True)
-class Score:
-    """Sums over held-out examples; ``count`` is what ``loss`` is summed over (tokens or examples).
-
-    ``tallies`` are whole numbers that add up over batches and nodes, for figures that are no mean of the nodes' own.
-    """
-
-    loss: float = 0.0
-    correct: int = 0
-    count: int = 0
-    tallies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-    def __add__(self, other: "Score") -> "Score":
-        tallies = dict(self.tallies)
-        for name, values in other.tallies.items():
-            before = tallies.get(name, (0,) * len(values))
-            tallies[name] = tuple(a + b for a, b in zip(before, values, strict=True))
-        return Score(self.loss + other.loss, self.correct + other.correct, self.count + other.count, tallies)
 
 
 class Task(ABC):
@@ -279,11 +232,17 @@ class Task(ABC):
         """What the tallies say of each class, by its name: ``share`` of the examples, ``recall`` where it has any."""
         return {}
 
+    def together(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The examples of a batch with what each has of the others."""
+        return examples
+
+    def labels(self, examples: Sequence[Example]) -> Tensor:
+        """The labels of a batch of ``examples``, as :meth:`collate` has them beside it."""
+        return self.targets(*_rows(self.together(examples)))
+
     def collate(self, examples: Sequence[Example], pad: int) -> Batch:
         """Pad on the right to the longest; shapes ``N x T``, and N is :attr:`rows` times as many as ``examples``."""
-        rows = zip_longest(*(example.texts for example in examples))
-        texts = [text for row in rows for text in row if text is not None]
-        longest = max(len(text.tokens) for text in texts)
+        texts, longest = _rows(self.together(examples))
         tokens = torch.full((len(texts), longest), pad)
         mask, segments = torch.zeros_like(tokens), torch.zeros_like(tokens)
         for row, text in enumerate(texts):
@@ -319,3 +278,10 @@ class Task(ABC):
                     got=f"the fields {', '.join(columns)}" if columns else "no record",
                     cure=f"{close} The task.* keys of the run config name the fields.".strip(),
                 )
+
+
+def _rows(examples: Sequence[Example]) -> tuple[list[Example], int]:
+    """The texts that are a batch's rows, in their order, and the tokens of the longest."""
+    rows = zip_longest(*(example.texts for example in examples))
+    texts = [text for row in rows for text in row if text is not None]
+    return texts, max(len(text.tokens) for text in texts)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from common.sources.fields import LeftOut, text
-from common.tasks.task import IGNORED, Example, Output, Score, Task, token_ids
+from common.tasks.score import Score
+from common.tasks.task import IGNORED, Example, Output, Task
+from common.tasks.tokenized import token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from common.error import BouquetError
 from common.sources.fields import LeftOut, words
-from common.tasks.task import IGNORED, Example, tokenized, tokenizing
+from common.tasks.task import IGNORED, Example
+from common.tasks.tokenized import tokenized, tokenizing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from common.config.run import TrainConfig
+from common import tasks
+from common.config.run import TaskConfig, TrainConfig
 from common.models import token_losses
-from common.tasks import Example
+from common.tasks import TASKS, Example
 from common.tasks.task import IGNORED
 from tests.support.private_steps import TEXT, fresh, gradients
 from tests.support.training import train_plainly
@@ -40,3 +41,10 @@ def test_a_step_is_the_mean_over_all_its_tokens(batch, accumulation, chunk, monk
         train_plainly(fresh("none"), TEXT, EXAMPLES, TrainConfig.model_validate(wanted))
     expected = dense()
     assert float((seen[0] - expected).norm()) < 1e-5 * float(expected.norm())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_labels_that_a_step_is_weighed_by_are_those_of_its_batches(name):
+    task = tasks.build(TaskConfig.model_validate({"name": name}))
+    examples = [task.made_up([1, *range(5, 5 + length)], number) for number, length in enumerate((9, 4, 12))]
+    assert torch.equal(task.labels(examples), task.collate(examples, 0)["labels"])
