@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from common import tasks
 from common.config.node import NodeConfig
 from common.config.run import DataConfig, ModelConfig, TaskConfig
 from common.error import BouquetError
@@ -12,7 +11,6 @@ from common.models import base, lengths
 from common.sources import dealing
 from common.sources.counts import Counts
 from common.sources.files import Stamp
-from common.sources.records import fields
 from common.tasks import Example
 
 
@@ -34,10 +32,7 @@ def node_examples(
     Raises :class:`BouquetError` where a node has too few examples, or none of its own to hold out from the others.
     """
     found, source = dealing.node_records(data, node, seed), node.data or data.source
-    tokenizer = base.load_tokenizer(model)
-    tasks.build(task).check(fields(found), where=source)
-    kind = lengths.fitted(task, model, found, tokenizer, source)
-    encoded, counts = tasks.encoded(kind, found, tokenizer)
+    _, encoded, counts = lengths.encoded(task, model, found, source)
     texts = (text for record in encoded for example in record for text in example.texts)
     base.check_words(model, (token for text in texts for token in text.tokens))
     if len(usable := list(filter(None, encoded))) < 2:

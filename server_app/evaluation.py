@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 
-from common import tasks
 from common.adapter.values import State
 from common.error import BouquetError
-from common.models import adapted, base, lengths
+from common.models import adapted, lengths
 from common.sources import dealing
-from common.sources.records import fields
 from common.tasks import Score
 from strategies import Recipe
 
@@ -24,12 +22,9 @@ def central(recipe: Recipe) -> Callable[[State], Score]:
             where=f"evaluation.source, rule.name = '{recipe.rule.name}', task.head = '{config.task.head}'",
             cure="Leave evaluation.source empty: every node scores its own model.",
         )
-    tokenizer = base.load_tokenizer(config.model)
     source = config.evaluation.source
     found = dealing.read(source, "evaluation.source")
-    tasks.build(config.task).check(fields(found), where=source)
-    task = lengths.fitted(config.task, config.model, found, tokenizer, source)
-    encoded, _ = tasks.encoded(task, found, tokenizer)
+    task, encoded, _ = lengths.encoded(config.task, config.model, found, source)
     examples = [example for record in encoded for example in record][: config.evaluation.limit or None]
 
     def score(state: State) -> Score:

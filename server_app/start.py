@@ -1,18 +1,14 @@
-"""What a start is made of beside the config: gradients of public data, and an adapter that is there already."""
+"""What a start is made of beside the config: what an init has to see, and an adapter that is there already."""
 
 from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
 
-from common import tasks
 from common.adapter.algebra import squared_norm
 from common.adapter.values import HEAD, Key, State, Tensors
-from common.config.run import RunConfig
-from common.models import adapted, base, lengths, observed
+from common.models import adapted, lengths, observed
 from common.sources import dealing
-from common.sources.records import fields
-from common.tasks import Example, Task
 from strategies import Recipe
 from strategies.inits import PublicInit
 
@@ -24,27 +20,19 @@ def seen(recipe: Recipe, given: Tensors | None = None) -> Callable[[str], Tensor
     again, for those of the adapted layers in float32.
     """
     config, init = recipe.config, recipe.init
-    model = adapted.load(config.model, config.lora, config.task, "auto", recipe.structure)
+    load = partial(adapted.load, config.model, config.lora, config.task, "auto", recipe.structure)
     if not isinstance(init, PublicInit):
-        return partial(observed.weight, model)
-    task, examples = _public(config, init)
+        return partial(observed.weight, load())
+    # Each record is an example or more, unless it is left out.
+    found = dealing.read(init.source, f"init.{init.name}.source")[: 4 * init.examples]
+    task, encoded, _ = lengths.encoded(config.task, config.model, found, init.source)
+    examples = [example for record in encoded for example in record][: init.examples]
     # From a start that adds nothing, in all that is trained: an adapter lets a gradient reach its layer.
+    model = load()
     state = Recipe.around(recipe.rule, config).start(model.spec, config.seed, given=given)
     model.install(state.adapter, state.scale, state.offset)
     look = observed.gradients if init.sees == "gradients" else observed.inputs
     return look(model, task, examples).__getitem__
-
-
-def _public(config: RunConfig, init: PublicInit) -> tuple[Task, list[Example]]:
-    """The examples that an init looks at, and their task."""
-    source, count = init.source, init.examples
-    tokenizer = base.load_tokenizer(config.model)
-    # Each record is an example or more, unless it is left out.
-    found = dealing.read(source, f"init.{init.name}.source")[: 4 * count]
-    task = lengths.fitted(config.task, config.model, found, tokenizer, source)
-    task.check(fields(found), where=source)
-    encoded, _ = tasks.encoded(task, found, tokenizer)
-    return task, [example for record in encoded for example in record][:count]
 
 
 def told(recipe: Recipe, given: Tensors, state: State) -> str:

@@ -13,8 +13,9 @@ from common import tasks
 from common.config.run import ModelConfig, RunConfig, TaskConfig
 from common.error import BouquetError
 from common.models import base, sight
-from common.sources.records import Placed
-from common.tasks import TASKS, Task
+from common.sources.counts import Counts
+from common.sources.records import Placed, fields
+from common.tasks import TASKS, Example, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,3 +73,16 @@ def fitted(
     needed = lengths[min(len(lengths) - 1, int(SHARE * len(lengths)))]
     rounded = min(widest.length, max(STEP, -(-needed // STEP) * STEP))
     return built(task.model_copy(update={"max_length": rounded}), model, source)
+
+
+def encoded(
+    task: TaskConfig, model: ModelConfig, found: Sequence[Placed], source: str
+) -> tuple[Task, list[list[Example]], Counts]:
+    """Records of a ``source`` as a plain run takes them: their task, the examples of each, and their counts.
+
+    Raises :class:`BouquetError` where they lack a field that the task reads, and as :func:`common.tasks.encoded` does.
+    """
+    tokenizer = base.load_tokenizer(model)
+    tasks.build(task).check(fields(found), where=source)
+    kind = fitted(task, model, found, tokenizer, source)
+    return kind, *tasks.encoded(kind, found, tokenizer)
