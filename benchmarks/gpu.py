@@ -32,7 +32,7 @@ from benchmarks.privacy import BATCHES, Bench, peak, seconds, tokenizer
 from benchmarks.sft import SftStep
 from common import tasks
 from common.config.run import LoraConfig, TaskConfig
-from common.models import base
+from common.models import placement
 from common.models.adapted import LoraModel
 
 RANK = 16
@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     options = parser.parse_args(arguments)
-    device = base.find_device("auto")
+    device = placement.find_device("auto")
     sizes = options.size or ["1B", "8B"]
     if device.type != "cuda" and sizes != ["toy"]:
         print("there is no GPU here; --size toy runs on a CPU", file=sys.stderr)

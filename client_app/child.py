@@ -23,7 +23,7 @@ from client_app.crossing import unpacked
 from client_app.group import Group
 from client_app.link import receive, send
 from client_app.privacy import private_work
-from client_app.session import model_of, prepare, recipe_of
+from client_app.process import model_of, prepare, recipe_of
 from client_app.shares import Work
 from client_app.training import Turn, plain_work
 from common.adapter.values import OFFSET, Key

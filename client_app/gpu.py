@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from common.error import BouquetError
-from common.models.base import find_devices
+from common.models.placement import find_devices
 
 
 def identity(device: torch.device) -> str:

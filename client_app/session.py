@@ -5,17 +5,14 @@ records may decide whether there is a reply, or of what form. Up to the charge, 
 after it, whatever fails with them is done as if there were none.
 """
 
-import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from client_app import children
 from client_app.audit import run_name
@@ -26,6 +23,7 @@ from client_app.memory import Memory
 from client_app.policy import Policy
 from client_app.privacy import check_apart, privatise, train_privately
 from client_app.probe import probe_scores
+from client_app.process import model_of, prepare, recipe_of
 from client_app.scoring import noised_score
 from client_app.shares import ALONE, Processes
 from client_app.simulation import simulated
@@ -36,7 +34,7 @@ from common import durable
 from common.adapter.values import State, Tensors, Update
 from common.config.node import NodeConfig
 from common.error import BouquetError
-from common.models import adapted, base, kernels, lengths
+from common.models import base, kernels, lengths
 from common.models.adapted import LoraModel
 from common.privacy.accounting import Release
 from common.record.export import export
@@ -44,7 +42,6 @@ from common.record.steps import StepsFile
 from common.sources import files
 from common.tasks import Example, Score, Task
 from common.version import ROOT, fingerprint
-from strategies import Recipe
 
 
 class Session:
@@ -334,28 +331,3 @@ class Session:
             own = State(model.tensors(), state.scale, state.round, state.offset)
             with durable.writing("this node's own adapter", self.memory.adapter, durable.OF_A_NODE):
                 export(own, self.config, self.memory.adapter, with_head=True)
-
-
-def prepare() -> None:
-    """What every process of a node wants before it works: the threads that it may have, and a log without bars."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-
-
-def recipe_of(run_config: Mapping[str, Any]) -> Recipe:
-    """A run's recipe, with the type that keeps an example's companions out of its gradient, where that is left open."""
-    recipe = Recipe.read(run_config)
-    config = recipe.config
-    if not config.privacy.per_example or config.model.dtype != "auto":
-        return recipe
-    exact = config.model.model_copy(update={"dtype": "float32"})
-    return replace(recipe, config=config.model_copy(update={"model": exact}))
-
-
-def model_of(recipe: Recipe, node: NodeConfig) -> LoraModel:
-    """The model of a run on the first of a node's devices, computed as the node says, with the recipe's adapter."""
-    config, device = recipe.config, node.devices[0]
-    model = adapted.load(config.model, config.lora, config.task, device, recipe.structure, config.privacy.mode)
-    kernels.choose(model, node)
-    return model

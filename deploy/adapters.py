@@ -11,7 +11,7 @@ from common import tasks
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.error import BouquetError
-from common.models import base
+from common.models import base, placement
 from common.record.directory import ADAPTER, CONFIG, Settings
 from common.record.export import ABOUT, read
 from strategies import read_config
@@ -131,7 +131,7 @@ def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "def
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # which weights are missing, and may be, is checked
     classes = tasks.classes(config.task)
-    network: Any = base.load(config.model, classes, base.find_device(device))
+    network: Any = base.load(config.model, classes, placement.find_device(device))
     if base.bare(config.model, classes):
         network.encoder = PeftModel.from_pretrained(network.encoder, str(folder), name)
         if classes:

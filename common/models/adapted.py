@@ -1,4 +1,6 @@
-"""A base model with its adapter: injecting, reading and writing factors, scoring. All of PEFT is here.
+"""A base model with its adapter: injecting, reading and writing factors, scoring.
+
+All that trains by PEFT is here and nowhere else, so that the file is a long one.
 
 The base is never written to. The adapter is PEFT's ``default``; the frozen offset is a second PEFT adapter on top.
 """

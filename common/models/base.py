@@ -72,24 +72,6 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def find_device(wanted: str) -> torch.device:
-    """The torch device of a node; ``auto`` is the first GPU, or else the CPU."""
-    if wanted == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        found = torch.device(wanted)
-    except RuntimeError as error:
-        raise BouquetError("an unknown device", where="device", expected="auto, cpu or cuda:0", got=wanted) from error
-    if found.type == "meta":
-        raise BouquetError("a device that holds nothing", where="device", expected="auto, cpu or cuda:0", got=wanted)
-    return found
-
-
-def find_devices(wanted: str) -> list[torch.device]:
-    """The torch devices over which one model is split, as ``cuda:0+cuda:1`` names them; mostly one."""
-    return [find_device(each.strip()) for each in wanted.split("+")]
-
-
 def bare(model: ModelConfig, classes: int | None) -> bool:
     """Whether the model is Transformers' without a head, and what becomes of its hidden states is ours."""
     return model.pooled or classes is None
@@ -126,7 +108,8 @@ def load(model: ModelConfig, classes: int | None, device: torch.device, *others:
     tokenizer = load_tokenizer(model)
     config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
     prequantised.prepare(config, model.quantization, heads, model.name)
-    options: dict[str, Any] = {"config": config, "dtype": compute, "device_map": _places(empty, device, *others)}
+    places = placement.places(empty, device, *others)
+    options: dict[str, Any] = {"config": config, "dtype": compute, "device_map": places}
     if model.quantization != "none" and not hasattr(config, "quantization_config"):
         options["quantization_config"] = quantization(model.quantization, compute, heads)
     auto = _auto(model, config, classes)
@@ -145,20 +128,6 @@ def load(model: ModelConfig, classes: int | None, device: torch.device, *others:
         network.generation_config.eos_token_id = vocabulary.ends(tokenizer, config, network.generation_config)
     loaded: nn.Module = network
     return loaded
-
-
-def _places(empty: nn.Module, *devices: torch.device) -> dict[str, torch.device]:
-    """Where each part of a model goes, by its name."""
-    if len(devices) == 1:
-        return {"": devices[0]}
-    if isinstance(empty, Pooled):
-        raise BouquetError(
-            "a model with a head of our own cannot be split",
-            where="device, model.pooling = 'mean'",
-            expected="one device",
-            got="+".join(map(str, devices)),
-        )
-    return placement.split(empty, devices, placement.rooms(devices))
 
 
 def keep_trainable(network: nn.Module) -> None:

@@ -8,7 +8,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from common.config.run import ModelConfig
-from common.models.base import find_devices, load
+from common.models.base import load
+from common.models.placement import find_devices
 
 Worn = TypeVar("Worn")
 

@@ -19,7 +19,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from common.config.node import NodeConfig
 from common.error import RefusalError
 from common.models.adapted import LoraModel
-from common.models.base import find_devices
+from common.models.placement import find_devices
 
 FLASH = "flash_attention_2"
 

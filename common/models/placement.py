@@ -1,7 +1,8 @@
-"""A base that is split over several devices of one process, since it does not fit one.
+"""Where a base is computed: on a device of the machine, or split over several, since it does not fit one.
 
-Its blocks are computed one after the other, so each device has some of them in a row, by the room that it has; what
-stands before and behind them is on the first, where batches come in and outputs go out. Accelerate moves what crosses.
+The blocks of one that is split are computed one after the other, so each device has some of them in a row, by the room
+that it has; what stands before and behind them is on the first, where batches come in and outputs go out. Accelerate
+moves what crosses.
 """
 
 from bisect import bisect_left
@@ -13,6 +14,42 @@ from torch import nn
 
 from common.error import BouquetError
 from common.models.packing import blocks
+from common.models.pooling import Pooled
+
+
+def find_device(wanted: str) -> torch.device:
+    """The torch device of a node; ``auto`` is the first GPU, or else the CPU."""
+    if wanted == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        found = torch.device(wanted)
+    except RuntimeError as error:
+        raise BouquetError("an unknown device", where="device", expected="auto, cpu or cuda:0", got=wanted) from error
+    if found.type == "meta":
+        raise BouquetError("a device that holds nothing", where="device", expected="auto, cpu or cuda:0", got=wanted)
+    return found
+
+
+def find_devices(wanted: str) -> list[torch.device]:
+    """The torch devices over which one model is split, as ``cuda:0+cuda:1`` names them; mostly one."""
+    return [find_device(each.strip()) for each in wanted.split("+")]
+
+
+def places(empty: nn.Module, *devices: torch.device) -> dict[str, torch.device]:
+    """The device of every part of a model that is loaded, by the part's name; ``empty`` is its skeleton.
+
+    Raises :class:`BouquetError` for one that cannot be split, where there are several.
+    """
+    if len(devices) == 1:
+        return {"": devices[0]}
+    if isinstance(empty, Pooled):
+        raise BouquetError(
+            "a model with a head of our own cannot be split",
+            where="device, model.pooling = 'mean'",
+            expected="one device",
+            got="+".join(map(str, devices)),
+        )
+    return split(empty, devices, rooms(devices))
 
 
 def rooms(devices: Sequence[torch.device]) -> list[float]:

@@ -19,7 +19,7 @@ from common.adapter.spec import Spec
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.error import BouquetError
-from common.models import adapted, base, lengths
+from common.models import adapted, base, lengths, placement
 from common.privacy.dataset import canonical
 from common.sources import dealing
 from common.sources.records import content, fields
@@ -112,7 +112,7 @@ def memory(config: RunConfig, node: NodeConfig) -> str:
 
 def _memory(config: RunConfig, node: NodeConfig, place: str, processes: int) -> str:
     """What so many processes take on one device, or on those that each is split over."""
-    devices, length = base.find_devices(place), config.task.max_length
+    devices, length = placement.find_devices(place), config.task.max_length
     gpu = devices[0].type == "cuda"
     need = processes * estimate(config, node.lora_rank or config.lora.rank, gpu)
     free = float(psutil.virtual_memory().available)

@@ -13,7 +13,7 @@ from packaging.version import Version
 from torch import nn
 
 from common.error import BouquetError
-from common.models import base
+from common.models import placement
 from deploy.doctor.check import WarningError
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
@@ -42,7 +42,7 @@ def versions(constraints: Path = CONSTRAINTS) -> str:
 
 def quantisation(devices: Sequence[str]) -> str:
     """Quantise a layer to NF4 on every device of a node, and train an adapter over it for one step."""
-    found = (each for device in devices for each in base.find_devices(device))
+    found = (each for device in devices for each in placement.find_devices(device))
     return "; ".join(map(_quantisation, dict.fromkeys(found)))
 
 

@@ -18,7 +18,7 @@ from common import tasks
 from common.adapter.values import State
 from common.config.run import RunConfig
 from common.error import BouquetError
-from common.models import base
+from common.models import base, placement
 from common.models.adapted import LoraModel
 from deploy import adapters
 from strategies import Recipe
@@ -90,7 +90,7 @@ def _alone(compute: Callable[P, T]) -> Callable[P, T]:
 @_alone
 def own(state: State, config: RunConfig, texts: Texts, device: str) -> Logits:
     """The logits of the run's own model, put together as a node does it: factors, core and offset apart."""
-    network = base.load(config.model, tasks.classes(config.task), base.find_device(device))
+    network = base.load(config.model, tasks.classes(config.task), placement.find_device(device))
     structure = Recipe.build(config).structure
     model = LoraModel(network, config.lora.model_copy(update={"rank": state.rank}), structure)
     model.install(state.adapter, state.scale, state.offset)
@@ -109,7 +109,7 @@ def reloaded(folder: Path, config: RunConfig, texts: Texts, device: str) -> list
 @_alone
 def remerged(config: RunConfig, texts: Texts, device: str) -> list[Tensor]:
     """The logits of a merged model, loaded by Transformers."""
-    return _logits(base.load(config.model, tasks.classes(config.task), base.find_device(device)).eval(), texts)
+    return _logits(base.load(config.model, tasks.classes(config.task), placement.find_device(device)).eval(), texts)
 
 
 @torch.no_grad()

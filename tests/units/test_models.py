@@ -21,7 +21,7 @@ from common.adapter.structures import stacked
 from common.adapter.values import Key, State, Update
 from common.config.run import LoraConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from common.error import BouquetError
-from common.models import adapted, base, embedded
+from common.models import adapted, base, embedded, placement
 from common.record.export import export
 from common.tasks import Example
 from strategies.objectives import FedProx, Plain
@@ -214,7 +214,7 @@ def test_a_missing_model_is_named(name):
 
 def test_an_unknown_device_is_refused():
     with pytest.raises(BouquetError, match=r"an unknown device \(device\): expected auto, cpu or cuda:0, got gpu"):
-        base.find_device("gpu")
+        placement.find_device("gpu")
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])

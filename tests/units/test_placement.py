@@ -52,8 +52,8 @@ def test_what_cannot_be_split_is_named():
 
 
 def test_a_device_that_holds_nothing_is_refused():
-    assert base.find_devices("cpu + cuda:1") == [CPU, GPUS[1]]
+    assert placement.find_devices("cpu + cuda:1") == [CPU, GPUS[1]]
     with pytest.raises(BouquetError, match=r"a device that holds nothing \(device\): .*got meta"):
-        base.find_devices("cpu+meta")
+        placement.find_devices("cpu+meta")
     with pytest.raises(BouquetError, match=r"an unknown device \(device\): .*got disk"):
-        base.find_devices("cpu+disk")
+        placement.find_devices("cpu+disk")
