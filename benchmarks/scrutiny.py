@@ -5,7 +5,7 @@
 Synthetic updates in the geometry of every rule: an honest node's change of what it trains is a direction that all have
 in common and noise of its own, and what it sends is what the rule makes of that. Two honest changes have a cosine of
 0.1 with iid data; with skewed data of 0.05, and half of the nodes have another direction in common besides. Real
-training is in no row; `tests/runs/test_faults.py` has a run of four nodes in which one flips.
+training is in no row; `tests/runs/test_hostile_replies.py` has a run of four nodes in which one flips.
 
     flip      turns its change round                 scale   turns it round, ten times as large
     pair      half of them turn round the honest direction, at a tenth of the size, all alike

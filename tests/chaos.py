@@ -26,7 +26,8 @@ from common.record import checkpoint
 from deploy.bundles import forks
 from deploy.site.folder import Site
 from deploy.site.superlink import statuses
-from tests.support.processes import Federation, federation, listens, wait_for
+from tests.support.ports import listens
+from tests.support.processes import Federation, federation, wait_for
 
 NODES = 3
 SETTINGS = (

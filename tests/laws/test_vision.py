@@ -1,10 +1,6 @@
 """Models that see images: what they make of a batch, of LoRA and of privacy, beside Transformers' and PEFT's own."""
 
-from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
 
 import pytest
 import torch
@@ -14,68 +10,19 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from client_app.probe import probe
-from common import tasks
 from common.adapter.values import State
 from common.error import BouquetError
 from common.models import base, lengths
 from common.models.adapted import LoraModel
 from common.models.coverage import coverage
 from common.models.packing import Packing
-from common.privacy.accounting import Release
 from common.record.export import export
 from common.sources import dealing
 from common.tasks.task import IGNORED
-from strategies import read_config
-from strategies.gradients import GRADIENTS
 from tests.support import vision
-from tests.support.private_steps import attach, brute_force, clipped_sum, relative, scattered, train_here
+from tests.support.private_steps import brute_force, relative
+from tests.support.seeing import KINDS, data, examples, loaded, settings
 from tests.support.training import train_plainly
-
-KINDS = {
-    "llava": vision.save_llava,
-    "llava in parts": lambda folder: vision.save_llava(folder, vision.PARTS),
-    "llava-next": vision.save_llava_next,
-    "qwen2-vl": vision.save_qwen2_vl,
-}
-
-
-@cache
-def checkpoint(kind: str) -> Path:
-    if kind == "qwen2-vl":
-        pytest.importorskip("torchvision", reason="Qwen2-VL's processor, which reads films too, wants torchvision")
-    return KINDS[kind](Path(mkdtemp()) / "seeing")
-
-
-@cache
-def data() -> Path:
-    """Records of one image and of two, of several sizes, with questions of several lengths."""
-    folder = Path(mkdtemp())
-    file = vision.save_records(folder, 7)
-    more = [
-        vision.record(["images/0.png", "images/1.png"], "red and blue"),
-        vision.record("images/2.png", "red") | {"input": "Say it in one word, please, and in small letters"},
-    ]
-    with file.open("a") as opened:
-        opened.writelines(f"{vision.json.dumps(each)}\n" for each in more)
-    return file
-
-
-def settings(kind: str, quantisation: str = "none", **more: Any) -> Any:
-    flat = {"model.name": str(checkpoint(kind)), "task.name": "vision", "model.quantization": quantisation}
-    return read_config(flat | {"train.steps": 2, "train.batch-size": 4, "task.max-length": 192} | more)
-
-
-def examples(config: Any) -> tuple[tasks.Task, list[tasks.Example]]:
-    task = lengths.widest(config, str(data()))
-    read, _ = tasks.encoded(task, dealing.read(str(data())), base.load_tokenizer(config.model))
-    return task, [example for record in read for example in record]
-
-
-def loaded(config: Any) -> LoraModel:
-    """With factors that all matter."""
-    return scattered(LoraModel(base.load(config.model, 0, torch.device("cpu")), config.lora))
-
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -251,71 +198,6 @@ def test_plain_peft_loads_what_a_model_leaves(kind: str, targets: str, tmp_path:
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(**inputs).logits, model.logits(batch), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["llava", "llava-next"])
-@pytest.mark.parametrize("engine", ["fast", "hooks"])
-def test_every_example_has_a_gradient_of_its_own(kind: str, engine: str) -> None:
-    """An example is a record with its images, whatever stands beside it in a batch."""
-    config = settings(kind)
-    (task, chosen), model = examples(config), loaded(config)
-    parameters = model.train_only(model.keys)
-    rows = brute_force(model, parameters, chosen, task)
-    bound = float(rows.norm(dim=1).median())
-    expected = (rows * (bound / rows.norm(dim=1)).clamp(max=1.0)[:, None]).sum(0)
-    assert relative(clipped_sum(model, chosen, engine, bound, task=task), expected) < 1e-5
-
-
-@pytest.mark.parametrize("engine", ["fast", "hooks"])
-def test_looks_at_a_model_leave_it_as_it_was(engine: str) -> None:
-    """At its first image Transformers puts hooks on a tower. Twice there, they take another layer for the last."""
-    config = settings("llava")
-    (task, chosen), model, untouched = examples(config), loaded(config), loaded(config)
-    model.train_only(model.keys)
-    for _ in range(2):
-        with (
-            nullcontext() if GRADIENTS[engine].packs else model.padded(),
-            attach(engine, model.network, 1.0, sequences=True) as attached,
-        ):
-            probe(attached, model, task)
-    batch = task.collate(chosen, model.pad)
-    with torch.no_grad():
-        assert torch.equal(model.outputs(batch).values, untouched.outputs(batch).values)
-
-
-class _Mixed(nn.Module):
-    """Takes from each image the mean over all images of a batch."""
-
-    def __init__(self, projector: nn.Module) -> None:
-        super().__init__()
-        self.projector = projector
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        seen: torch.Tensor = self.projector(features)
-        return seen - 0.1 * seen.mean(0, keepdim=True)
-
-
-def test_a_model_that_mixes_the_images_of_a_batch_is_refused_in_private() -> None:
-    config = settings("llava")
-    (task, _), model = examples(config), loaded(config)
-    body = model.network.base_model.model.model
-    body.multi_modal_projector = _Mixed(body.multi_modal_projector)
-    model.train_only(model.keys)
-    with (
-        attach("fast", model.network, 1.0, sequences=True) as engine,
-        pytest.raises(BouquetError, match="this model does not keep the examples of a batch apart"),
-    ):
-        probe(engine, model, task)
-
-
-@pytest.mark.parametrize("targets", ["vision_tower", "all-linear,multi_modal_projector"])
-def test_what_sees_is_not_trained_with_a_gradient_for_each_example(targets: str) -> None:
-    """Its rows are images, and an example may have several."""
-    config = settings("llava", **{"lora.targets": targets})
-    (task, chosen), model = examples(config), loaded(config)
-    said = "what sees images has no gradient for each example .*got model.(vision_tower|multi_modal_projector)"
-    with pytest.raises(BouquetError, match=said):
-        train_here(model, chosen, Release(1.0, 1.0, 1), task=task)
 
 
 def test_another_way_to_show_an_image_is_another_base(tmp_path: Path) -> None:

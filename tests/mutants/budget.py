@@ -3,9 +3,14 @@
 from tests.mutants import Mutant
 
 ACCOUNT = ("tests/oracles/test_accounting.py",)
-LEDGER = ("tests/units/test_budget.py", "tests/units/test_ledger.py", "tests/runs/test_ledger_processes.py")
-RUN = ("tests/runs/test_private_run.py",)
-POLICY = ("tests/units/test_policy.py", "tests/runs/test_private_run.py")
+LEDGER = (
+    "tests/units/test_budget.py",
+    "tests/units/test_ledger.py",
+    "tests/units/test_former_ledger.py",
+    "tests/runs/test_ledger_processes.py",
+)
+RUN = ("tests/runs/test_private_run.py", "tests/runs/test_private_budgets.py")
+POLICY = ("tests/units/test_policy.py", "tests/units/test_audit_log.py", *RUN)
 
 SCORES = ("tests/runs/test_scoring.py",)
 

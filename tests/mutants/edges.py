@@ -177,7 +177,7 @@ EDGES = (
         "common/models/kept.py",
         "if isinstance(module, LoraLayer):",
         "if False:",
-        ("tests/laws/test_architectures.py",),
+        ("tests/laws/test_architectures.py", "tests/laws/test_checkpoints.py"),
     ),
     Mutant(
         "a text that was tokenised once is known by its fields, not by what stands in them",

@@ -2,7 +2,7 @@
 
 from tests.mutants import Mutant
 
-LAWS = ("tests/laws/test_vision.py",)
+LAWS = ("tests/laws/test_vision.py", "tests/laws/test_private_vision.py")
 FILES = ("tests/units/test_images.py",)
 RECORDS = ("tests/units/test_vision_records.py",)
 

@@ -17,17 +17,8 @@ from deploy.simulation.workers import Workers
 from deploy.site.folder import Site
 from deploy.site.superlink import statuses
 from strategies import read_config
-from tests.support.processes import (
-    CORES,
-    Federation,
-    Process,
-    bouquet,
-    federation,
-    free_port,
-    free_ports,
-    simulate,
-    wait_for,
-)
+from tests.support.ports import free_port, free_ports
+from tests.support.processes import CORES, Federation, Process, bouquet, federation, simulate, wait_for
 
 NODES = 3
 SMALL = (

@@ -18,7 +18,8 @@ import pytest
 from deploy.command import main
 from deploy.flower import SIMULATION, app_alone, environment, program
 from tests.support import ROOT
-from tests.support.processes import CORES, Process, free_port, free_ports, quiet, wait_for
+from tests.support.ports import free_port, free_ports
+from tests.support.processes import CORES, Process, quiet, wait_for
 
 pytestmark = pytest.mark.slow
 COLLIDING = ("common", "strategies", "client_app", "server_app", "deploy")

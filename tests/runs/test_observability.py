@@ -21,7 +21,7 @@ from strategies import read_config
 from tests.support import ROOT
 from tests.support.grid import RUN_ID, StubGrid, run_in_process
 from tests.support.outcome import lines
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 
 MERGE = events.Merge(
     round=1,

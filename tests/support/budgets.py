@@ -44,3 +44,9 @@ def read_head(directory: Path, number: int) -> str:
         (digest,) = connection.execute("SELECT digest FROM release WHERE number = ?", (number,)).fetchone()
     connection.close()
     return digest
+
+
+def policy(tmp_path, text: str) -> str:
+    file = tmp_path / "policy.toml"
+    file.write_text(text)
+    return str(file)

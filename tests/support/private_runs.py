@@ -18,3 +18,7 @@ def spent(tmp_path, *nodes: str) -> list[ledger.Entry]:
     """Every row of the nodes of a simulation, which share a state directory and have a folder in it each."""
     folders = [tmp_path / "state" / node for node in nodes or ("node-000", "node-001")]
     return [row for folder in folders for row in ledger.read(folder, witness_of(folder))]
+
+
+# Of 400 records data.limit keeps a tenth, each by its own content.
+KEPT = 40

@@ -18,25 +18,12 @@ from client_app import worker
 from deploy.bundles import bundle
 from deploy.command import main
 from deploy.flower import SIMULATION, app_alone, environment, program
+from tests.support.ports import free_port, free_ports, listens
 
-# For whom something is installed: whoever runs the tests, or where that is root, a user that may do nothing.
 CORES = os.cpu_count() or 1
 """All of them for each simulated node make one process of all nodes, which imports torch once."""
+# For whom something is installed: whoever runs the tests, or where that is root, a user that may do nothing.
 UNPRIVILEGED = pwd.getpwuid(os.getuid() or pwd.getpwnam("daemon").pw_uid).pw_name
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def free_ports(count: int) -> int:
-    """The first of as many free ports in a row."""
-    while True:
-        first = free_port()
-        if not any(listens(port) for port in range(first, first + count)):
-            return first
 
 
 # The SuperLink that `flwr run` starts for a simulation: not the user's own, where one is running.
@@ -283,11 +270,6 @@ def stop_local_superlink(home: Path) -> None:
         if ours:
             with suppress(ProcessLookupError):
                 os.kill(int(environ.parent.name), signal.SIGTERM)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def holders(state: Path) -> list[int]:
