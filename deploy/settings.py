@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from common.config.renamed import renamed
+from common.config.renamed import RENAMED, renamed, told
 from common.config.section import flatten
 from common.error import BouquetError
 
@@ -24,7 +25,7 @@ def add_command(commands: Commands, name: str, *, help: str, example: str) -> ar
 
 
 def read(settings: Sequence[str]) -> dict[str, Any]:
-    """Flower's flat run config; a later setting wins. A bare word is a string.
+    """Flower's flat run config; a later setting wins. A bare word is a string, and an old key is told.
 
     Raises :class:`BouquetError` on what is neither ``key=value`` nor a TOML file.
     """
@@ -37,6 +38,8 @@ def read(settings: Sequence[str]) -> dict[str, Any]:
             raise BouquetError("a setting cannot be read", expected="key=value, or a .toml file", got=setting)
         else:
             flat[key] = _value(value)
+    for old in sorted(RENAMED.keys() & flat):
+        print(f"{told(old)} The old name is read for two minor versions.", file=sys.stderr)
     return renamed(flat)
 
 

@@ -22,6 +22,11 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
 """The new names of each old key; 0.1.0 had the old ones."""
 
 
+def told(old: str) -> str:
+    """What somebody hears who wrote an old key."""
+    return f"{old} is called {' and '.join(RENAMED[old])} now."
+
+
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
     """A flat config under its keys of today; a new key that is there already stands."""
     found = {key: value for key, value in flat.items() if key not in RENAMED}

@@ -5,7 +5,7 @@ import json
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from common.config.renamed import RENAMED
+from common.config.renamed import RENAMED, told
 from common.error import BouquetError, did_you_mean
 from deploy import settings
 from deploy.config import catalogue
@@ -63,7 +63,7 @@ def explained(name: str) -> Iterator[str]:
         cure = did_you_mean(name, known) or "bouquet config --explain lists all keys."
         raise BouquetError("no config has such a key", got=name, cure=cure)
     if name in RENAMED:
-        yield f"{name} is called {' and '.join(names)} now."
+        yield told(name)
     for entry, whose in found:
         yield f"{entry.key} = {json.dumps(entry.default)}{whose}"
         yield from _indented(entry.meaning)

@@ -43,7 +43,10 @@ def _node() -> Iterator[str]:
 
 def _renamed() -> Iterator[str]:
     yield "## Renamed"
-    yield "Old names are read as the new ones for two minor versions."
+    yield (
+        "Every `bouquet` command reads an old name as the new one for two minor versions, and says so. "
+        "Flower's own `flwr run` knows the names of today alone."
+    )
     yield table(["was", "is"], ([code(old), ", ".join(map(code, new))] for old, new in RENAMED.items()))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from common.config.renamed import RENAMED, renamed
+from deploy import settings
 from strategies import Recipe, read_config
 from strategies.inits import LoraSB
 from strategies.means import MultiKrum, Trimmed
@@ -55,6 +56,14 @@ def test_an_old_key_is_read_as_the_new_one(old):
     value, beside, today = SAID[old]
     assert renamed({old: value, **beside}) == today
     assert read_config({old: value, **beside}) == read_config(today)
+
+
+@pytest.mark.parametrize("old", SAID)
+def test_who_writes_an_old_key_hears_its_new_name(old, capsys):
+    value, _, _ = SAID[old]
+    settings.read([f"{old}={value}", "lora.rank=4"])
+    said = capsys.readouterr().err
+    assert said == f"{old} is called {' and '.join(RENAMED[old])} now. The old name is read for two minor versions.\n"
 
 
 @pytest.mark.parametrize("old", SAID)
