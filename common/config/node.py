@@ -42,6 +42,8 @@ class NodeConfig(Section):
     """How attention is computed: auto is torch's where the model has it; flash takes flash-attn, a GPU and 16 bits."""
     compile: bool = False
     """Whether the model's blocks are compiled, which takes minutes in every process: for long rounds and `warm`."""
+    kernels: Literal["auto", "liger"] = "auto"
+    """Whose kernels compute norms, rotary positions and gated layers: liger takes liger-kernel and a GPU."""
     state_directory: AbsolutePath = ""
     """The folder of all that outlives a run on this machine; empty for `~/.bouquet/state`."""
     warm: NonNegative = 0.0
@@ -73,8 +75,9 @@ class NodeConfig(Section):
             mistakes.append(
                 f"device: expected one beside a script, whose trainer computes alone, got {flat['device']!r}"
             )
-        if flat.get("script") and (flat.get("compile") or flat.get("attention", "auto") != "auto"):
-            mistakes.append("attention, compile: expected neither beside a script, which has a model of its own")
+        computed = flat.get("compile") or {flat.get("attention", "auto"), flat.get("kernels", "auto")} != {"auto"}
+        if flat.get("script") and computed:
+            mistakes.append("attention, compile, kernels: expected none beside a script, which has a model of its own")
         where, place = (
             f"node config {file}" if file else "node config",
             file or "--node-config of this flower-supernode",

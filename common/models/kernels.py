@@ -1,7 +1,8 @@
-"""How one machine computes a model that is loaded: by which attention, and whether its blocks are compiled.
+"""How one machine computes a model that is loaded: by which attention and kernels, and whether its blocks are compiled.
 
-Both are the machine's own (``attention``, ``compile`` in the node's config): nodes of a run may differ, since what they
-train, send and are told apart by, the digest of the base, does not depend on it, but for the last bits of a float.
+All are the machine's own (``attention``, ``compile``, ``kernels`` in the node's config): nodes of a run may differ,
+since what they train, send and are told apart by, the digest of the base, does not depend on it, but for the last bits
+of a float.
 
 * **flash** takes the package flash-attn, a CUDA device and a 16-bit ``model.dtype``. Batches are then padded, since it
   makes no mask that could tell packed texts apart (:mod:`common.models.packing`); within attention itself Transformers
@@ -9,12 +10,16 @@ train, send and are told apart by, the digest of the base, does not depend on it
 * **compile** is ``torch.compile`` of each of the model's blocks, for shapes of any size. Attention, which packing steps
   into, and the packing around the blocks stay outside of what is compiled. The first step takes as long as compiling
   does, in every process: it is for long rounds and warm nodes.
+* **liger** has norms, rotary positions and gated layers computed by Liger's fused kernels (arXiv:2410.10989), put in by
+  Transformers. Its losses are left out: only labelled positions have logits here, in chunks of their own
+  (:mod:`common.models.token_losses`). Not run here, where there is no GPU.
 """
 
 from functools import lru_cache
 
 import torch
-from transformers.utils.import_utils import is_flash_attn_2_available
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils.import_utils import is_flash_attn_2_available, is_liger_kernel_available
 
 from common.config.node import NodeConfig
 from common.error import RefusalError
@@ -22,14 +27,17 @@ from common.models.adapted import LoraModel
 from common.models.placement import find_devices
 
 FLASH = "flash_attention_2"
+NO_LOSSES = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
 def check(node: NodeConfig) -> None:
     """Raise :class:`RefusalError` where this machine cannot compute any model as the node's config says."""
     device = find_devices(node.devices[0])[0].type
+    got = "none" if device == "cuda" else f"a {device.upper()}"
     if node.attention == "flash" and (device != "cuda" or not is_flash_attn_2_available()):
-        got = "none" if device == "cuda" else f"a {device.upper()}"
-        raise _refusal("flash", "a CUDA device, and flash-attn built for it and for this torch", got)
+        raise _refusal("attention", "flash", "a CUDA device, and flash-attn built for it and for this torch", got)
+    if node.kernels == "liger" and (device != "cuda" or not is_liger_kernel_available()):
+        raise _refusal("kernels", "liger", "a CUDA device, and liger-kernel with Triton", got)
     if node.compile:
         _check_compiler(device)
 
@@ -50,23 +58,36 @@ def choose(model: LoraModel, node: NodeConfig) -> None:
     """Have a model computed as the node's config says. Raises :class:`RefusalError` where it cannot be."""
     check(node)
     if node.attention == "flash" and model.dtype not in (torch.float16, torch.bfloat16):
-        raise _refusal("flash", "a run in 16 bits, model.dtype = 'bfloat16' or 'float16'", str(model.dtype))
+        raise _refusal(
+            "attention", "flash", "a run in 16 bits, model.dtype = 'bfloat16' or 'float16'", str(model.dtype)
+        )
     if node.attention != "auto":
         try:
             model.attend_by(FLASH if node.attention == "flash" else node.attention)
         except (ValueError, ImportError) as error:  # as Transformers says that a model has no such attention
-            raise _refusal(node.attention, "one that the model has", str(error).splitlines()[0]) from error
+            got = str(error).splitlines()[0]
+            raise _refusal("attention", node.attention, "one that the model has", got) from error
+    if node.kernels == "liger":
+        _fuse(model)
     if node.compile:
         model.compile_blocks()
 
 
-def _refusal(attention: str, expected: str, got: str) -> RefusalError:
+def _fuse(model: LoraModel) -> None:
+    """Put Liger's kernels into a model; one of a family that it does not know, it would pass over in silence."""
+    apply_liger_kernel(model.network, NO_LOSSES)
+    if not any(layer.forward.__module__.startswith("liger_kernel") for layer in model.network.modules()):
+        family = model.network.config.model_type
+        raise _refusal("kernels", "liger", "a family of models that liger-kernel has kernels for", family)
+
+
+def _refusal(key: str, choice: str, expected: str, got: str) -> RefusalError:
     return RefusalError(
-        "an attention that this machine cannot compute",
-        where=f"attention = '{attention}', of the node's config",
+        "a choice of the node's by which this machine cannot compute",
+        where=f"{key} = '{choice}', of the node's config",
         expected=expected,
         got=got,
-        cure="Install what is missing, or set attention = 'auto'.",
+        cure=f"Install what is missing, or set {key} = 'auto'.",
     )
 
 

@@ -67,11 +67,18 @@ def test_flash_without_a_gpu_is_refused_at_the_roll_call_with_the_cure(settings)
     (context,) = simulated_nodes(1, 1, settings(**{"data.partition": "none"})).values()
     context.node_config |= {"attention": "flash", "policy": OPEN}
     said = (
-        "an attention that this machine cannot compute (attention = 'flash', of the node's config): expected a CUDA "
+        "by which this machine cannot compute (attention = 'flash', of the node's config): expected a CUDA "
         "device, and flash-attn built for it and for this torch, got a CPU. Install what is missing, or set attention"
     )
     with pytest.raises(RefusalError, match=re.escape(said)):
         Session(context).answer_roll_call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_ligers_kernels_without_a_gpu_are_refused_with_the_cure():
+    said = r"kernels = 'liger', .*expected a CUDA device, and liger-kernel with Triton, got a CPU. .* kernels = 'auto'"
+    with pytest.raises(RefusalError, match=said):
+        kernels.check(node(kernels="liger"))
 
 
 @pytest.mark.exhaustive  # compiling takes a minute, and several on a busy machine
@@ -117,6 +124,6 @@ def test_a_run_that_looks_into_the_blocks_takes_no_compiled_ones(settings):
 
 
 def test_a_scripts_model_is_computed_as_the_script_has_it():
-    for setting in ({"compile": True}, {"attention": "sdpa"}):
-        with pytest.raises(ConfigError, match="attention, compile: expected neither beside a script"):
+    for setting in ({"compile": True}, {"attention": "sdpa"}, {"kernels": "liger"}):
+        with pytest.raises(ConfigError, match="attention, compile, kernels: expected none beside a script"):
             node(script="/srv/notes.py", **setting)
