@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
 from functools import lru_cache
 from io import StringIO
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from datasets import Dataset, DatasetDict, Image, load_dataset
-from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, NaturalIdPartitioner, Partitioner
 
 from common.config.node import NodeConfig
 from common.config.run import DataConfig
@@ -20,6 +19,9 @@ from common.sources import records, stdlib
 from common.sources.fields import in_order
 from common.sources.files import Stamp, files, stamp
 from common.sources.records import Placed, broken
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 
 def node_records(data: DataConfig, node: NodeConfig, seed: int) -> Sequence[Placed]:
@@ -105,8 +107,13 @@ def _partition(found: Sequence[Placed], data: DataConfig, node: NodeConfig, seed
     )
 
 
-def _partitioner(found: Sequence[Placed], data: DataConfig, node: NodeConfig, seed: int) -> tuple[Partitioner, Dataset]:
+def _partitioner(
+    found: Sequence[Placed], data: DataConfig, node: NodeConfig, seed: int
+) -> tuple["Partitioner", Dataset]:
     """Who deals out the records' numbers, and those."""
+    # It takes a second to import, charts and all, and a node that has data of its own does without.
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, NaturalIdPartitioner
+
     if data.partition == "iid":
         return IidPartitioner(num_partitions=node.num_partitions), _numbered(len(found)).shuffle(seed=seed)
     said = records.values(found, data.partition_field)

@@ -19,6 +19,7 @@ DOCS = ROOT / "docs"
 DOCUMENTS = (*DOCS.glob("*.md"), *ROOT.glob("*.md"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_commands_of_your_data_work_one_after_the_other(tmp_path):
     blocks = re.findall(r"<!-- run -->\n```sh\n(.*?)```", (DOCS / "your-data.md").read_text(), flags=re.DOTALL)

@@ -121,6 +121,7 @@ def test_a_revoked_node_is_shut_out_and_a_rotated_key_comes_back(wards):
     wait_for(lambda: "online" in _statuses(wards, "node-001"), "the node with the new key", pause=3.0)
 
 
+@pytest.mark.exhaustive
 def test_a_node_whose_budget_is_spent_leaves_the_run_over_grpc(wards, tmp_path):
     private = {"privacy.mode": "example", "privacy.accountant": "rdp", "privacy.expected-batch": 8}
     private |= {"rule.name": "fed-sb", "train.weighting": "uniform", "privacy.records": 400, "data.partition": "iid"}

@@ -87,6 +87,7 @@ def test_the_wheel_runs_beside_foreign_packages_of_our_names(installed, tmp_path
     assert python.stdout.strip() == "ffa-lora", python.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to other users")
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not here")
 def test_the_page_is_followed_for_users_without_rights():

@@ -15,11 +15,12 @@ from common.error import BouquetError
 from common.record import checkpoint
 from strategies import RULES, Recipe
 from tests.support.architectures import tiny_bert
+from tests.support.cells import each_rule
 from tests.support.grid import run_in_process
 from tests.support.outcome import lines
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", each_rule())
 def test_a_run_at_its_rules_defaults_learns_and_leaves_its_record(rule, settings, tmp_path, capsys):
     """The default rounds at the rule's own learning rate, in steps as few as a test can have."""
     whole = RunConfig()
@@ -101,7 +102,7 @@ def test_a_name_that_is_taken_is_refused(settings):
         run_in_process(settings(), nodes=2)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", each_rule())
 def test_the_wire_carries_only_what_the_rule_names(rule, settings, tmp_path):
     grid = run_in_process(settings(**{"rule.name": rule, "num-server-rounds": 1}), nodes=2)
     state = checkpoint.load(tmp_path / "run/checkpoints/round-0001.safetensors", rule)
@@ -116,7 +117,7 @@ def test_the_wire_carries_only_what_the_rule_names(rule, settings, tmp_path):
     assert 4 * sent <= train["bytes_up"] <= 4 * sent * 1.02 + 2000
 
 
-@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.mixed_ranks and name != "ravan"])
+@pytest.mark.parametrize("rule", each_rule(lambda rule: rule.mixed_ranks and rule.name != "ravan"))
 def test_nodes_of_several_ranks_train_together(rule, settings, tmp_path):
     changes = {"rule.name": rule, "train.steps": 12, "train.learning-rate": 0.01}
     grid = run_in_process(settings(**changes), nodes=2, node_config={1: {"lora-rank": 2}})

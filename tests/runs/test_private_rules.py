@@ -12,8 +12,8 @@ from tests.support.grid import run_in_process
     ("rule", "mode"),
     [
         ("flora", "example"),
-        ("flora", "update-local"),
         ("fedsvd", "update-central"),
+        pytest.param("flora", "update-local", marks=pytest.mark.exhaustive),
         *(pytest.param(rule, "example", marks=pytest.mark.exhaustive) for rule in ("fedit", "ffa-lora", "rolora")),
     ],
 )

@@ -46,6 +46,7 @@ def test_minilm_on_sst2_reaches_what_a_plain_loop_reached(shared, settings, tmp_
     assert accuracy[-1] >= 0.8245 - 0.02
 
 
+@pytest.mark.exhaustive
 def test_stories260k_on_shakespeare_by_speaker(shared, settings, tmp_path):
     """A hub-style local folder, and a natural partition by a field of the data."""
     source = tmp_path / "speakers.jsonl"

@@ -68,8 +68,16 @@ def test_another_package_of_the_same_name_is_named_at_import(app, tmp_path):
     assert f"'common' is {tmp_path}/common, not Bouquet's own in {ROOT}; uninstall or rename" in failed.stderr
 
 
-def test_the_rules_load_neither_flower_nor_transformers_nor_peft():
-    script = "import strategies, sys; print({'flwr', 'transformers', 'peft'} & set(sys.modules))"
+@pytest.mark.parametrize(
+    ("imported", "not_needed"),
+    [
+        ("strategies", {"flwr", "transformers", "peft"}),
+        # What a node works with: neither torch's compiler nor charts.
+        ("client_app.session", {"torch._inductor.compile_fx", "flwr_datasets", "matplotlib"}),
+    ],
+)
+def test_what_costs_seconds_to_import_is_imported_where_it_is_used(imported, not_needed):
+    script = f"import {imported}, sys; print({not_needed} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert loaded.stdout.strip() == "set()", loaded.stdout + loaded.stderr
 

@@ -100,7 +100,7 @@ def test_compiled_blocks_give_what_they_gave_packed_and_padded(checkpointing):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # it tries to compile
 def test_a_machine_without_a_compiler_is_refused_with_the_cure(tmp_path):
     script = (
         "from common.config.node import NodeConfig\nfrom common.models import kernels\n"
