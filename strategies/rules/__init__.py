@@ -18,6 +18,7 @@ from strategies.rules.hetlora import HetLora
 from strategies.rules.local import Local
 from strategies.rules.lora_fair import LoraFair
 from strategies.rules.lora_lego import LoraLego
+from strategies.rules.raflora import RaFLora
 from strategies.rules.ravan import Ravan
 from strategies.rules.rolora import RoLora
 from strategies.rules.rule import Rule
@@ -34,6 +35,7 @@ RULES = Registry[Rule](
     FedRotLora,
     FLora,
     FlexLora,
+    RaFLora,
     FedExLora,
     LoraFair,
     FLoRIST,
@@ -66,6 +68,7 @@ __all__ = [
     "Local",
     "LoraFair",
     "LoraLego",
+    "RaFLora",
     "Ravan",
     "RoLora",
     "Rule",

@@ -36,7 +36,7 @@ def assert_same_model(one: State, two: State, tolerance: float = 1e-5) -> None:
 
 
 # Rules that keep the product of the factors, but give the nodes other factors of it.
-REFACTORING = {"fedsvd", "flora", "flexlora", "florist", "fedmomentum", "lora-lego"}
+REFACTORING = {"fedsvd", "flora", "flexlora", "raflora", "florist", "fedmomentum", "lora-lego"}
 
 rules = pytest.mark.parametrize("rule", LAWFUL.values(), ids=list(LAWFUL))
 # FLoRIST cuts singular directions, and FLASC values, even of one node's update: that is what they are for. Their
