@@ -223,8 +223,22 @@ RULES = (
     Mutant(
         "FedSVD: the singular values stay behind",
         "strategies/rules/fedsvd.py",
-        "((q @ u) * singular)",
-        "(q @ u)",
+        "((q @ u) * singular / length)",
+        "((q @ u) / length)",
+        TESTS,
+    ),
+    Mutant(
+        "FedASK: the singular values stand on both factors whole",
+        "strategies/rules/fedsvd.py",
+        "* singular / length)",
+        "* singular)",
+        TESTS,
+    ),
+    Mutant(
+        "FedASK: a direction that the product lacks is lost for good",
+        "strategies/rules/fedsvd.py",
+        "length[:found] = singular[:found] ** balance",
+        "length[:] = singular.clamp_min(1e-300) ** balance",
         TESTS,
     ),
     Mutant(
