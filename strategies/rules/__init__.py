@@ -14,6 +14,7 @@ from strategies.rules.flasc import FLASC
 from strategies.rules.flexlora import FlexLora
 from strategies.rules.flora import FLora
 from strategies.rules.florist import FLoRIST
+from strategies.rules.fslora import FSLora
 from strategies.rules.hetlora import HetLora
 from strategies.rules.local import Local
 from strategies.rules.lora_fair import LoraFair
@@ -42,6 +43,7 @@ RULES = Registry[Rule](
     FedMomentum,
     HetLora,
     FedPLora,
+    FSLora,
     FLASC,
     LoraLego,
     Local,
@@ -55,6 +57,7 @@ __all__ = [
     "FFALora",
     "FLoRIST",
     "FLora",
+    "FSLora",
     "FedExLora",
     "FedIT",
     "FedMomentum",

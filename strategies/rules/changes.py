@@ -1,4 +1,4 @@
-"""Rules whose nodes send what has changed, which a server can add where there is more than the nodes were sent."""
+"""Rules whose nodes send differences, as their server has more than they were sent."""
 
 from dataclasses import dataclass, replace
 

@@ -1,18 +1,18 @@
 """FSLoRA: sketches of one adapter, as large as each node can train.
 
-Fang et al., *Federated Sketching LoRA*, arXiv:2501.19389. A node of rank r_k draws a set J of r_k of the r slots in every
-round, S_k = (r / r_k) diag(1 where j in J), and
+Fang et al., *Federated Sketching LoRA*, arXiv:2501.19389. In every round a node of rank r_k draws a set J of r_k of the
+r slots, S_k = (r / r_k) diag(1 where j in J), and
 
-    computes with     W_0 + s B S_k A,  which is  W_0 + s (r / r_k) B[:, J] A[J]
+    computes with     W_0 + s B S_k A  =  W_0 + s (r / r_k) B[:, J] A[J]
     trains and sends  the differences of B[:, J] and A[J]
     server            B <- B + sum_k p_k D_k,  A likewise,  a slot without a difference counting as zero
 
-The sketch is unbiased, E[B S_k A] = B A, and of a variance of r / r_k - 1 times the product's size. So that steps are
-unbiased, too, all nodes count in every slot, where Fed-PLoRA takes the mean over those that trained it. Nodes of full
-rank make it FedIT. Not exact, for FedIT's reason. A node of a smaller rank has no more than its sketch, and scores that.
+The sketch is unbiased, E[B S_k A] = B A; its variance is r / r_k - 1 times what the product would have. All nodes count
+in every slot, where under Fed-PLoRA those count that have trained it. Nodes of full rank make it FedIT. Not exact, for
+FedIT's reason. A node of a smaller rank has no more than its sketch, and that is what it scores.
 
-The published code never sketches: it looks for parameters that are called ``lora_A`` alone, and draws one set for A and
-another for B.
+The published code never sketches: it looks for tensors whose whole name is ``lora_A``. Where it would, A and B would
+have a set of their own each.
 """
 
 import random
@@ -21,8 +21,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from common.adapter.values import FACTORS, State, Tensors, Update
+from common.adapter.values import State, Tensors, Update
 from strategies.rules.changes import ChangeRule
+
+ALONG = {"A": 0, "B": 1}
+"""The dimension of a factor along which its slots lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +55,19 @@ class FSLora(ChangeRule):
 
 def sketched(state: State, slots: Sequence[int]) -> State:
     """What a node of these slots computes with."""
-    kept = {"A": (slots,), "B": (slice(None), slots)}
-    adapter = {key: tensor[kept[key.part]] if key.part in FACTORS else tensor for key, tensor in state.adapter.items()}
+    adapter = {
+        key: tensor.index_select(ALONG[key.part], torch.tensor(slots)) if key.part in ALONG else tensor
+        for key, tensor in state.adapter.items()
+    }
     return replace(state, adapter=adapter, scale=state.scale * state.rank / len(slots), slots=tuple(slots))
 
 
 def whole(state: State, update: Update) -> Tensors:
     """The tensors of an update with zeros in the slots that it lacks."""
-    if not update.slots:
-        return update.tensors
-    index = torch.tensor(update.slots)
+    slots = torch.tensor(update.slots or range(state.rank))
     return {
-        key: torch.zeros_like(state.adapter[key]).index_copy_("BA".index(key.part) ^ 1, index, tensor)
-        if key.part in FACTORS
+        key: torch.zeros_like(state.adapter[key]).index_copy_(ALONG[key.part], slots, tensor)
+        if key.part in ALONG
         else tensor
         for key, tensor in update.tensors.items()
     }

@@ -94,7 +94,7 @@ def test_a_node_of_half_the_rank_sends_half(name):
     assert flowers_bytes(RecordDict({"update": update})) == pytest.approx(half, rel=0.02, abs=slack)
 
 
-@pytest.mark.parametrize(("name", "share"), [("hetlora", 0.5), ("fed-plora", 1.0), ("ravan", 1.0)])
+@pytest.mark.parametrize(("name", "share"), [("hetlora", 0.5), ("fslora", 0.5), ("fed-plora", 1.0), ("ravan", 1.0)])
 def test_a_node_of_half_the_rank_gets_half_unless_slots_are_drawn(name, share):
     rule = RULES[name]()
     state = after_a_round(rule, LAYERS, RANK, NODES)

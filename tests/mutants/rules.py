@@ -124,9 +124,9 @@ RULES = (
     ),
     Mutant(
         "FLASC: the masked values are lost to the server too",
-        "strategies/rules/flasc.py",
-        "target = {key: state.adapter[key] + tensor",
-        "target = {key: self.view(state, state.rank).adapter[key] + tensor",
+        "strategies/rules/changes.py",
+        "return {key: state.adapter[key] + tensor",
+        "return {key: self.view(state, state.rank).adapter[key] + tensor",
         TESTS,
     ),
     Mutant(
@@ -134,6 +134,27 @@ RULES = (
         "strategies/rules/flasc.py",
         "return {**change, **largest(change, self.up)}",
         "return {**change, **{k: v for key in change for k, v in largest({key: change[key]}, self.up).items()}}",
+        TESTS,
+    ),
+    Mutant(
+        "FSLoRA as released: nothing is sketched",
+        "strategies/rules/fslora.py",
+        "sorted(random.Random(draw).sample(range(state.rank), rank))",
+        "range(rank)",
+        TESTS,
+    ),
+    Mutant(
+        "FSLoRA as released: A and B have sets of their own",
+        "strategies/rules/fslora.py",
+        "tensor.index_select(ALONG[key.part], torch.tensor(slots))",
+        "tensor.roll(ALONG[key.part], ALONG[key.part]).index_select(ALONG[key.part], torch.tensor(slots))",
+        TESTS,
+    ),
+    Mutant(
+        "FSLoRA: a sketch of the size of its slots, which is biased",
+        "strategies/rules/fslora.py",
+        "scale=state.scale * state.rank / len(slots), ",
+        "",
         TESTS,
     ),
     Mutant(

@@ -1,11 +1,16 @@
 """What the papers, and the published mistakes, say of rules for nodes of several ranks that go on with one model."""
 
+from dataclasses import replace
+from itertools import combinations
+
 import pytest
 import torch
 
 from common.adapter.spec import Spec
 from common.adapter.values import Key, LayerShape, State, Update
-from strategies.rules import FlexLora, RaFLora, Rule
+from common.error import BouquetError
+from strategies.means import Median
+from strategies.rules import FedIT, FlexLora, FSLora, RaFLora, Rule
 from tests.support.factors import initial, layer_of, matrices, product, trained
 
 A, B = Key("l", "A"), Key("l", "B")
@@ -76,3 +81,56 @@ def test_a_weight_of_next_to_nothing_decides_about_its_own_slots_alone():
     last = large.tensors[B][:, 3:].double() @ large.tensors[A][3:].double()
     ideal = state.scale * (matrices(small, "l") + last)
     torch.testing.assert_close(product(merged), ideal, rtol=1e-5, atol=1e-5)
+
+
+def test_fsloras_sketches_have_the_adapter_as_mean_and_a_known_spread():
+    state = learned(FedIT())
+    # Slots of one size that are orthogonal to each other.
+    b, a = (torch.linalg.qr(factor)[0] for factor in (state.adapter[B], state.adapter[A].T))
+    state = replace(state, adapter={A: a.T.contiguous(), B: b})
+    views = {view.slots: view for view in (FSLora().view(state, 2, draw) for draw in range(200))}
+    assert set(views) == set(combinations(range(4), 2))
+    sketches = torch.stack([product(view) for view in views.values()])
+    torch.testing.assert_close(sketches.mean(0), product(state))
+    variance = (sketches - product(state)).square().sum((1, 2)).mean()
+    torch.testing.assert_close(variance, (4 / 2 - 1) * product(state).square().sum(), rtol=1e-5, atol=1e-6)
+
+
+def test_fslora_moves_a_slot_by_the_share_of_those_who_trained_it():
+    state = learned(FSLora())
+    views = [FSLora().view(state, rank, draw) for draw, rank in enumerate((1, 4, 2))]
+    updates = [trained(FSLora(), view, seed, seed + 1.0) for seed, view in enumerate(views)]
+    merged = FSLora().aggregate(state, updates)
+    for slot in range(4):
+        a, b = state.adapter[A][slot].clone(), state.adapter[B][:, slot].clone()
+        for update in updates:
+            if slot in (slots := list(update.slots or range(4))):
+                a += update.weight / 6 * update.tensors[A][slots.index(slot)]
+                b += update.weight / 6 * update.tensors[B][:, slots.index(slot)]
+        torch.testing.assert_close(merged.adapter[A][slot], a)
+        torch.testing.assert_close(merged.adapter[B][:, slot], b)
+    small = FSLora().model(state, updates[0])
+    assert product(small).norm() > 0
+    assert small.scale == 4 * state.scale
+
+
+def test_fslora_among_nodes_of_full_rank_is_fedit():
+    state = learned(FedIT())
+    sent = [trained(FedIT(), state, seed, seed + 1.0) for seed in range(3)]
+    changes = [{key: tensor - state.adapter[key] for key, tensor in update.tensors.items()} for update in sent]
+    sketched = [Update(change, update.weight, update.scale) for change, update in zip(changes, sent, strict=True)]
+    one, other = FSLora().aggregate(state, sketched), FedIT().aggregate(state, sent)
+    for key, tensor in one.adapter.items():
+        torch.testing.assert_close(tensor, other.adapter[key], rtol=1e-5, atol=1e-6)
+
+
+def test_an_update_of_another_sketch_than_its_rank_makes_is_refused():
+    state = learned(FSLora())
+    good = trained(FSLora(), FSLora().view(state, 2), 0, 1.0)
+    assert good.scale == 2 * state.scale
+    with pytest.raises(BouquetError, match=r"an update has another scale: expected 1.0, got 0.5"):
+        FSLora().aggregate(state, [replace(good, scale=state.scale)])
+    with pytest.raises(BouquetError, match="names a slot that does not exist: expected 0 to 3, got 4"):
+        FSLora().aggregate(state, [replace(good, slots=(1, 4))])
+    with pytest.raises(BouquetError, match=r"different slots \(lora-rank\): expected 4 on every node, or mean.name"):
+        FSLora(mean=Median()).view(state, 2)
