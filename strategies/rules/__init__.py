@@ -8,6 +8,7 @@ from strategies.rules.fedit import FedIT
 from strategies.rules.fedmomentum import FedMomentum
 from strategies.rules.fedrot_lora import FedRotLora
 from strategies.rules.fedsa_lora import FedSALora
+from strategies.rules.fedsrd import FedSRD
 from strategies.rules.fedsvd import FedSVD
 from strategies.rules.ffa_lora import FFALora
 from strategies.rules.flasc import FLASC
@@ -45,6 +46,7 @@ RULES = Registry[Rule](
     FedPLora,
     FSLora,
     FLASC,
+    FedSRD,
     LoraLego,
     Local,
     default="fedit",
@@ -65,6 +67,7 @@ __all__ = [
     "FedRotLora",
     "FedSALora",
     "FedSB",
+    "FedSRD",
     "FedSVD",
     "FlexLora",
     "HetLora",
