@@ -40,8 +40,7 @@ def round_bytes(recipe: Recipe, state: State, ranks: Mapping[str, int], replied:
     }
     replies = Counter(ranks[name] for name in replied)
     up = sum(number * _up(recipe, load, state.round, rank / state.rank) for rank, number in replies.items())
-    # Where slots are drawn anew, a node gets all of them, whatever it trains.
-    reached = Counter(state.rank if recipe.rule.scattered else rank for rank in ranks.values())
+    reached = Counter(state.rank if recipe.rule.gets_all else rank for rank in ranks.values())
     down = sum(number * _down(recipe, load, state.round, rank / state.rank) for rank, number in reached.items())
     return RoundBytes(up, down)
 

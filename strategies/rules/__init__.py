@@ -8,16 +8,19 @@ from strategies.rules.fedit import FedIT
 from strategies.rules.fedmomentum import FedMomentum
 from strategies.rules.fedrot_lora import FedRotLora
 from strategies.rules.fedsa_lora import FedSALora
+from strategies.rules.fedsrd import FedSRD
 from strategies.rules.fedsvd import FedSVD
 from strategies.rules.ffa_lora import FFALora
 from strategies.rules.flasc import FLASC
 from strategies.rules.flexlora import FlexLora
 from strategies.rules.flora import FLora
 from strategies.rules.florist import FLoRIST
+from strategies.rules.fslora import FSLora
 from strategies.rules.hetlora import HetLora
 from strategies.rules.local import Local
 from strategies.rules.lora_fair import LoraFair
 from strategies.rules.lora_lego import LoraLego
+from strategies.rules.raflora import RaFLora
 from strategies.rules.ravan import Ravan
 from strategies.rules.rolora import RoLora
 from strategies.rules.rule import Rule
@@ -34,13 +37,16 @@ RULES = Registry[Rule](
     FedRotLora,
     FLora,
     FlexLora,
+    RaFLora,
     FedExLora,
     LoraFair,
     FLoRIST,
     FedMomentum,
     HetLora,
     FedPLora,
+    FSLora,
     FLASC,
+    FedSRD,
     LoraLego,
     Local,
     default="fedit",
@@ -53,6 +59,7 @@ __all__ = [
     "FFALora",
     "FLoRIST",
     "FLora",
+    "FSLora",
     "FedExLora",
     "FedIT",
     "FedMomentum",
@@ -60,12 +67,14 @@ __all__ = [
     "FedRotLora",
     "FedSALora",
     "FedSB",
+    "FedSRD",
     "FedSVD",
     "FlexLora",
     "HetLora",
     "Local",
     "LoraFair",
     "LoraLego",
+    "RaFLora",
     "Ravan",
     "RoLora",
     "Rule",

@@ -30,6 +30,7 @@ class FedPLora(Rule):
     # Each slot has its own nodes, and its own sum of weights.
     mixed_ranks = True
     scattered = True
+    gets_all = True
     # By what a node's view puts beside it.
     moves_offset = True
 

@@ -15,14 +15,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from common.adapter.algebra import numerical_rank
 from common.adapter.threads import each
-from common.adapter.values import VARIANCE, Key, State, Tensors, Update
+from common.adapter.values import VARIANCE, Key, LayerShape, State, Tensors, Update
+from common.method import option
 from strategies.rules.rule import MeanRule, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedSVD(MeanRule):
     """Trains and sends B; the server averages it and reframes A and B."""
+
+    balance: float = option(0.0, ge=0, le=0.5)
+    """The power of the singular values that A gets, the rest being B's: 0 for FedSVD, 0.5 for FedASK."""
 
     name = "fedsvd"
     paper = "arXiv:2505.12805"
@@ -34,14 +39,17 @@ class FedSVD(MeanRule):
         return Plan(trained=frozenset({"B"}), sent=frozenset({"B"}))
 
     def merge(self, state: State, updates: Iterable[Update]) -> State:
-        """The mean of B, then A and B of the same product with orthonormal rows of A."""
+        """The mean of B, then A and B of the same product with orthogonal rows of A."""
         merged = super().merge(state, updates)
         adapter, memory = dict(merged.adapter), merged.memory
         able = [layer for layer in merged.layers() if _has_frame(adapter[Key(layer, "B")], adapter[Key(layer, "A")])]
-        frames = each(able, lambda layer: reframe(merged.adapter[Key(layer, "B")], merged.adapter[Key(layer, "A")]))
-        for layer, (framed_b, framed_a) in zip(able, frames, strict=True):
+
+        def framed(layer: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return reframe(merged.adapter[Key(layer, "B")], merged.adapter[Key(layer, "A")], self.balance)
+
+        for layer, (framed_b, framed_a) in zip(able, each(able, framed), strict=True):
             a, b = Key(layer, "A"), Key(layer, "B")
-            memory = turned(memory, b, adapter[a] @ framed_a.T)
+            memory = turned(memory, b, adapter[a] @ (framed_a / framed_a.square().sum(1, keepdim=True)).T)
             adapter[b], adapter[a] = framed_b, framed_a
         return replace(merged, adapter=adapter, memory=memory)
 
@@ -62,8 +70,14 @@ def _has_frame(b: torch.Tensor, a: torch.Tensor) -> bool:
     return bool(b.any()) and a.shape[0] <= min(b.shape[0], a.shape[1])
 
 
-def reframe(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same product ``b @ a`` as U S and Vh: ``b = Q R``, then the SVD of the small ``R a`` (r x d_in)."""
+def reframe(b: torch.Tensor, a: torch.Tensor, balance: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same product ``b @ a`` as U S^(1 - balance) and S^balance Vh: ``b = Q R``, then the SVD of the small ``R a``.
+
+    Of the directions it lacks A gets rows of length 1.
+    """
     q, r = torch.linalg.qr(b.double())
     u, singular, vh = torch.linalg.svd(r @ a.double(), full_matrices=False)
-    return ((q @ u) * singular).to(b.dtype), vh.to(a.dtype)
+    found = numerical_rank(singular, LayerShape(len(b), a.shape[1]))
+    length = torch.ones_like(singular)
+    length[:found] = singular[:found] ** balance
+    return ((q @ u) * singular / length).to(b.dtype), (length[:, None] * vh).to(a.dtype)

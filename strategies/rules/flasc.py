@@ -17,18 +17,17 @@ own, for the same share. And its server steps by Adam at a rate of 1e-3 (``serve
 moves next to nothing in a few rounds.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 
-from common.adapter.values import FACTORS, HEAD, State, Tensors, Update
+from common.adapter.values import FACTORS, HEAD, State, Tensors
 from common.method import option
-from strategies.rules.rule import MeanRule
+from strategies.rules.changes import ChangeRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class FLASC(MeanRule):
+class FLASC(ChangeRule):
     """Trains A and B; sends the largest differences; the server steps along their mean."""
 
     down: float = option(0.25, gt=0, le=1)
@@ -38,7 +37,6 @@ class FLASC(MeanRule):
 
     name = "flasc"
     paper = "arXiv:2406.05233"
-    relative = True
 
     @property
     def density(self) -> tuple[float, float]:
@@ -54,19 +52,8 @@ class FLASC(MeanRule):
 
     def send(self, received: State, local: Tensors) -> Tensors:
         """The largest differences from what was received; zero elsewhere."""
-        change = {key: t - received.adapter[key] for key, t in super().send(received, local).items()}
+        change = super().send(received, local)
         return {**change, **largest(change, self.up)}
-
-    def model(self, state: State, update: Update) -> State:
-        """What the node received, and its differences."""
-        received = self.view(state, state.rank).adapter
-        return replace(state, adapter={**received, **{k: received[k] + t for k, t in update.tensors.items()}})
-
-    def merge(self, state: State, updates: Iterable[Update]) -> State:
-        """A step from the whole state, not from its mask, along the mean difference."""
-        change, memory = self.mean(state, self.collected(state, updates))
-        target = {key: state.adapter[key] + tensor for key, tensor in change.items()}
-        return self.optimizer.step(replace(state, memory={**state.memory, **memory}), target)
 
 
 def largest(tensors: Tensors, share: float) -> Tensors:

@@ -25,7 +25,6 @@ from common.adapter.structure import Structure
 from common.adapter.values import Key, State, Tensors, Update
 from common.error import BouquetError
 from common.method import option
-from strategies.means import Weighted
 from strategies.rules.core import CoreRule
 from strategies.rules.rule import CHANGE_RANK, Plan
 
@@ -43,6 +42,7 @@ class Ravan(CoreRule):
     paper = "arXiv:2506.05568"
     mixed_ranks = True
     scattered = True
+    gets_all = True
     learning_rate = 5e-2
 
     @property
@@ -55,21 +55,13 @@ class Ravan(CoreRule):
         return Plan(trained=frozenset({"R", "s"} if self.scales else {"R"}), sent=frozenset({"R"}))
 
     def check_rank(self, rank: int, whole: int, where: str = "lora-rank", cure: str = CHANGE_RANK) -> None:
-        """A smaller rank must be one of whole heads, and the mean one that can be taken head by head."""
+        """A smaller rank must be one of whole heads."""
         super().check_rank(rank, whole, where, cure)
         if rank % (whole // self.heads):
             raise BouquetError(
                 "a rank that is not one of whole heads",
                 where=where,
                 expected=f"a multiple of {whole // self.heads} (lora.rank / rule.ravan.heads)",
-                got=str(rank),
-                cure=cure,
-            )
-        if rank != whole and self.mean != Weighted():
-            raise BouquetError(
-                "a robust mean over nodes that train different heads",
-                where=where,
-                expected=f"{whole} on every node, or mean.name = 'weighted'",
                 got=str(rank),
                 cure=cure,
             )

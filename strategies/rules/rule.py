@@ -64,7 +64,9 @@ class Rule(Method):
     restarts: ClassVar[bool] = False
     """Every round begins with factors that both sides draw anew; only the offset travels to the nodes."""
     scattered: ClassVar[bool] = False
-    """Nodes of a smaller rank work with slots that are drawn anew for each node and round."""
+    """Nodes of a smaller rank train slots that are drawn anew for each node and round."""
+    gets_all: ClassVar[bool] = False
+    """A node of a smaller rank gets the slots that it does not train, too, and computes with them."""
     learning_rate: ClassVar[float] = 0.0
     """What the nodes train at where the run config names no rate; 0 leaves that to the structure."""
 
@@ -263,6 +265,18 @@ class MeanRule(Rule):
     optimizer: ServerOptimizer = field(default_factory=ToTheMean)
 
     linear = True
+
+    def check_rank(self, rank: int, whole: int, where: str = "lora-rank", cure: str = CHANGE_RANK) -> None:
+        """Nodes that have different slots have a mean of each slot, and no order."""
+        super().check_rank(rank, whole, where, cure)
+        if rank != whole and self.mean != Weighted():
+            raise BouquetError(
+                "a robust mean over nodes that train different slots",
+                where=where,
+                expected=f"{whole} on every node, or mean.name = 'weighted'",
+                got=str(rank),
+                cure=cure,
+            )
 
     @property
     def exact(self) -> bool:

@@ -1,7 +1,7 @@
 """Rules that stack the nodes' factors into the ideal update, and divide it."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class Stack(NamedTuple):
     """The ideal update ``left @ right`` of one layer, all nodes' slots side by side: R of them.
 
     ``left`` is ``d_out x R``; ``right`` is ``R x d_in`` and holds the scales and the weights; ``share`` is the weight
-    p_k of each slot's node.
+    of each slot, for most rules its node's p_k.
     """
 
     left: Tensor
@@ -59,21 +59,25 @@ class StackRule(Rule):
         The factors to go on from have rank ``rank`` and count ``scale`` times. ``seed`` is for what is drawn anew.
         """
 
+    def shares(self, replies: Sequence[Update]) -> list[Tensor]:
+        """What each node's slots count in the ideal update, float64: all of them what the node does."""
+        total = sum(reply.weight for reply in replies)
+        return [torch.full((reply.rank,), reply.weight / total, dtype=torch.float64) for reply in replies]
+
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """Stack every layer (the weights on A alone), divide it, and average the head."""
         replies = list(updates)
-        total = sum(reply.weight for reply in replies)
+        shares = self.shares(replies)
         heads = [(r.weight, {key: t for key, t in r.tensors.items() if key.part in HEAD}) for r in replies]
         adapter = {**state.adapter, **weighted_mean(heads)}
 
         def divided(layer: str) -> Split:
             a, b = Key(layer, "A"), Key(layer, "B")
             left = torch.cat([reply.tensors[b] for reply in replies], dim=1)
-            right = torch.cat([reply.weight / total * reply.scale * reply.tensors[a] for reply in replies], dim=0)
-            share = torch.cat([torch.full((len(r.tensors[a]),), r.weight / total) for r in replies])
-            return self.split(
-                Stack(left, right, share), state.rank, state.scale, layer_seed(state.seed, state.round + 1, layer)
-            )
+            slots = zip(shares, replies, strict=True)
+            right = torch.cat([(share * r.scale).float()[:, None] * r.tensors[a] for share, r in slots], dim=0)
+            stack = Stack(left, right, torch.cat(shares).float())
+            return self.split(stack, state.rank, state.scale, layer_seed(state.seed, state.round + 1, layer))
 
         kept: Tensors = {}
         for layer, split in zip(state.layers(), each(state.layers(), divided), strict=True):

@@ -23,6 +23,8 @@ from tests.support.hostile import SEED, Nodes
 
 LAYERS = {f"model.layers.{number}.mlp.up_proj": LayerShape(1024, 640) for number in range(6)}
 RANK, NODES = 16, 4
+UNEVEN = "fedsrd"
+"""Sends less, the more unevenly its changes matter: what is said is the most."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,7 @@ def test_flower_sends_what_the_codec_says_of_what_a_rule_sends(rule):
     down, up = flowers_bytes(message.content), flowers_bytes(RecordDict({"update": update}))
     said = round_bytes(chosen, state, {"a": RANK}, ["a"])
     assert down == pytest.approx(said.down, rel=0.02, abs=slack)
-    assert up == pytest.approx(said.up, rel=0.02, abs=slack)
+    assert up == pytest.approx(said.up, rel=0.02, abs=slack) or (up < said.up and rule.name == UNEVEN)
 
 
 class Weighed(Nodes):
@@ -77,7 +79,7 @@ def test_a_whole_run_sends_what_was_planned(name, settings):
     slack = 4000
     for most, said in zip(map(max, zip(*grid.weighed, strict=True)), planned, strict=True):
         assert most <= 1.02 * said + slack
-        if not recipe.rule.growth(2, RANK):
+        if not recipe.rule.growth(2, RANK) and recipe.rule.name != UNEVEN:
             assert most >= 0.98 * said
 
 
@@ -94,7 +96,7 @@ def test_a_node_of_half_the_rank_sends_half(name):
     assert flowers_bytes(RecordDict({"update": update})) == pytest.approx(half, rel=0.02, abs=slack)
 
 
-@pytest.mark.parametrize(("name", "share"), [("hetlora", 0.5), ("fed-plora", 1.0), ("ravan", 1.0)])
+@pytest.mark.parametrize(("name", "share"), [("hetlora", 0.5), ("fslora", 0.5), ("fed-plora", 1.0), ("ravan", 1.0)])
 def test_a_node_of_half_the_rank_gets_half_unless_slots_are_drawn(name, share):
     rule = RULES[name]()
     state = after_a_round(rule, LAYERS, RANK, NODES)

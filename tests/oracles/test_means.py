@@ -77,6 +77,32 @@ def test_fedsvd_has_orthonormal_rows_and_keeps_the_product():
     torch.testing.assert_close(product(merged), ideal, rtol=1e-5, atol=1e-6)
 
 
+def test_fedsvd_of_half_a_balance_is_what_fedasks_two_sketches_come_to():
+    """Y = sum p B (A Omega), Q R = Y, P = sum p A^T (B^T Q), U S Vh = P^T; then B = Q U S^(1/2), A = S^(1/2) Vh."""
+    rule = FedSVD(balance=0.5)
+    state, updates, _ = layer_of(rule)
+    a = state.adapter[Key("l", "A")].double()
+    omega = torch.randn(16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    nodes = [(update.weight / 6, update.tensors[Key("l", "B")].double()) for update in updates]
+    q, _ = torch.linalg.qr(sum(share * b @ (a @ omega) for share, b in nodes))
+    u, singular, vh = torch.linalg.svd(sum(share * a.T @ (b.T @ q) for share, b in nodes).T, full_matrices=False)
+    merged = rule.aggregate(state, updates).adapter
+    ideal = q @ u * singular.sqrt(), singular.sqrt()[:, None] * vh
+    sign = (merged[Key("l", "A")].double() * ideal[1]).sum(1).sign()
+    torch.testing.assert_close(merged[Key("l", "B")].double(), ideal[0] * sign, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(merged[Key("l", "A")].double(), ideal[1] * sign[:, None], rtol=1e-5, atol=1e-6)
+
+
+def test_a_direction_that_the_product_lacks_stays_within_reach():
+    rule = FedSVD(balance=0.5)
+    state, updates, _ = layer_of(rule)
+    b = Key("l", "B")
+    lacking = [replace(u, tensors={b: u.tensors[b] * torch.tensor([1.0, 1.0, 0.0])}) for u in updates]
+    merged = rule.aggregate(state, lacking).adapter
+    assert not merged[b][:, 2].abs().max() > 1e-6
+    assert merged[Key("l", "A")][2].norm() == pytest.approx(1, rel=1e-5)
+
+
 def test_rolora_trains_b_first_and_in_turns():
     rule = RoLora()
     assert [sorted(rule.plan(step).trained) for step in range(4)] == [["B"], ["A"], ["B"], ["A"]]

@@ -147,9 +147,10 @@ def test_a_server_optimizer_follows_its_equations(rule):
         assert not built.exact
 
 
-def test_the_momentum_of_fedsvd_is_turned_with_its_frame():
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_the_momentum_of_fedsvd_is_turned_with_its_frame(balance):
     """B momentum A is a change of the model; the reframing must not alter it."""
-    rule = FedSVD(optimizer=FedAvgM(momentum=0.5))
+    rule = FedSVD(optimizer=FedAvgM(momentum=0.5), balance=balance)
     state = initial(rule, Spec({"l": LayerShape(20, 16)}, {}, 4, 1.0), seed=0)
     a, b = Key("l", "A"), Key("l", "B")
     update = trained(rule, state, 0, 1.0)

@@ -102,7 +102,7 @@ def test_ravan_refuses_a_rank_that_is_not_one_of_whole_heads():
     state = started(Ravan(heads=3), rank=2)
     with pytest.raises(BouquetError, match=r"not one of whole heads \(lora-rank\): expected a multiple of 2 .* got 3"):
         Ravan(heads=3).view(state, 3)
-    with pytest.raises(BouquetError, match=r"different heads \(lora-rank\): expected 6 on every node, or mean.name"):
+    with pytest.raises(BouquetError, match=r"different slots \(lora-rank\): expected 6 on every node, or mean.name"):
         Ravan(heads=3, mean=Trimmed()).view(state, 4)
     good = trained(Ravan(heads=3), Ravan(heads=3).view(state, 4), 0, 1.0)
     with pytest.raises(BouquetError, match="names a slot that does not exist: expected 0 to 2, got 3"):

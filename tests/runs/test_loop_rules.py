@@ -65,6 +65,16 @@ def test_found_frames_are_sent_until_they_settle_and_once_more(settings, tmp_pat
     assert not failures(tmp_path / "run")
 
 
+def test_one_round_of_flora_is_one_shot_and_loses_nothing(settings, tmp_path):
+    own = {"rule.name": "flora", "num-server-rounds": 1, "train.steps": 8, "train.learning-rate": 0.02}
+    grid = run_in_process(settings(**own), nodes=2)
+    assert [message.metadata.message_type for message in grid.sent].count("train") == 2
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["after"]["all"] < 0.9 * summary["before"]["all"]
+    state = checkpoint.load(tmp_path / "run/checkpoints/round-0001.safetensors", "flora")
+    assert state.offset[Key("model.layers.0.mlp.up_proj", "Q")].shape[1] == 2 * state.rank
+
+
 def test_a_node_that_lost_its_frames_gets_them_again(settings, tmp_path):
     public = tmp_path / "public.jsonl"
     public.write_text("\n".join(json.dumps({"text": f"def f{n}(self): return {n}"}) for n in range(4)))

@@ -149,6 +149,9 @@ def test_a_nodes_label_is_its_name_or_its_partition():
 def test_rank_stabilised_scaling():
     assert RunConfig.from_flower({"lora.rank": 4, "lora.alpha": 8.0}).lora.scale == 2.0
     assert RunConfig.from_flower({"lora.rank": 4, "lora.alpha": 8.0, "lora.rslora": True}).lora.scale == 4.0
+    # SFed-LoRA's alpha sqrt(N / r), arXiv:2603.08058, of alpha 16, ten nodes and rank 8.
+    sfed = {"lora.rank": 8, "lora.alpha": 16 * 10**0.5, "lora.rslora": True}
+    assert RunConfig.from_flower(sfed).lora.scale == pytest.approx(17.889, abs=5e-4)
 
 
 @pytest.mark.parametrize(("profile", "rule"), [("private", "ffa-lora"), ("dp-lora", "fedit")])
