@@ -118,7 +118,10 @@ def test_one_core_under_fedit_is_fed_sb():
     assert (fedit.start_at, fedit.rate) == (fed_sb.start_at, fed_sb.rate)
 
 
-@pytest.mark.parametrize(("name", "values"), [("core", 16), ("loldu", 4), ("vera", 4 + 9), ("nlora", 4 * (9 + 4) + 16)])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("core", 16), ("loldu", 4), ("vera", 4 + 9), ("nlora", 4 * (9 + 4) + 16), ("randlora", 4 * 4)],
+)
 def test_a_node_sends_the_formulas_number_of_values(name, values):
     rule = over(name)
     state = Recipe.around(rule).start(Spec({"l": LayerShape(9, 4)}, {}, 4, 2.0, rule.structure), 0)
