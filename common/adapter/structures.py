@@ -4,6 +4,7 @@ import torch
 
 from common.adapter.core import Core
 from common.adapter.dylora import DyLora
+from common.adapter.ia3 import IA3
 from common.adapter.loldu import Loldu
 from common.adapter.lora import Lora
 from common.adapter.nlora import NLora
@@ -22,6 +23,7 @@ STRUCTURES = Registry[Structure](
     Loldu,
     Vera,
     RandLora,
+    IA3,
     default=AUTO,
     chooses="Which tensors stand beside a frozen layer; auto is what the rule trains.",
 )

@@ -182,6 +182,20 @@ AXES = (
         STRUCTURES,
     ),
     Mutant(
+        "IA3: PEFT loads the change of the scale, and not the scale",
+        "common/record/form.py",
+        "1 + state.scale * g[:, None]",
+        "state.scale * g[:, None]",
+        STRUCTURES,
+    ),
+    Mutant(
+        "IA3: a scale of its own is left out",
+        "common/adapter/ia3.py",
+        "module.scaling[active_adapter] * module.lora_B",
+        "module.lora_B",
+        STRUCTURES,
+    ),
+    Mutant(
         "a start between frozen frames counts twice: in the frames' core and in the offset",
         "strategies/recipe.py",
         "= -scale * left, right",

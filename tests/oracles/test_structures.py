@@ -1,11 +1,17 @@
 """What the papers say of structures: entry by entry, and where one structure is another."""
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
 
+from common.adapter.ia3 import IA3
 from common.adapter.randlora import RandLora, ScaledDown
-from common.adapter.values import Key, LayerShape
+from common.adapter.spec import Spec
+from common.adapter.values import Key, LayerShape, Update
+from strategies import Recipe
+from strategies.meter import Meter
+from strategies.rules import FedIT
 
 SHAPE = LayerShape(9, 8)
 
@@ -52,3 +58,30 @@ def test_randlora_of_a_base_a_slot_is_a_lora_whose_b_is_frozen():
     tensors, wanted = drawn(structure, rank), torch.randn(rank, SHAPE.d_in)
     reached = tensors | {Key("l", "G"): (wanted / tensors[Key("l", "A")]).flatten()}
     torch.testing.assert_close(update(structure, reached), tensors[Key("l", "B")] @ wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_ia3_scales_all_that_a_frozen_layer_gives_its_bias_too():
+    network = nn.Sequential(nn.Linear(SHAPE.d_in, SHAPE.d_out))
+    frozen = network[0]
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["0"]), network)
+    ((g,),) = [found for part, found in IA3().inject(network[0]).items() if part == "g"]
+    network[0].scaling["default"] = 0.5
+    x, wanted = torch.randn(3, SHAPE.d_in), torch.randn(SHAPE.d_out)
+    g.data = wanted
+    torch.testing.assert_close(network(x), (1 + 0.5 * wanted) * (x @ frozen.weight.T + frozen.bias))
+
+
+@pytest.mark.parametrize("nodes", [2, 20])
+def test_what_a_mean_of_ia3_misses_is_measured_without_the_weight(nodes):
+    """By both ways of the meter, over a weight whose rows are alike; the one of many nodes is an estimate."""
+    rule = FedIT(adapter=IA3())
+    state = Recipe.around(rule).start(Spec({"l": SHAPE}, {}, 4, 1.0, rule.structure), 0)
+    generator, key = torch.Generator().manual_seed(0), Key("l", "g")
+    updates = [Update({key: torch.randn(SHAPE.d_out, generator=generator)}, 1.0, 1.0) for _ in range(nodes)]
+    meter = Meter(rule, state, nodes)
+    merged = rule.aggregate(state, meter.watch(updates))
+    mean, other = merged.adapter[key], torch.randn(SHAPE.d_out, generator=generator)
+    assert meter.read(merged)[""] < 1e-5
+    moved = {**merged.adapter, key: other}
+    expected = float((other - mean).norm() / mean.norm())
+    assert meter.read(type(merged)(moved, 1.0))[""] == pytest.approx(expected, rel=1e-4)
