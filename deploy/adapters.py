@@ -8,12 +8,16 @@ from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from common import tasks
+from common.adapter import structures
+from common.adapter.structure import LORA
+from common.adapter.values import State
 from common.config.node import NodeConfig
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import base, placement
 from common.record.directory import ADAPTER, CONFIG, Settings
 from common.record.export import ABOUT, read
+from common.record.form import answer_as_asked
 from strategies import read_config
 from strategies.recipe import own_models
 
@@ -126,6 +130,20 @@ def moved(config: RunConfig, model: str) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"name": name})})
 
 
+def lora(folder: Path) -> State:
+    """The LoRA in an adapter folder. Raises :class:`BouquetError` where PEFT keeps something else there."""
+    state = read(folder).state
+    if (form := structures.of(state.adapter).form) != LORA:
+        raise BouquetError(
+            "the adapter is no LoRA",
+            where=str(folder),
+            expected=LORA,
+            got=form,
+            cure="PEFT and bouquet chat load it as it is; bouquet export --form merged merges what a whole run left.",
+        )
+    return state
+
+
 def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "default") -> Any:
     """The base model with the adapter in ``folder``, to be evaluated: ids and a mask in, logits or vectors out."""
     transformers_logging.disable_progress_bar()
@@ -139,6 +157,7 @@ def load(folder: Path, config: RunConfig, device: str = "auto", name: str = "def
             network.classifier.load_state_dict({key.removeprefix("classifier."): head[key] for key in head})
     else:
         network = PeftModel.from_pretrained(network, str(folder), name)
+    answer_as_asked(network)
     return network.eval()
 
 

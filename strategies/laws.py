@@ -1,5 +1,6 @@
 """The laws between the axes: which choices go together, and what would fit where they do not."""
 
+from common.adapter.structure import LORA
 from common.adapter.structures import STRUCTURES
 from common.adapter.values import FACTORS
 from common.error import BouquetError
@@ -15,10 +16,14 @@ from strategies.optimizers import OPTIMIZERS
 from strategies.rules import RULES
 from strategies.rules.rule import MeanRule, Rule
 
+LORA_ALONE = ("gptq", "awq")
+"""The quantisations whose layers PEFT adapts by a LoRA and nothing else."""
+
 
 def check(choices: Choices) -> None:
     """Raise :class:`BouquetError` where two choices clash."""
     _check_rule(choices)
+    _check_form(choices)
     _check_init(choices)
     _check_node(choices)
     _check_memory(choices)
@@ -53,6 +58,32 @@ def _check_rule(choices: Choices) -> None:
             expected=f"'{rule.keeps}' or '{AUTO}'",
             got=str(flat["keep.name"]),
         )
+
+
+def _check_form(choices: Choices) -> None:
+    """An adapter that PEFT keeps as something else than a LoRA has to be one that PEFT loads again."""
+    structure, model = choices.structure, choices.config.model
+    if structure.form == LORA:
+        return
+    if model.adapter:
+        raise BouquetError(
+            f"what the structure '{structure.name}' trains is kept as {structure.form}, which holds no LoRA beside it",
+            where="adapter.name, model.adapter",
+            expected=f"model.adapter = '', or {_one_lora()}",
+            got=structure.name,
+            cure="Merge the adapter into its base (bouquet export --form merged) and name that as model.name.",
+        )
+    if model.quantization in LORA_ALONE:
+        raise BouquetError(
+            f"PEFT has no {structure.form} over a base that is held like this",
+            where="adapter.name, model.quantization",
+            expected=f"{_one_lora()}, or another quantization than {listed(LORA_ALONE)}",
+            got=f"{structure.name} over {model.quantization}",
+        )
+
+
+def _one_lora() -> str:
+    return listed([name for name, kind in STRUCTURES.items() if kind.form == LORA])
 
 
 def _check_init(choices: Choices) -> None:

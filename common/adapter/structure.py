@@ -19,6 +19,9 @@ from common.method import Method
 
 Shape = tuple[int, ...]
 
+LORA = "LORA"
+"""PEFT's name of the form that holds A and B, and an offset stacked on them."""
+
 
 class Pair(NamedTuple):
     """The factors of one layer, which adds ``scale B A x``; one that is frozen has no gradient."""
@@ -46,6 +49,8 @@ class Structure(Method):
     """Whether it trains leading slots without the others, and so wants a start that adds nothing."""
     init: ClassVar[str] = "drawn"
     """Where it starts, by the name of an init, unless the rule or the run config names another."""
+    form: ClassVar[str] = LORA
+    """What PEFT keeps it as, by PEFT's name. Any other than a LoRA has no place for an offset beside it."""
     learning_rate: ClassVar[float] = 5e-3
     """What it trains at unless the rule or the run config names another rate: one at which the default rounds learn."""
 
@@ -63,7 +68,11 @@ class Structure(Method):
 
     @abstractmethod
     def factors(self, tensors: Tensors, layer: str) -> tuple[Tensor, Tensor]:
-        """The layer's update as a plain LoRA: ``d_out x r`` and ``r x d_in``, whose product the scale multiplies."""
+        """The layer's update as a plain LoRA: ``d_out x r`` and ``r x d_in``, whose product the scale multiplies.
+
+        Of another :attr:`form` the update depends on the frozen weight, which a coordinator need not have. It is then
+        that of a weight whose rows are alike: enough to tell whether there is any, and how far two are apart.
+        """
 
     @abstractmethod
     def inject(self, module: Any) -> dict[str, list[nn.Parameter]]:

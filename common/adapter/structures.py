@@ -4,9 +4,11 @@ import torch
 
 from common.adapter.core import Core
 from common.adapter.dylora import DyLora
+from common.adapter.ia3 import IA3
 from common.adapter.loldu import Loldu
 from common.adapter.lora import Lora
 from common.adapter.nlora import NLora
+from common.adapter.randlora import RandLora
 from common.adapter.structure import Structure
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.adapter.vera import Vera
@@ -20,6 +22,8 @@ STRUCTURES = Registry[Structure](
     NLora,
     Loldu,
     Vera,
+    RandLora,
+    IA3,
     default=AUTO,
     chooses="Which tensors stand beside a frozen layer; auto is what the rule trains.",
 )

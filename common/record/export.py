@@ -15,32 +15,29 @@ embedding model is the same without a head.
 """
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import peft
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import pad
 
 from common import tasks
 from common.adapter import structures
-from common.adapter.lora import Lora
-from common.adapter.structures import stacked
+from common.adapter.structure import LORA
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import ModelConfig, RunConfig, TaskConfig
 from common.error import BouquetError
 from common.models import adapted, base, targets
+from common.record.form import FORMS
 
-SUFFIX = {"A": "lora_A.weight", "B": "lora_B.weight", "W": "weight", "b": "bias"}
 ABOUT = "bouquet.json"
 # Whoever passes an adapter on need not tell where the data were, or where this site keeps its runs.
 UNTOLD = ("data.", "evaluation.", "run-directory", "resume", "model.adapter")
 
 
 class Exported(NamedTuple):
-    """What an adapter folder holds: the adapter as one LoRA, and the run's settings in Flower's flat form."""
+    """What an adapter folder holds: the adapter as PEFT has it, and the run's settings in Flower's flat form."""
 
     state: State
     settings: dict[str, Any]
@@ -51,7 +48,8 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
 
     ``with_head`` is false where every node has a head of its own, and the state has none that means anything.
     """
-    state = one_lora(state)
+    form = FORMS[structures.of(state.adapter).form]
+    state = form.written(state)
     head: Tensors = {}
     if with_head:
         head = {key: tensor for key, tensor in state.adapter.items() if key.part in HEAD}
@@ -59,14 +57,13 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
     folder.mkdir(parents=True, exist_ok=True)
     if prefix := within(config.model, config.task):
         if head:
-            _save(folder / "head.safetensors", head)
+            _save(folder / "head.safetensors", head, form.suffixes)
         head = {}
         factors = {key._replace(layer=key.layer.removeprefix(prefix)): tensor for key, tensor in factors.items()}
     commit = base.commit(config.model)
-    settings = peft.LoraConfig(
-        r=state.rank,
-        lora_alpha=state.rank * state.scale,  # type: ignore[arg-type]  # PEFT divides it by r, whole or not
-        target_modules=[key.layer for key in factors if key.part == "A"],
+    settings = form.config(
+        state,
+        target_modules=list(dict.fromkeys(key.layer for key in factors)),
         modules_to_save=_modules(head, factors),
         task_type=_task_type(config),
         base_model_name_or_path=base.location(config.model.name),
@@ -75,42 +72,29 @@ def export(state: State, config: RunConfig, folder: Path, *, with_head: bool) ->
         inference_mode=True,
     )
     settings.save_pretrained(str(folder))
-    _save(folder / "adapter_model.safetensors", factors | head, adapted.PREFIX)
+    _save(folder / "adapter_model.safetensors", factors | head, form.suffixes, adapted.PREFIX)
     told = {k: v for k, v in config.to_flower().items() if not (k.startswith(UNTOLD) or k.endswith(".source"))}
     told |= {"model.revision": commit} if commit else {}
     (folder / ABOUT).write_text(json.dumps({"round": state.round, "config": told}, indent=2) + "\n")
-
-
-def one_lora(state: State) -> State:
-    """The same model as a plain LoRA of one rank: core and offset stacked on the factors.
-
-    A layer of fewer slots gets zeros, because not everybody reads PEFT's ``rank_pattern``: vLLM has one scale for all
-    layers, and llama.cpp divides the one alpha by each layer's own rank.
-    """
-    if not state.offset and structures.of(state.adapter) == Lora():
-        return state
-    factors = stacked(state)
-    rank = max(len(tensor) for key, tensor in factors.items() if key.part == "A")
-    for key, tensor in factors.items():
-        more = rank - tensor.shape[0 if key.part == "A" else 1]
-        factors[key] = pad(tensor, (0, 0, 0, more) if key.part == "A" else (0, more))
-    head = {key: tensor for key, tensor in state.adapter.items() if key.part in HEAD}
-    return replace(state, adapter=factors | head, scale=1.0, offset={}, slots=())
 
 
 def read(folder: Path) -> Exported:
     """What :func:`export` wrote. Raises :class:`BouquetError` where the folder is none of ours, or not whole."""
     try:
         about = json.loads((folder / ABOUT).read_text())
-        lora = json.loads((folder / "adapter_config.json").read_text())
+        peft = json.loads((folder / "adapter_config.json").read_text())
+        form = FORMS[peft["peft_type"]]
         settings = dict(about["config"])
         model, task = ({"pooling": settings["model.pooling"]}, {"name": settings["task.name"]})
         prefix = within(ModelConfig.model_validate(model), TaskConfig.model_validate(task))
         named = load_file(folder / "adapter_model.safetensors")
-        adapter = {key_of(prefix + name.removeprefix(adapted.PREFIX)): tensor for name, tensor in named.items()}
+        tensors = {
+            key_of(prefix + name.removeprefix(adapted.PREFIX), form.suffixes): tensor for name, tensor in named.items()
+        }
+        adapter, scale = form.read(tensors, peft)
         if (file := folder / "head.safetensors").is_file():
             adapter |= {key_of(name): tensor for name, tensor in load_file(file).items()}
-        state = State(adapter, lora["lora_alpha"] / lora["r"], int(about["round"]))
+        state = State(adapter, scale, int(about["round"]))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise BouquetError(
             "an adapter folder cannot be read",
@@ -127,9 +111,9 @@ def within(model: ModelConfig, task: TaskConfig) -> str:
     return "encoder." if base.bare(model, tasks.classes(task)) else ""
 
 
-def key_of(name: str) -> Key:
+def key_of(name: str, suffixes: Mapping[str, str] = FORMS[LORA].suffixes) -> Key:
     """The key of a tensor in an adapter's file, without PEFT's prefix. Raises ValueError for one that has none."""
-    for part, suffix in SUFFIX.items():
+    for part, suffix in suffixes.items():
         if name.endswith(f".{suffix}"):
             return Key(name.removesuffix(f".{suffix}"), part)
     raise ValueError(f"unknown tensor {name}")
@@ -148,6 +132,6 @@ def _task_type(config: RunConfig) -> str:
     return "SEQ_CLS" if tasks.classes(config.task) else "CAUSAL_LM"
 
 
-def _save(file: Path, tensors: Tensors, prefix: str = "") -> None:
-    named = {f"{prefix}{key.layer}.{SUFFIX[key.part]}": tensor.contiguous() for key, tensor in tensors.items()}
+def _save(file: Path, tensors: Tensors, suffixes: Mapping[str, str], prefix: str = "") -> None:
+    named = {f"{prefix}{key.layer}.{suffixes[key.part]}": tensor.contiguous() for key, tensor in tensors.items()}
     save_file(named, file, metadata={"format": "pt"})

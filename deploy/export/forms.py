@@ -9,12 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from common import tasks
-from common.adapter import algebra
+from common.adapter import algebra, structures
+from common.adapter.structure import LORA
 from common.adapter.values import HEAD, Key, State
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.models import base
-from common.record.export import export, one_lora
+from common.record.export import export
+from common.record.form import one_lora
 from deploy import adapters
 
 DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16"}
@@ -47,6 +49,11 @@ def cut(state: State, rank: int) -> tuple[State, float]:
 def _cut(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     b, a = algebra.balanced(*algebra.low_rank_svd(left.double(), right.double()), rank)
     return b.to(left.dtype), a.to(right.dtype)
+
+
+def rank(state: State) -> int:
+    """The rank of the one LoRA that a state is; 0 where it is none."""
+    return one_lora(state).rank if structures.of(state.adapter).form == LORA else 0
 
 
 def write_peft(state: State, config: RunConfig, folder: Path) -> None:

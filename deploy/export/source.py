@@ -11,7 +11,7 @@ from common.error import BouquetError
 from common.models import base, lengths
 from common.record import checkpoint
 from common.record.directory import CHECKPOINTS, SUMMARY, Summary
-from common.record.export import ABOUT, read
+from common.record.export import ABOUT
 from common.sources.records import fields
 from deploy import adapters
 from deploy.adapters import RunDirectory
@@ -75,11 +75,11 @@ def find(path: Path, node: str = "", state_directory: Path | None = None, model:
         config = adapters.settings(path, model)
         # <state-directory>/runs/<run>/<node>/adapter
         whose = path.resolve().parent.name if own_models(config) else ""
-        return Source(read(path).state, config, node=whose)
+        return Source(adapters.lora(path), config, node=whose)
     run = adapters.open_run(path)
     config = adapters.moved(run.config, model)
     if node:
-        return Source(read(adapters.of_node(run, node, state_directory)).state, config, path, node)
+        return Source(adapters.lora(adapters.of_node(run, node, state_directory)), config, path, node)
     adapters.demand_global(run, state_directory)
     return Source(_state(run), config, path)
 

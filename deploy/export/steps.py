@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 from common import tasks
 from common.error import BouquetError
 from common.models import base
-from common.record.export import one_lora
+from common.record.form import one_lora
 from deploy.export import card, comparison, forms, push
 from deploy.export.comparison import TOLERANCES, Comparison
 from deploy.export.source import Source, find
@@ -91,8 +91,9 @@ def _merged(source: Source, folder: Path, texts: comparison.Texts, options: argp
         trained = comparison.own(source.state, forms.in_float32(source.config), texts, options.device)
         check += f"; over the {kind} base that it was trained on, its logits differ by up to "
         check += f"{logits.compare(trained.own).difference:.2g}"
-    rank = one_lora(source.state).rank
-    return card.Export(source, rank, f"{rank}, merged into {dtype} weights", check, options.licence, merged=True)
+    rank = forms.rank(source.state)
+    made = f"{rank or 'that of the weights'}, merged into {dtype} weights"
+    return card.Export(source, rank, made, check, options.licence, merged=True)
 
 
 def _demand(compared: Comparison, form: str, tolerance: float | None) -> None:

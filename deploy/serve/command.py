@@ -49,8 +49,9 @@ def _serve(options: argparse.Namespace) -> int:
             )
     for name, config in configs.items():
         adapters.demand_language(name, config)
+    rank = max(adapters.lora(folder).rank for folder in folders.values())
     if options.engine == "vllm" or (options.engine == "auto" and shutil.which("vllm")):
-        return _vllm(folders, configs[first].model.name, options)
+        return _vllm(folders, configs[first].model.name, rank, options)
     return _peft(folders, options)
 
 
@@ -67,13 +68,11 @@ def named(arguments: list[str]) -> dict[str, Path]:
     return found
 
 
-def _vllm(folders: Mapping[str, Path], base_name: str, options: argparse.Namespace) -> int:
+def _vllm(folders: Mapping[str, Path], base_name: str, rank: int, options: argparse.Namespace) -> int:
     """Become vLLM."""
     from common.models import base
-    from common.record.export import read
     from deploy.serve import vllm
 
-    rank = max(read(folder).state.rank for folder in folders.values())
     places = {name: folder.resolve() for name, folder in folders.items()}
     command = vllm.command(base.location(base_name), places, rank)
     command += ["--host", options.host, "--port", str(options.port)]

@@ -1,9 +1,11 @@
-"""Laws that every structure obeys in a model: it computes what its factors say, and every example has its gradient."""
+"""Laws that every structure obeys in a model: PEFT loads what it computes, and every example has its gradient."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import nn
 
 from common.adapter.core import Core
@@ -11,14 +13,16 @@ from common.adapter.dylora import NestedDown
 from common.adapter.spec import Spec
 from common.adapter.structures import STRUCTURES, stacked
 from common.adapter.values import HEAD, Key, LayerShape, State
+from common.config.run import RunConfig
 from common.error import BouquetError
+from common.record.export import export
 from strategies import Recipe, Rule
 from strategies.inits import INITS
 from strategies.meter import aggregation_error
 from strategies.rules import FedIT, FedSB
 from tests.laws.test_axes import NEEDED
 from tests.support.factors import LAYERS, trained
-from tests.support.private_steps import EXAMPLES, TEXT, brute_force, clipped_sum, fresh, relative
+from tests.support.private_steps import EXAMPLES, TEXT, brute_force, clipped_sum, embedded, fresh, relative
 
 
 def fits(flat: dict[str, str], name: str) -> bool:
@@ -49,23 +53,21 @@ def started(rule: Rule, init: str, rank: int = 4) -> State:
 
 @structures
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_a_model_computes_what_the_factors_say(name, quantization):
+def test_plain_peft_computes_what_the_model_computes(name, quantization, tmp_path):
     model = fresh(quantization, rank=4, structure=STRUCTURES[name]())
     model.network.eval()
-    batch = TEXT.collate(EXAMPLES[:3], model.pad)
     adapter = {key: tensor for key, tensor in model.tensors().items() if key.part not in HEAD}
-    plain = fresh(quantization, rank=4)
-    plain.network.eval()
     adapter |= {key: torch.ones_like(tensor) for key, tensor in adapter.items() if key.part == "s"}
-    scale = model.pairs()[0].scale
-    model.install(adapter, scale, {})
-    factors = stacked(State(adapter, scale))
+    state = State(adapter, model.pairs()[0].scale)
+    model.install(state.adapter, state.scale, {})
+    export(state, RunConfig(), tmp_path, with_head=True)
+    batch = TEXT.collate(EXAMPLES[:3], model.pad)
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    bare = deepcopy(embedded(quantization)).eval()
     with torch.no_grad():
-        plain.install({key: 0 * tensor for key, tensor in factors.items()}, 1.0, {})
-        base = plain.logits(batch)
-        plain.install(factors, 1.0, {})
-        expected, got = plain.logits(batch), model.logits(batch)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=3e-4)
+        base = bare(**inputs).logits
+        expected = PeftModel.from_pretrained(bare, str(tmp_path)).eval()(**inputs).logits
+        torch.testing.assert_close(model.logits(batch), expected, rtol=1e-4, atol=3e-4)
     assert float((expected - base).abs().max()) > 3e-3
 
 
@@ -118,7 +120,10 @@ def test_one_core_under_fedit_is_fed_sb():
     assert (fedit.start_at, fedit.rate) == (fed_sb.start_at, fed_sb.rate)
 
 
-@pytest.mark.parametrize(("name", "values"), [("core", 16), ("loldu", 4), ("vera", 4 + 9), ("nlora", 4 * (9 + 4) + 16)])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("core", 16), ("loldu", 4), ("vera", 4 + 9), ("nlora", 4 * (9 + 4) + 16), ("randlora", 4 * 4), ("ia3", 9)],
+)
 def test_a_node_sends_the_formulas_number_of_values(name, values):
     rule = over(name)
     state = Recipe.around(rule).start(Spec({"l": LayerShape(9, 4)}, {}, 4, 2.0, rule.structure), 0)

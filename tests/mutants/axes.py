@@ -4,7 +4,7 @@ from tests.mutants import Mutant
 
 INITS = ("tests/oracles/test_gradient_inits.py",)
 STEPS = ("tests/oracles/test_optimizers.py",)
-STRUCTURES = ("tests/laws/test_structures.py",)
+STRUCTURES = ("tests/laws/test_structures.py", "tests/oracles/test_structures.py")
 OPTIMIZERS = ("tests/oracles/test_lora_pro.py", "tests/oracles/test_lora_pro_layers.py")
 OBJECTIVES = ("tests/oracles/test_fedspeed.py", "tests/runs/test_loop_rules.py")
 KEEPS = ("tests/laws/test_rules.py", "tests/laws/test_axes.py", "tests/runs/test_loop.py")
@@ -172,6 +172,27 @@ AXES = (
         "common/adapter/dylora.py",
         "if not self.training:",
         "if False:",
+        STRUCTURES,
+    ),
+    Mutant(
+        "RandLoRA: one diagonal before all bases",
+        "common/adapter/randlora.py",
+        "linear(scaled(x), block) for scaled, block",
+        "linear(self.diagonals[0](x), block) for _, block",
+        STRUCTURES,
+    ),
+    Mutant(
+        "IA3: PEFT loads the change of the scale, and not the scale",
+        "common/record/form.py",
+        "1 + state.scale * g[:, None]",
+        "state.scale * g[:, None]",
+        STRUCTURES,
+    ),
+    Mutant(
+        "IA3: a scale of its own is left out",
+        "common/adapter/ia3.py",
+        "module.scaling[active_adapter] * module.lora_B",
+        "module.lora_B",
         STRUCTURES,
     ),
     Mutant(

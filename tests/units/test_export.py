@@ -14,7 +14,8 @@ from common.adapter.values import Key, State
 from common.error import BouquetError
 from common.models import base, embedded
 from common.models.adapted import LoraModel
-from common.record.export import export, one_lora, read
+from common.record.export import export, read
+from common.record.form import one_lora
 from deploy.command import main
 from deploy.export import comparison, forms
 from strategies import read_config

@@ -104,6 +104,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the gradient 'hooks' is of all that is trained, in every step (gradient.name, optimizer.name = 'la-lora'): "
         "expected 'auto', or backward or fast, got hooks",
     ),
+    "an adapter to start from under what is no LoRA": (
+        {"adapter.name": "ia3", "model.adapter": "/adapters/flu"},
+        "what the structure 'ia3' trains is kept as IA3, which holds no LoRA beside it (adapter.name, model.adapter): "
+        "expected model.adapter = '', or lora, dylora,",
+    ),
+    "what is no LoRA over a base that PEFT adapts by nothing else": (
+        {"adapter.name": "ia3", "model.quantization": "gptq"},
+        "PEFT has no IA3 over a base that is held like this (adapter.name, model.quantization): expected lora,",
+    ),
     "a start of zeros between frozen frames": (
         {"adapter.name": "loldu", "init.name": "drawn"},
         "the structure 'loldu' cannot start there (init.name): expected 'auto', or another start than one whose B is "

@@ -224,6 +224,10 @@ def test_what_cannot_be_served_together_is_refused(tmp_path, capsys):
     assert "a model with a head continues no text (plain)" in _error(capsys)
     assert main(["serve", unfinished]) == 2
     assert "the run has left no adapter" in _error(capsys)
+    run_directory(tmp_path / "scaled", **{"adapter.name": "ia3"})
+    assert main(["serve", flu, str(tmp_path / "scaled")]) == 2
+    assert "the adapter is no LoRA" in (said := _error(capsys))
+    assert "expected LORA, got IA3. PEFT and bouquet chat load it as it is" in said
     assert main(["serve", flu, "--engine", "vllm"]) == 2
     assert "vLLM is not installed" in _error(capsys)
 
