@@ -107,10 +107,10 @@ class Recipe(Choices):
     def continues(self) -> bool:
         """Whether the adapter that a run starts from (``model.adapter``) becomes the factors that it trains.
 
-        Where a rule or an init needs a start of its own, that stays, and the adapter is the offset under it.
+        Where a rule, an init or an objective needs another start, that stays, and the adapter is the offset under it.
         """
         plain = self.structure.plain and not self.rule.restarts and self.init.name == "drawn" and not self.rule.thins
-        return plain and bool(self.config.model.adapter)
+        return plain and bool(self.config.model.adapter) and not self.objective.over
 
     @cached_property
     def drawn(self) -> frozenset[str]:
