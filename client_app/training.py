@@ -70,8 +70,7 @@ def turn_of(
     recipe: Recipe, state: State, keys: Sequence[Key], seed: str = "", remembered: Tensors | None = None
 ) -> Turn:
     """The turn of the round after ``state``, in a model that has these ``keys``."""
-    trained = [key for key in keys if recipe.trains(state.round, key)]
-    return Turn(state.round, trained, state.slots, seed, state.offset, remembered or {})
+    return Turn(state.round, recipe.trained(state.round, keys), state.slots, seed, state.offset, remembered or {})
 
 
 def train(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Example], turn: Turn) -> Training:

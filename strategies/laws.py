@@ -13,7 +13,7 @@ from strategies.inits import INITS
 from strategies.means import Weighted
 from strategies.optimizers import OPTIMIZERS
 from strategies.rules import RULES
-from strategies.rules.rule import MeanRule
+from strategies.rules.rule import MeanRule, Rule
 
 
 def check(choices: Choices) -> None:
@@ -46,6 +46,13 @@ def _check_rule(choices: Choices) -> None:
             got=rule.adapter.name,
             cure=f"Rules that take it are {', '.join(n for n, r in RULES.items() if r.suits(rule.adapter))}.",
         )
+    if choices.config.train.blocks and not _can_rest(rule):
+        raise BouquetError(
+            f"the rule '{rule.name}' chooses what a node trains by all that the model has",
+            where="train.blocks",
+            expected=f"0, or one of {listed([name for name, kind in RULES.items() if _can_rest(kind())])}",
+            got=str(choices.config.train.blocks),
+        )
     if flat["keep.name"] not in (AUTO, rule.keeps):
         raise BouquetError(
             f"the rule '{rule.name}' goes with another choice",
@@ -53,6 +60,11 @@ def _check_rule(choices: Choices) -> None:
             expected=f"'{rule.keeps}' or '{AUTO}'",
             got=str(flat["keep.name"]),
         )
+
+
+def _can_rest(rule: Rule) -> bool:
+    """Whether some of the layers mean to a rule what all of them do."""
+    return not (rule.thins or rule.scattered)
 
 
 def _check_init(choices: Choices) -> None:

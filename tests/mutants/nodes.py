@@ -6,6 +6,7 @@ LAWS = ("tests/units/test_laws.py",)
 SCAFFOLD = ("tests/oracles/test_scaffold.py",)
 STEPS = ("tests/oracles/test_optimizers.py",)
 SHRINK = ("tests/oracles/test_svd_shrink.py",)
+BLOCKS = ("tests/laws/test_blocks.py", "-m", "not slow")
 PENALTIES = ("tests/oracles/test_penalties.py",)
 
 NODES = (
@@ -134,5 +135,26 @@ NODES = (
         "if choices.optimizer.denoises and not choices.config.privacy.per_example:",
         "if False:",
         LAWS,
+    ),
+    Mutant(
+        "XGBLoRA: the same blocks in every round",
+        "strategies/blocks.py",
+        'layer_seed(seed, round, "blocks")',
+        "seed",
+        BLOCKS,
+    ),
+    Mutant(
+        "XGBLoRA: what rests is merged as if it had been trained",
+        "strategies/recipe.py",
+        "if key.part not in own and key.layer not in resting",
+        "if key.part not in own",
+        BLOCKS,
+    ),
+    Mutant(
+        "XGBLoRA: what has rested is another draw on the server than on a node",
+        "strategies/recipe.py",
+        "if self.rule.restarts:  #",
+        "if False:  #",
+        BLOCKS,
     ),
 )

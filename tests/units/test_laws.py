@@ -39,6 +39,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the objective 'fedspeed' corrects a mean over all nodes, and only some are asked "
         "(objective.name, fraction-train): expected fraction-train = 1.0, or another objective, got 0.5",
     ),
+    **{
+        f"blocks that rest, {rule}": (
+            {"rule.name": rule, "train.blocks": 2},
+            f"the rule '{rule}' chooses what a node trains by all that the model has (train.blocks): expected 0, or "
+            "one of fedit, ffa-lora,",
+        )
+        for rule in ("flasc", "fed-plora", "ravan")
+    },
     "a structure that the rule does not know": (
         {"rule.name": "flora", "adapter.name": "vera"},
         "the rule 'flora' does not know what to do with this structure (adapter.name): expected 'auto', or lora or "
