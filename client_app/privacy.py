@@ -65,11 +65,13 @@ def train_privately(
 
         def gradients(step: int) -> Figures:
             mechanism = clip.mechanism
+            deviation = mechanism.deviation / privacy.expected_batch
             sample = deal(poisson_sample(len(units), release.sample_rate), processes.number)
             shares = [{"step": step, "bound": mechanism.bound, "units": own} for own in sample]
             sums, (total, examples, tokens, surplus, broken, left_out) = processes.add_up(work, shares)
             for parameter, noised in mechanism.release(work.placed(sums)):
-                parameter.grad = noised.div_(privacy.expected_batch).to(parameter.dtype)
+                gradient = recipe.optimizer.denoised(noised.div_(privacy.expected_batch), deviation)
+                parameter.grad = gradient.to(parameter.dtype)
             clip.follow(surplus)
             failures.update(broken=int(broken), left_out=int(left_out))
             return total / max(1, examples), int(tokens)

@@ -50,15 +50,16 @@ class Turn:
     """One round of local training: its number from 0, what it trains, and what the node has of its own for it.
 
     Of parts in blocks only ``blocks`` are trained, if some are named. ``seed`` fixes the order of the examples and the
-    dropout of a run without privacy. ``remembered`` is the objective's, from the node's last round, and
-    ``optimizer_state`` the optimizer's. ``processes`` have all begun the same turn. ``tell`` hears after each step how
-    many are done, of how many, and the tokens of all of them.
+    dropout of a run without privacy. ``offset`` is the state's, ``remembered`` the objective's, from the node's last
+    round, and ``optimizer_state`` the optimizer's. ``processes`` have all begun the same turn. ``tell`` hears after
+    each step how many are done, of how many, and the tokens of all of them.
     """
 
     number: int
     keys: Sequence[Key]
     blocks: Sequence[int] = ()
     seed: str = ""
+    offset: Tensors = field(default_factory=dict)
     remembered: Tensors = field(default_factory=dict)
     processes: Processes = ALONE
     optimizer_state: Tensors = field(default_factory=dict)
@@ -69,8 +70,7 @@ def turn_of(
     recipe: Recipe, state: State, keys: Sequence[Key], seed: str = "", remembered: Tensors | None = None
 ) -> Turn:
     """The turn of the round after ``state``, in a model that has these ``keys``."""
-    trained = [key for key in keys if recipe.trains(state.round, key)]
-    return Turn(state.round, trained, state.slots, seed, remembered or {})
+    return Turn(state.round, recipe.trained(state.round, keys), state.slots, seed, state.offset, remembered or {})
 
 
 def train(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[Example], turn: Turn) -> Training:
@@ -150,7 +150,9 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
     named = adapter | head
     parameters = list(named.values())
     received = [parameter.detach().clone() for parameter in parameters]
-    remembered = [_at(turn.remembered, name, parameter) for name, parameter in named.items()]
+    starts = zip(named, received, strict=True)
+    remembered = [_at(turn.remembered, name, objective.first(start)) for name, start in starts]
+    earlier = {key: tensor.to(model.device) for key, tensor in objective.earlier(turn.offset).items()}
     rates = config.learning_rate, config.head_learning_rate or config.learning_rate
     groups = (Group(list(part.values()), rate) for part, rate in zip((adapter, head), rates, strict=True))
     optimizer = recipe.optimizer.build(model.pairs(), *groups)
@@ -166,8 +168,10 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
     for step in range(steps):
         loss, read = objective.gradients(partial(gradients, step), parameters)
         total_loss, tokens = total_loss + loss, tokens + read
-        if (term := recipe.rule.penalty(model.live(turn.keys))) is not None:
-            term.backward()  # type: ignore[no-untyped-call]
+        live = model.live(turn.keys)
+        terms = (recipe.rule.penalty(live), objective.penalty(live, earlier))
+        if found := [term for term in terms if term is not None and term.requires_grad]:
+            torch.stack(found).sum().backward()  # type: ignore[no-untyped-call]
         objective.add(parameters, received, remembered)
         if config.clip_norm:
             nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -190,7 +194,7 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
 
 def recalled(model: LoraModel, key: Key, remembered: Tensors) -> torch.Tensor:
     """What is remembered of one tensor of the model, its blocks one below the other; zero where nothing is."""
-    parts = [_at(remembered, name, parameter) for name, parameter in _named(model, key)]
+    parts = [_at(remembered, name, torch.zeros_like(parameter)) for name, parameter in _named(model, key)]
     return torch.cat(parts).detach().float().cpu()
 
 
@@ -228,10 +232,10 @@ def _named(model: LoraModel, key: Key) -> list[tuple[Key, nn.Parameter]]:
     return [(Key(f"{key.layer}/{number}", key.part), parameter) for number, parameter in enumerate(parameters)]
 
 
-def _at(tensors: Tensors, name: Key, parameter: nn.Parameter) -> torch.Tensor:
-    """What is remembered of a parameter, where it lies; zero where nothing is, or of another shape."""
+def _at(tensors: Tensors, name: Key, first: torch.Tensor) -> torch.Tensor:
+    """What is remembered of a parameter, where ``first`` lies; that where nothing is, or of another shape."""
     kept = tensors.get(name)
-    return kept.to(parameter) if kept is not None and kept.shape == parameter.shape else torch.zeros_like(parameter)
+    return kept.to(first) if kept is not None and kept.shape == first.shape else first
 
 
 def peak_memory(device: torch.device) -> int:

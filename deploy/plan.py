@@ -96,8 +96,8 @@ def rule_plan(recipe: Recipe, spec: Spec, given: Tensors | None = None) -> RuleP
     config, spec = recipe.config, replace(spec, structure=recipe.structure)
     sizes = {key: math.prod(shape) for key, shape in (spec.factor_shapes() | dict(spec.head)).items()}
     rounds = range(min(config.num_server_rounds, 2))  # a rule alternates between two rounds at most
-    trained = max(sum(size for key, size in sizes.items() if recipe.trains(turn, key)) for turn in rounds)
-    sent = max(sum(size for key, size in sizes.items() if recipe.sends(turn, key)) for turn in rounds)
+    trained = max(sum(sizes[key] for key in recipe.trained(turn, sizes)) for turn in rounds)
+    sent = max(sum(sizes[key] for key in recipe.sent(turn, sizes)) for turn in rounds)
     noised = trained if config.privacy.per_example else sent
     crossed = planned_bytes(recipe, spec, share_of(config.min_nodes, config.fraction_train), given)
     return RulePlan(recipe.rule.name, trained, noised, crossed.up, crossed.down)

@@ -70,9 +70,8 @@ def planned_bytes(recipe: Recipe, spec: Spec, nodes: int, given: Tensors | None 
 
 
 def _up(recipe: Recipe, load: Load, round: int, share: float) -> int:
-    sent = {key: values for key, values in load.items() if recipe.sends(round, key)}
     # What a node trains is dense, whatever it received.
-    dense = {key: _full(values.whole) for key, values in sent.items()}
+    dense = {key: _full(load[key].whole) for key in recipe.sent(round, load)}
     return _bytes(dense, share, recipe.rule.density[0], recipe.config.wire.up)
 
 

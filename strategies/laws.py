@@ -7,11 +7,11 @@ from common.error import BouquetError
 from common.method import AUTO, listed
 from common.tasks import TASKS
 from common.tasks.embed import Embed
+from strategies import objective_laws
 from strategies.choices import Choices
 from strategies.gradients import GRADIENTS
 from strategies.inits import INITS
 from strategies.means import Weighted
-from strategies.objectives import OBJECTIVES
 from strategies.optimizers import OPTIMIZERS
 from strategies.rules import RULES
 from strategies.rules.rule import MeanRule, Rule
@@ -26,7 +26,7 @@ def check(choices: Choices) -> None:
     _check_form(choices)
     _check_init(choices)
     _check_node(choices)
-    _check_memory(choices)
+    objective_laws.check(choices)
     _check_optimizer_state(choices)
     _check_privacy(choices)
     _check_task(choices)
@@ -51,6 +51,13 @@ def _check_rule(choices: Choices) -> None:
             got=rule.adapter.name,
             cure=f"Rules that take it are {', '.join(n for n, r in RULES.items() if r.suits(rule.adapter))}.",
         )
+    if choices.config.train.blocks and not _can_rest(rule):
+        raise BouquetError(
+            f"the rule '{rule.name}' chooses what a node trains by all that the model has",
+            where="train.blocks",
+            expected=f"0, or one of {listed([name for name, kind in RULES.items() if _can_rest(kind())])}",
+            got=str(choices.config.train.blocks),
+        )
     if flat["keep.name"] not in (AUTO, rule.keeps):
         raise BouquetError(
             f"the rule '{rule.name}' goes with another choice",
@@ -58,6 +65,11 @@ def _check_rule(choices: Choices) -> None:
             expected=f"'{rule.keeps}' or '{AUTO}'",
             got=str(flat["keep.name"]),
         )
+
+
+def _can_rest(rule: Rule) -> bool:
+    """Whether some of the layers mean to a rule what all of them do."""
+    return not (rule.thins or rule.scattered)
 
 
 def _check_form(choices: Choices) -> None:
@@ -142,6 +154,13 @@ def _check_node(choices: Choices) -> None:
             expected=listed(fitting),
             got=choices.optimizer.name,
         )
+    if choices.optimizer.denoises and not choices.config.privacy.per_example:
+        raise BouquetError(
+            f"the optimizer '{choices.optimizer.name}' is about the noise in a step's gradients, and there is none",
+            where=f"optimizer.name, privacy.mode = '{choices.config.privacy.mode}'",
+            expected=f"privacy.mode = 'example', or {listed([n for n in fitting if not OPTIMIZERS[n].denoises])}",
+            got=choices.optimizer.name,
+        )
     plan = choices.rule.plan(choices.rule.settled)
     if choices.optimizer.alternates() and not plan.trained >= FACTORS:
         raise BouquetError(
@@ -157,54 +176,18 @@ def _check_node(choices: Choices) -> None:
             expected=f"'{AUTO}', or {listed([name for name, kind in GRADIENTS.items() if kind.rests])}",
             got=choices.gradient.name,
         )
-    if choices.objective.remembers and not _averages_what_it_trains(choices):
-        raise BouquetError(
-            f"the objective '{choices.objective.name}' sends a correction that '{choices.rule.name}' would merge",
-            where="objective.name",
-            expected=f"{_forgetful()}, or a rule that averages what it trains",
-            got=choices.objective.name,
-        )
-
-
-def _forgetful() -> str:
-    """The objectives that let a node's round out as it is, once."""
-    return listed([name for name, kind in OBJECTIVES.items() if not kind.remembers and kind.passes == 1])
-
-
-def _check_memory(choices: Choices) -> None:
-    """What a node remembers corrects a mean over all nodes, and makes one over some of them diverge."""
-    share = choices.config.fraction_train
-    if choices.objective.remembers and share < 1:
-        raise BouquetError(
-            f"the objective '{choices.objective.name}' corrects a mean over all nodes, and only some are asked",
-            where="objective.name, fraction-train",
-            expected="fraction-train = 1.0, or another objective",
-            got=f"{share:g}",
-        )
 
 
 def _check_optimizer_state(choices: Choices) -> None:
     """Moments are of the very factors that a node goes on with."""
-    if choices.config.train.keeps_optimizer and not _goes_on(choices.rule):
+    if choices.config.train.keeps_optimizer and not choices.rule.goes_on():
         raise BouquetError(
             f"a node's optimizer cannot go on under the rule '{choices.rule.name}', which gives it other factors or "
             "another rank than it trained",
             where="train.optimizer-state",
-            expected=f"'reset', or one of {listed([name for name, kind in RULES.items() if _goes_on(kind)])}",
+            expected=f"'reset', or one of {listed([name for name, kind in RULES.items() if kind.goes_on()])}",
             got="kept",
         )
-
-
-def _goes_on(rule: Rule | type[Rule]) -> bool:
-    """Whether a round's factors are those of the round before, moved."""
-    return not (rule.reframes or rule.restarts or rule.turns or rule.mixed_ranks)
-
-
-def _averages_what_it_trains(choices: Choices) -> bool:
-    """Whether the mean is of the very tensors that a node has trained, but for those that it keeps."""
-    rule, kept = choices.rule, frozenset().union(*(keep.parts for keep in choices.keeps))
-    plan = rule.plan(rule.settled)
-    return isinstance(rule, MeanRule) and not rule.relative and plan.trained <= plan.sent | kept
 
 
 def _check_privacy(choices: Choices) -> None:
@@ -229,7 +212,7 @@ def _check_privacy(choices: Choices) -> None:
         raise BouquetError(
             f"the objective '{choices.objective.name}' lets more of the data out than a private run counts",
             where=f"objective.name, privacy.mode = '{privacy.mode}'",
-            expected=_forgetful(),
+            expected=objective_laws.forgetful(),
             got=choices.objective.name,
         )
     if privacy.central and not rule.linear:

@@ -1,6 +1,6 @@
 """What a federation does, of choices that go together. Built once, on either side, from the same run config."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -15,11 +15,11 @@ from common.adapter.draws import layer_seed, normal
 from common.adapter.spec import Spec
 from common.adapter.structures import STRUCTURES
 from common.adapter.threads import one_thread
-from common.adapter.values import FACTORS, HEAD, OFFSET, Key, State, Tensors, Update
+from common.adapter.values import FACTORS, HEAD, OFFSET, Key, LayerShape, State, Tensors, Update
 from common.config.run import RunConfig
 from common.error import BouquetError
 from common.method import AUTO
-from strategies import laws
+from strategies import blocks, laws
 from strategies.choices import Choices
 from strategies.gradients import GRADIENTS
 from strategies.inits import INITS
@@ -107,10 +107,10 @@ class Recipe(Choices):
     def continues(self) -> bool:
         """Whether the adapter that a run starts from (``model.adapter``) becomes the factors that it trains.
 
-        Where a rule or an init needs a start of its own, that stays, and the adapter is the offset under it.
+        Where a rule, an init or an objective needs another start, that stays, and the adapter is the offset under it.
         """
         plain = self.structure.plain and not self.rule.restarts and self.init.name == "drawn" and not self.rule.thins
-        return plain and bool(self.config.model.adapter)
+        return plain and bool(self.config.model.adapter) and not self.objective.over
 
     @cached_property
     def drawn(self) -> frozenset[str]:
@@ -201,16 +201,36 @@ class Recipe(Choices):
         drawn = {key: tensor for key, tensor in start.adapter.items() if key.part in self.drawn}
         if round and self.rule.restarts:
             for layer, shape in spec.layers.items():
-                generator = torch.Generator().manual_seed(layer_seed(seed, round, layer))
-                drawn[Key(layer, "B")], drawn[Key(layer, "A")], _ = self.init.factors(shape, spec.rank, generator, None)
+                drawn |= self._restarted(layer, shape, spec.rank, layer_seed(seed, round, layer))
         return drawn
 
+    def _restarted(self, layer: str, shape: LayerShape, rank: int, seed: int) -> Tensors:
+        """The fresh factors of a layer."""
+        b, a, _ = self.init.factors(shape, rank, torch.Generator().manual_seed(seed), None)
+        return {Key(layer, "B"): b, Key(layer, "A"): a}
+
+    def resting(self, round: int, keys: Iterable[Key]) -> frozenset[str]:
+        """The layers, of those of all ``keys``, that nobody trains or sends in ``round``."""
+        layers = {key.layer for key in keys if key.part not in HEAD}
+        count = self.config.train.blocks if round >= self.rule.settled else 0
+        return blocks.resting(layers, count, self.config.seed, round)
+
+    def trained(self, round: int, keys: Collection[Key]) -> list[Key]:
+        """Of all keys of a model those that are trained in ``round``."""
+        resting = self.resting(round, keys)
+        return [key for key in keys if key.layer not in resting and self.trains(round, key)]
+
+    def sent(self, round: int, keys: Collection[Key]) -> list[Key]:
+        """Of all keys of a model those that are sent in ``round``."""
+        resting = self.resting(round, keys)
+        return [key for key in keys if key.layer not in resting and self.sends(round, key)]
+
     def trains(self, round: int, key: Key) -> bool:
-        """Whether a tensor is trained in ``round``."""
+        """Whether a tensor is trained in ``round``, if its layer does not rest."""
         return self.rule.trains(round, key) and not (key.part in HEAD and self.config.task.head == "frozen")
 
     def sends(self, round: int, key: Key) -> bool:
-        """Whether a tensor is sent in ``round``."""
+        """Whether a tensor is sent in ``round``, if its layer does not rest."""
         return self.rule.sends(round, key) and not (key.part in HEAD and self.config.task.head != "shared")
 
     def keeps_back(self, round: int, key: Key) -> bool:
@@ -233,25 +253,30 @@ class Recipe(Choices):
 
     def send(self, received: State, local: Tensors) -> Tensors:
         """What leaves the machine."""
-        return self.rule.send(self.shared(received), self._shared(local))
+        return self.rule.send(self.shared(received), self._shared(received.round, local))
 
     def shared(self, state: State) -> State:
-        """A state without a head that the nodes do not share."""
-        return replace(state, adapter=self._shared(state.adapter))
+        """A state without a head that the nodes do not share, and without the layers that rest in its round."""
+        return replace(state, adapter=self._shared(state.round, state.adapter))
 
     def check_form(self, state: State, update: Update) -> None:
         """Raise :class:`BouquetError` unless ``update`` is, by all but its values, one that ``state`` can lead to."""
         self.rule.check_form(self.shared(state), update)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
-        """The state of the next round, as :meth:`Rule.aggregate` makes it; a head that is not shared stays."""
+        """The state of the next round, as :meth:`Rule.aggregate` makes it; what is not shared stays."""
         merged = self.rule.aggregate(self.shared(state), updates)
-        return replace(merged, adapter={**state.adapter, **merged.adapter})
+        adapter = {**state.adapter, **merged.adapter}
+        if self.rule.restarts:  # what has rested is drawn anew with the rest, on both sides
+            for layer in self.resting(state.round, state.adapter):
+                shape = LayerShape(len(adapter[Key(layer, "B")]), adapter[Key(layer, "A")].shape[1])
+                adapter |= self._restarted(layer, shape, state.rank, layer_seed(state.seed, merged.round, layer))
+        return replace(merged, adapter=adapter)
 
-    def _shared(self, tensors: Tensors) -> Tensors:
-        if self.config.task.head == "shared":
-            return tensors
-        return {key: tensor for key, tensor in tensors.items() if key.part not in HEAD}
+    def _shared(self, round: int, tensors: Tensors) -> Tensors:
+        own = frozenset() if self.config.task.head == "shared" else HEAD
+        resting = self.resting(round, tensors)
+        return {key: tensor for key, tensor in tensors.items() if key.part not in own and key.layer not in resting}
 
 
 def own_models(config: RunConfig) -> bool:

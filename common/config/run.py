@@ -118,6 +118,8 @@ class TrainConfig(Section):
     """Examples of a physical batch."""
     accumulation: Count = 1
     """Physical batches of a step."""
+    blocks: CountOrOff = 0
+    """Blocks of the model that are trained and sent in a round, drawn anew for each; 0 for all of them."""
     learning_rate: LearningRate = 0.0
     """The adapter's peak learning rate; 0 is the rule's own."""
     head_learning_rate: LearningRate = 0.0

@@ -49,6 +49,11 @@ class Gaussian:
         """The norm by which the sums may differ before they are rounded."""
         return self.sensitivity * (1 - MARGIN)
 
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of what is added to each value."""
+        return self.noise_multiplier * self.sensitivity
+
     def step(self, dimension: int) -> float:
         """The grid of a sum of so many coordinates: a power of two."""
         return 2.0 ** math.floor(math.log2(self.sensitivity * MARGIN / 2 / math.sqrt(dimension)))
@@ -62,7 +67,7 @@ class Gaussian:
             yield from total.items()
             return
         step = self.step(sum(tensor.numel() for tensor in total.values()))
-        scale = self.noise_multiplier * self.sensitivity / step
+        scale = self.deviation / step
         for key, tensor in total.items():
             noise = rounded_normal(tensor.numel(), scale, tensor.device).view_as(tensor)
             yield key, (tensor.double() / step).round_().add_(noise).mul_(step)

@@ -16,7 +16,7 @@ from docs.generate.text import code, paper, prose, table
 from strategies import RULES, Recipe
 from strategies.cost import planned_bytes
 from strategies.inits import INITS, PublicInit
-from strategies.objectives import OBJECTIVES
+from strategies.objectives import OBJECTIVES, Objective
 from strategies.optimizers import OPTIMIZERS
 
 OTHERS = ", ".join(f"`{name}` ({kind.form})" for name, kind in STRUCTURES.items() if kind.form != LORA)
@@ -87,9 +87,13 @@ def _about(axis: Registry[Any], name: str) -> list[str]:
 
 
 def _choice(axis: Registry[Any], name: str) -> dict[str, Any]:
-    """The settings that choose a member, with a file where it cannot do without."""
-    source = {f"init.{name}.source": "public.jsonl"} if issubclass(axis[name], PublicInit) else {}
-    return {f"{axis.section}.name": name, **source}
+    """The settings that choose a member, with a file or an adapter where it cannot do without."""
+    kind, beside = axis[name], dict[str, Any]()
+    if issubclass(kind, PublicInit):
+        beside = {f"init.{name}.source": "public.jsonl"}
+    if issubclass(kind, Objective) and kind.over:
+        beside = {"model.adapter": "/adapters/earlier"}
+    return {f"{axis.section}.name": name, **beside}
 
 
 def _fits(*settings: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from common.adapter.values import Tensors
 from common.method import Method
 
 Figures = tuple[float, int]
@@ -18,13 +19,17 @@ class Objective(Method):
     """Further terms of the loss, as changes of its gradients; and what a node remembers for them between rounds.
 
     Lists hold one tensor for each trained parameter, in one order. ``received`` is where the round started,
-    ``remembered`` what :meth:`remember` gave in the node's last round; zeros before that.
+    ``remembered`` what :meth:`remember` gave in the node's last round; what :meth:`first` gives before that.
     """
 
     section = "objective"
     remembers: ClassVar[bool] = False
     passes: ClassVar[int] = 1
     """How often a step computes gradients; in a private run each would be a release of its own."""
+    over: ClassVar[bool] = False
+    """Whether the adapter that a run starts from stays as it is, under factors of the run's own."""
+    compares: ClassVar[bool] = False
+    """Whether it holds what it remembers to what comes next, which then has to be the mean of what was trained."""
 
     def gradients(self, compute: Callable[[], Figures], parameters: Sequence[nn.Parameter]) -> Figures:
         """Leave a step's gradients in the parameters, by ``compute``, and return its figures."""
@@ -33,6 +38,18 @@ class Objective(Method):
     def add(self, parameters: Sequence[nn.Parameter], received: Sequence[Tensor], remembered: Sequence[Tensor]) -> None:
         """Add the gradients of the further terms."""
         return
+
+    def earlier(self, offset: Tensors) -> Tensors:
+        """What :meth:`penalty` needs of the offset that a round trains over, worked out once a round."""
+        return {}
+
+    def penalty(self, trained: Tensors, earlier: Tensors) -> Tensor | None:
+        """A term of the loss that is differentiated by itself, from the tensors that are trained; None for most."""
+        return None
+
+    def first(self, start: Tensor) -> Tensor:
+        """What is remembered of a tensor before the node's first round, from where that starts."""
+        return torch.zeros_like(start)
 
     def remember(
         self, parameters: Sequence[nn.Parameter], received: Sequence[Tensor], remembered: Sequence[Tensor]

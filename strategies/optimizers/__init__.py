@@ -9,8 +9,10 @@ from strategies.optimizers.lora_plus import LoraPlus
 from strategies.optimizers.lora_pro import LoraPro
 from strategies.optimizers.lora_rite import LoraRite
 from strategies.optimizers.muon import Muon
+from strategies.optimizers.natural import Natural
 from strategies.optimizers.optimizer import Group, Optimizer
 from strategies.optimizers.riemannian import Riemannian
+from strategies.optimizers.svd_shrink import SvdShrink
 
 OPTIMIZERS = Registry[Optimizer](
     "optimizer",
@@ -23,6 +25,8 @@ OPTIMIZERS = Registry[Optimizer](
     AlLora,
     LaLora,
     Muon,
+    Natural,
+    SvdShrink,
     default="adamw",
     chooses="How a node steps along its gradients.",
 )
@@ -38,6 +42,8 @@ __all__ = [
     "LoraPro",
     "LoraRite",
     "Muon",
+    "Natural",
     "Optimizer",
     "Riemannian",
+    "SvdShrink",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.adapter.structure import Pair, Structure
 from common.method import Method
@@ -26,6 +26,8 @@ class Optimizer(Method):
     section = "optimizer"
     pairwise: ClassVar[bool] = False
     """Whether it looks at a layer's two factors together, and so wants a plain LoRA."""
+    denoises: ClassVar[bool] = False
+    """Whether it is about the noise in a step's gradients, and so wants some."""
 
     @classmethod
     def knows(cls, structure: Structure) -> bool:
@@ -38,6 +40,10 @@ class Optimizer(Method):
 
         Either group may be empty.
         """
+
+    def denoised(self, gradient: Tensor, deviation: float) -> Tensor:
+        """A gradient as the step begins with it, which has noise of that standard deviation in each value."""
+        return gradient
 
     @classmethod
     def rests(cls, step: int) -> frozenset[str]:

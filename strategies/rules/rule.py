@@ -75,6 +75,11 @@ class Rule(Method):
         """Whether the rule's mathematics is that of such a structure: for most rules, a plain LoRA's."""
         return structure.plain
 
+    @classmethod
+    def goes_on(cls) -> bool:
+        """Whether a round's factors are those that a node trained in the round before, moved."""
+        return not (cls.reframes or cls.restarts or cls.turns or cls.mixed_ranks)
+
     @property
     def structure(self) -> Structure:
         """What the rule trains beside a frozen layer."""

@@ -229,12 +229,13 @@ def test_an_objective_leaves_where_it_stands_and_pulls_to_where_it_came_from(nam
     assert tokens == 2 * objective.passes
     assert torch.equal(w.detach(), torch.tensor([3.0, -1.0]))
     before, start = w.grad.clone(), torch.zeros(2)
-    objective.add([w], [start], [torch.zeros(2)])
+    objective.add([w], [start], [objective.first(start)])
     assert ((w.grad - before) * w.detach()).sum() >= 0
     again = w.grad.clone()
-    objective.add([w], [w.detach().clone()], [torch.zeros(2)])
+    here = w.detach().clone()
+    objective.add([w], [here], [objective.first(here)])
     torch.testing.assert_close(w.grad, again)
-    kept = objective.remember([w], [start], [torch.zeros(2)])
+    kept = objective.remember([w], [start], [objective.first(start)])
     assert bool(kept[0].any()) == objective.remembers
     assert torch.equal(objective.sent(w.detach(), torch.zeros(2)), w.detach())
 

@@ -13,6 +13,8 @@ from common.error import BouquetError
 from common.record import checkpoint
 from strategies import AXES, Recipe
 from strategies.inits import INITS, PublicInit
+from strategies.objectives import OBJECTIVES
+from tests.support.adapters import made
 from tests.support.grid import run_in_process
 
 ROUNDS = 3
@@ -29,6 +31,7 @@ BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("init", "lora-ga"): {"init.lora-ga.examples": 4},
     ("keep", "b"): {"rule.name": "fedsa-lora"},
     ("keep", "adapter"): {"rule.name": "local"},
+    ("optimizer", "svd-shrink"): {"privacy.mode": "example", "train.weighting": "uniform"},
     ("gradient", "fast"): {"privacy.mode": "example", "train.weighting": "uniform"},
     ("gradient", "hooks"): {"privacy.mode": "example", "train.weighting": "uniform"},
 }
@@ -68,6 +71,7 @@ def settings_of(axis: str, name: str, way: str, folder: Path) -> dict[str, Any]:
         "privacy.records": 16,
         "privacy.noise-multiplier": 0.5,
         **{f"init.{init}.source": str(data) for init, kind in INITS.items() if issubclass(kind, PublicInit)},
+        **({"model.adapter": made(folder)} if axis == "objective" and OBJECTIVES[name].over else {}),
         **WAYS[way],
         **BESIDE.get((axis, name), {}),
         f"{axis}.name": name,

@@ -10,6 +10,7 @@ from tests.mutants import Mutant
 from tests.mutants.axes import AXES
 from tests.mutants.budget import BUDGET
 from tests.mutants.edges import EDGES
+from tests.mutants.nodes import NODES
 from tests.mutants.privacy import PRIVACY
 from tests.mutants.rules import RULES
 from tests.mutants.step import STEP
@@ -19,7 +20,7 @@ from tests.support import ROOT
 NO_SUCH_TEST = 4
 """pytest's exit code for it."""
 
-MUTANTS = RULES + EDGES + AXES + STEP + VISION + PRIVACY + BUDGET
+MUTANTS = RULES + EDGES + AXES + NODES + STEP + VISION + PRIVACY + BUDGET
 
 
 def caught(mutant: Mutant, folder: Path) -> bool:

@@ -330,7 +330,7 @@ AXES = (
     ),
     Mutant(
         "FedSpeed over a sample of the nodes, where its corrections make it diverge",
-        "strategies/laws.py",
+        "strategies/objective_laws.py",
         "if choices.objective.remembers and share < 1:",
         "if False:",
         LAWS,

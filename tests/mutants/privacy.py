@@ -275,8 +275,8 @@ PRIVACY = (
     Mutant(
         "the noise forgets the clipping norm",
         "common/privacy/gaussian.py",
-        "scale = self.noise_multiplier * self.sensitivity / step",
-        "scale = self.noise_multiplier / step",
+        "return self.noise_multiplier * self.sensitivity",
+        "return self.noise_multiplier",
         NOISE,
     ),
     Mutant(

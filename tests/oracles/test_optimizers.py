@@ -9,8 +9,9 @@ from scipy.ndimage import convolve1d
 from torch import Tensor, nn
 
 from common.adapter.structure import Pair
-from strategies.optimizers import AdamW, AlLora, Group, LaLora, LoraPlus, LoraRite, Muon, Optimizer
+from strategies.optimizers import AdamW, AlLora, Group, LaLora, LoraPlus, LoraRite, Muon, Natural, Optimizer
 from strategies.optimizers.la_lora import smoothed
+from strategies.optimizers.natural import natural
 from strategies.optimizers.riemannian import precondition
 
 D_OUT, D_IN, RANK, SCALE = 24, 18, 3, 2.0
@@ -200,3 +201,31 @@ def test_muon_is_torchs_for_matrices_and_adamw_for_the_rest():
     torch.testing.assert_close(pair.b, other.b)
     torch.testing.assert_close(pair.a, other.a)
     torch.testing.assert_close(bias, torch.full((4,), 0.94), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("damping", [0.1, 1.0])
+def test_a_natural_gradient_is_the_inverse_fisher_matrixs(damping):
+    """Dense: lambda (lambda I + G G^T)^-1 g, with as many gradients as are remembered."""
+    pair, memory = drawn(0), 3
+    optimizer = Natural(memory=memory, damping=damping).build([pair], Group([pair.b, pair.a], 0.01), EMPTY)
+    seen: list[Tensor] = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(pair.a.grad.clone()))
+    given = [target(seed)[:RANK] for seed in range(5)]
+    for gradient in given:
+        pair.a.grad = gradient.clone()
+        optimizer.step()
+    for step, found in enumerate(seen):
+        recent = torch.stack([each.flatten() for each in given[max(0, step + 1 - memory) : step + 1]], dim=1)
+        ridge = damping * recent.square().sum(0).mean() * torch.eye(len(recent), dtype=torch.float64)
+        expected = ridge @ torch.linalg.solve(ridge + recent @ recent.T, recent[:, -1])
+        torch.testing.assert_close(found.flatten(), expected)
+    assert "recent" not in optimizer.state.get(pair.b, {})
+
+
+def test_a_natural_gradient_damps_what_gradients_share():
+    shared, own = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+    shared[0, 0], own[1, 1] = 1.0, 0.1
+    recent = torch.stack([shared, shared, shared, shared + own])
+    found = natural(recent, 0.01)
+    assert found[1, 1] / found[0, 0] > 10 * own[1, 1] / shared[0, 0]
+    assert not natural(torch.zeros(3, 2, 4), 1.0).any()

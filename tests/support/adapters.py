@@ -33,6 +33,13 @@ def trained(config: RunConfig, rounds: int = 2, seed: int = 0) -> State:
     return state
 
 
+def made(folder: Path, targets: str = "q_proj,v_proj") -> str:
+    """An adapter of rank 8 of the embedded model, as a run would have left it."""
+    config = read_config({"lora.targets": targets})
+    export(trained(config), config, folder / "adapter", with_head=True)
+    return str(folder / "adapter")
+
+
 def run_directory(folder: Path, *, finished: bool = True, **settings: object) -> tuple[RunConfig, State]:
     """What a run with these settings leaves in ``folder``, and the state that it came to."""
     config = read_config({"run-name": folder.name, **settings})

@@ -39,6 +39,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the objective 'fedspeed' corrects a mean over all nodes, and only some are asked "
         "(objective.name, fraction-train): expected fraction-train = 1.0, or another objective, got 0.5",
     ),
+    **{
+        f"blocks that rest, {rule}": (
+            {"rule.name": rule, "train.blocks": 2},
+            f"the rule '{rule}' chooses what a node trains by all that the model has (train.blocks): expected 0, or "
+            "one of fedit, ffa-lora,",
+        )
+        for rule in ("flasc", "fed-plora", "ravan")
+    },
     "a structure that the rule does not know": (
         {"rule.name": "flora", "adapter.name": "vera"},
         "the rule 'flora' does not know what to do with this structure (adapter.name): expected 'auto', or lora or "
@@ -93,7 +101,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an optimizer of factors where a core is trained": (
         {"rule.name": "ravan", "optimizer.name": "lora-pro"},
         "the optimizer 'lora-pro' does not know what the rule 'ravan' trains (optimizer.name): expected adamw, "
-        "adamw-8bit or muon, got lora-pro",
+        "adamw-8bit, muon, natural or svd-shrink, got lora-pro",
     ),
     "factors in turns where one never learns": (
         {"rule.name": "ffa-lora", "optimizer.name": "la-lora"},
@@ -113,15 +121,61 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"adapter.name": "ia3", "model.quantization": "gptq"},
         "PEFT has no IA3 over a base that is held like this (adapter.name, model.quantization): expected lora,",
     ),
+    **{
+        f"noise that is not there, {mode['privacy.mode']}": (
+            {**mode, "optimizer.name": "svd-shrink"},
+            "the optimizer 'svd-shrink' is about the noise in a step's gradients, and there is none (optimizer.name, "
+            f"privacy.mode = '{mode['privacy.mode']}'): expected privacy.mode = 'example', or adamw, adamw-8bit,",
+        )
+        for mode in ({"privacy.mode": "none"}, LOCAL, CENTRAL)
+    },
     "a start of zeros between frozen frames": (
         {"adapter.name": "loldu", "init.name": "drawn"},
         "the structure 'loldu' cannot start there (init.name): expected 'auto', or another start than one whose B is "
         "zero and stays so, or that leaves the base model, got drawn",
     ),
+    **{
+        f"corrections by the mean, {key}={name}": (
+            {"objective.name": "scaffold", key: name},
+            "the objective 'scaffold' takes what comes back for the mean of what the nodes have trained "
+            "(objective.name, rule.name, mean.name, server-optimizer.name): expected a rule of fedit, ffa-lora, "
+            "rolora, fedsa-lora or fed-sb, mean.name = 'weighted' and server-optimizer.name = 'none', got ",
+        )
+        for key, name in (
+            ("mean.name", "median"),
+            ("server-optimizer.name", "momentum"),
+            ("rule.name", "fedsvd"),
+            ("rule.name", "fedrot-lora"),
+            ("rule.name", "flexlora"),
+            ("rule.name", "local"),
+        )
+    },
+    "orthogonal to nothing": (
+        {"objective.name": "orthogonal"},
+        "the objective 'orthogonal' is about an earlier adapter, and the run starts from none (objective.name, "
+        "model.adapter): expected an adapter to start from, or another objective, got ''",
+    ),
+    **{
+        f"orthogonal to more than what came before, {name}": (
+            {"objective.name": "orthogonal", "model.adapter": "/adapters/taught", f"{axis}.name": name},
+            "the objective 'orthogonal' is about factors that are trained over an earlier adapter, and nothing else "
+            "(objective.name, rule.name, adapter.name, init.name): expected a rule of fedit, rolora, fedsa-lora, "
+            "fedrot-lora, flexlora, lora-fair, hetlora, flasc, lora-lego or local, a plain LoRA, and a start that adds "
+            "nothing, got ",
+        )
+        for axis, name in (
+            ("rule", "flora"),
+            ("rule", "fedex-lora"),
+            ("rule", "fed-plora"),
+            ("rule", "ffa-lora"),
+            ("adapter", "nlora"),
+            ("init", "pissa"),
+        )
+    },
     "a correction where more than a mean is taken": (
         {"rule.name": "flexlora", "objective.name": "fedspeed"},
-        "the objective 'fedspeed' sends a correction that 'flexlora' would merge (objective.name): expected none or "
-        "fedprox, or a rule that averages what it trains, got fedspeed",
+        "the objective 'fedspeed' sends a correction that 'flexlora' would merge (objective.name): expected none, "
+        "fedprox, orthogonal or group-sparsity, or a rule that averages what it trains, got fedspeed",
     ),
     "a correction where scales are multiplied into what is sent": (
         {"rule.name": "ravan", "objective.name": "fedspeed"},
@@ -156,7 +210,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         f"two gradients a step, {private['privacy.mode']}": (
             {**private, "objective.name": "fedspeed"},
             "the objective 'fedspeed' lets more of the data out than a private run counts (objective.name, "
-            f"privacy.mode = '{private['privacy.mode']}'): expected none or fedprox, got fedspeed",
+            f"privacy.mode = '{private['privacy.mode']}'): expected none, fedprox, orthogonal or "
+            "group-sparsity, got fedspeed",
         )
         for private in (PRIVATE, LOCAL, CENTRAL)
     },
@@ -207,12 +262,16 @@ def test_a_clash_is_refused_by_name(case):
         {"rule.name": "flora", "init.name": "drawn"},
         {"rule.name": "fedsa-lora", "optimizer.name": "lora-pro", "objective.name": "fedspeed"},
         {"rule.name": "ravan", "rule.ravan.scales": 0, "objective.name": "fedspeed"},
+        {"rule.name": "rolora", "objective.name": "scaffold"},
+        {**PRIVATE, "objective.name": "orthogonal", "model.adapter": "/adapters/taught"},
+        {**CENTRAL, "rule.name": "ffa-lora", "objective.name": "group-sparsity"},
         {**PRIVATE, "gradient.name": "hooks", "objective.name": "fedprox"},
         {**PRIVATE, "task.name": "embed", "task.negatives": "own", "train.batch-size": 1},
         {**LOCAL, "task.name": "embed"},
         {**CENTRAL, "server-optimizer.name": "momentum"},
         {**LOCAL, "rule.name": "hetlora", "rule.hetlora.keep": 1.0},
         {**PRIVATE, "rule.name": "hetlora"},
+        {**PRIVATE, "optimizer.name": "svd-shrink", "privacy.clip-quantile": 0.5},
         {**PRIVATE, "rule.name": "rolora", "train.optimizer-state": "kept"},
     ],
     ids=str,
