@@ -66,6 +66,7 @@ PLANNED = {name: {"rule.name": name} for name in RULES} | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANNED)
 def test_a_whole_run_sends_what_was_planned(name, settings):
     """The round that costs most is what doctor and plan have said; where it is said at most, it is not more."""

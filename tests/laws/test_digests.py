@@ -80,6 +80,7 @@ def digest_of(name: str, folder: Path) -> str:
 ONE_OF_A_KIND = ("fedit", "ravan", "flora", "adam", "int8", "classify, local head")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in ONE_OF_A_KIND else pytest.param(name, marks=pytest.mark.exhaustive) for name in RUNS]
 )

@@ -94,6 +94,7 @@ def test_updates_that_will_be_too_large_are_refused_uncharged(settings, tmp_path
     assert not ledger.path(tmp_path / "state" / "node-000").exists()
 
 
+@pytest.mark.slow
 def test_the_audit_log_has_a_line_for_everything_that_left(settings, tmp_path):
     """One of the nodes has a budget that is spent; it shares its log with the other, as in a simulation."""
     flat = settings(**{**PRIVATE, "num-server-rounds": 2, "min-nodes": 1})

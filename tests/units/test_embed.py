@@ -118,6 +118,7 @@ def test_a_decoders_vector_is_its_last_token_or_where_the_run_wants_it_the_mean(
     torch.testing.assert_close(found, normalize(expected, dim=-1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_the_readmes_lines_and_plain_peft_make_the_runs_vectors(family, tmp_path, capsys, monkeypatch):
     folder = str(save(family, tmp_path / family))

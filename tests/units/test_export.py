@@ -85,6 +85,7 @@ def test_a_peft_folder_computes_what_the_nodes_would(tmp_path, capsys):
     assert "/data/ward.jsonl" not in "".join(file.read_text() for file in (tmp_path / "out").glob("*.[jm][sd]*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_a_merged_model_is_the_base_and_the_update_in_its_type(name, dtype, tmp_path, capsys):
     _, state = run_directory(tmp_path / "run", **{"rule.name": "fedex-lora"})

@@ -138,6 +138,7 @@ def test_a_coordinator_that_asks_for_more_is_told_all_it_may_not_have(settings, 
     ]
 
 
+@pytest.mark.slow
 def test_too_few_examples_or_too_little_noise_is_refused_uncharged(settings, tmp_path):
     few = policy(tmp_path, 'min-examples = 401\n[data]\nsources = ["*"]\n')
     noisy = tmp_path / "noisy.toml"

@@ -54,6 +54,7 @@ def test_a_rate_of_one_draws_all_and_no_seed_gives_the_sample():
     assert draw() != draw()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule().plan(1).sent])
 def test_no_noise_and_no_clipping_is_the_rule_itself_to_the_bit(rule):
     """On one example, so that a Poisson sample at rate 1 and a shuffled pass are the same batch."""
@@ -135,6 +136,7 @@ def test_an_empty_sample_is_a_step_of_noise_alone():
     assert all(not torch.equal(tensor, before[key]) for key, tensor in model.tensors().items())
 
 
+@pytest.mark.slow
 def test_two_private_runs_of_one_seed_differ_and_so_does_their_dropout():
     for release, dropout in ((Release(1.0, 1.0, 1), 0.0), (Release(0.0, 1.0, 1), 0.5)):
         seen = []

@@ -54,6 +54,7 @@ def breaking(model, where):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "where"),
     [

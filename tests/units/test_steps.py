@@ -73,6 +73,7 @@ def test_a_torn_file_is_passed_over(tmp_path):
     assert under_way(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [pytest.param({}, id="plain"), pytest.param(PRIVATE, id="private")])
 def test_a_node_writes_its_steps_down_and_of_a_private_round_no_tokens(mode, settings, tmp_path, monkeypatch):
     seen, tell = [], StepsFile.tell

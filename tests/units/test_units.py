@@ -66,6 +66,7 @@ def distance(ours: Units, theirs: Units) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "json"])
 @pytest.mark.parametrize("options", [{}, {"limit": 10}, {"score-noise": 2.0}, {"limit": 10, "score-noise": 2.0}])
 @SLOW

@@ -68,6 +68,7 @@ def seen(folder: Path, now: float | None = None) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_frame_says_how_far_the_run_is(coordinator):
     assert "waiting for nodes" in seen(coordinator.folder)
     coordinator.write_until("train", 1)

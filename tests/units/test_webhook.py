@@ -45,6 +45,7 @@ def test_a_webhook_that_is_away_is_told_without_its_address(settings, monkeypatc
     assert "BOUQUET_WEBHOOK was not told: ValueError" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_node_tells_when_its_budget_nears_its_end(heard, tmp_path):
     private = {
         "privacy.mode": "example",
