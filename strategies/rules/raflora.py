@@ -13,8 +13,8 @@ nodes of a large rank count for more, which is the point, and what lies beyond r
 
 The paper's partitions are the slots from one rank to the next, which have the same nodes; slot by slot it is the same
 sum. Slots that no node of the round has would become zero, and what was learned in them be forgotten: here they stay as
-they were. PreLort (arXiv:2606.15963), too, averages a slot over the nodes that have it, and trains nested adapters. Its
-equations could not be read; ``adapter.name = "dylora"`` under this rule is near it, and ours.
+they were. PreLort (arXiv:2606.15963), too, averages a slot over the nodes that have it, and trains nested adapters, of
+which its summary says no more; ``adapter.name = "dylora"`` under this rule is near it, and ours.
 """
 
 from collections.abc import Iterable, Sequence
