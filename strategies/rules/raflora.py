@@ -18,7 +18,7 @@ which its summary says no more; ``adapter.name = "dylora"`` under this rule is n
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,7 +45,8 @@ class RaFLora(StackRule):
 
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """The stack of the nodes' slots, and of the state's own that no node has, divided."""
-        replies = list(updates)
+        # Nodes have the leading slots, whatever they say.
+        replies = [replace(update, slots=()) for update in updates]
         most = max(reply.rank for reply in replies)
         if most < state.rank:
             factors = ((key, tensor) for key, tensor in state.adapter.items() if key.part in FACTORS)
