@@ -40,11 +40,44 @@ SEEN: Mapping[str, str] = {
     "gradients": "public examples, forward and backward",
 }
 """What an init has to see, in words."""
+NOT_BUILT: Mapping[str, tuple[str, str]] = {
+    "FLoRG": (
+        "arXiv:2602.17095",
+        "An update A^T A has no negative direction, so that none can be taken back; of a mean with more directions "
+        "than slots nodes get those next to the old A, not the largest; and noise on A, squared, is a bias.",
+    ),
+    "FLoRA-NA": (
+        "arXiv:2509.26399",
+        "The nearest factors are those of an SVD of all nodes' factors together, which is `flexlora`, and the cheaper "
+        "thing to compute: no combination of the nodes' own comes nearer.",
+    ),
+    "FedSmoothLoRA": (
+        "arXiv:2605.29460",
+        "With zeta = 1 a node starts a round where it ended its last one, and every node trains alone for ever. Below "
+        "that it still looks at a gradient of private data before each round, which no privacy counts.",
+    ),
+    "Bristle": (
+        "arXiv:2110.11006",
+        "Known to us by its summary alone. It weighs nodes by how well each does on test examples of every class, such "
+        "as the server of a language model seldom has; `mean.name` has what bounds a hostile node without them.",
+    ),
+    "PreLort": (
+        "arXiv:2606.15963",
+        "Known to us by its summary alone, of which `rule.name=raflora adapter.name=dylora` has both halves.",
+    ),
+    "FedPower": (
+        "arXiv:2605.08443",
+        "Known to us by its summary alone. It factors a mean and puts noise on one factor; the other is data, too, and "
+        "whether it is noised decides about the privacy.",
+    ),
+}
+"""Rules that are left out: the paper, and why."""
 
 
 def methods(_: str) -> str:
     """The whole page."""
-    return "\n\n".join([OPENING, "## Rules: `rule.name`", rules_table(), *_structures(), *_inits(), *_nodes()]) + "\n"
+    rules = ["## Rules: `rule.name`", rules_table()]
+    return "\n\n".join([OPENING, *rules, *_structures(), *_inits(), *_nodes(), *_not_built()]) + "\n"
 
 
 def _structures() -> Iterator[str]:
@@ -79,6 +112,12 @@ def _nodes() -> Iterator[str]:
             for name in axis
         ]
         yield table(["", "what it does", "paper", "rules", "structures under `fedit`", "privacy"], rows)
+
+
+def _not_built() -> Iterator[str]:
+    yield "## Not built"
+    yield "Rules that are left out, and why. `tests/oracles/test_counter_examples.py` has those of the first three."
+    yield table(["", "paper", "why not"], [[name, paper(number), why] for name, (number, why) in NOT_BUILT.items()])
 
 
 def _about(axis: Registry[Any], name: str) -> list[str]:

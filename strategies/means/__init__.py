@@ -1,8 +1,9 @@
-"""How a mean over the nodes is taken: the weighted one, and three that a few hostile nodes cannot move far."""
+"""How a mean over the nodes is taken: the weighted one, and those that a few hostile nodes cannot move far."""
 
 from common.method import Registry
 from strategies.means.krum import MultiKrum
 from strategies.means.mean import Mean
+from strategies.means.rank_vote import RankVote
 from strategies.means.trimmed import Median, Trimmed
 from strategies.means.weighted import Weighted
 
@@ -12,8 +13,9 @@ MEANS = Registry[Mean](
     Trimmed,
     Median,
     MultiKrum,
+    RankVote,
     default="weighted",
     chooses="How the mean over the nodes is taken, for rules that average.",
 )
 
-__all__ = ["MEANS", "Mean", "Median", "MultiKrum", "Trimmed", "Weighted"]
+__all__ = ["MEANS", "Mean", "Median", "MultiKrum", "RankVote", "Trimmed", "Weighted"]

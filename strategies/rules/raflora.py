@@ -13,12 +13,12 @@ nodes of a large rank count for more, which is the point, and what lies beyond r
 
 The paper's partitions are the slots from one rank to the next, which have the same nodes; slot by slot it is the same
 sum. Slots that no node of the round has would become zero, and what was learned in them be forgotten: here they stay as
-they were. PreLort (arXiv:2606.15963), too, averages a slot over the nodes that have it, and trains nested adapters. Its
-equations could not be read; ``adapter.name = "dylora"`` under this rule is near it, and ours.
+they were. PreLort (arXiv:2606.15963), too, averages a slot over the nodes that have it, and trains nested adapters, of
+which its summary says no more; ``adapter.name = "dylora"`` under this rule is near it, and ours.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,7 +45,8 @@ class RaFLora(StackRule):
 
     def merge(self, state: State, updates: Iterable[Update]) -> State:
         """The stack of the nodes' slots, and of the state's own that no node has, divided."""
-        replies = list(updates)
+        # Nodes have the leading slots, whatever they say.
+        replies = [replace(update, slots=()) for update in updates]
         most = max(reply.rank for reply in replies)
         if most < state.rank:
             factors = ((key, tensor) for key, tensor in state.adapter.items() if key.part in FACTORS)

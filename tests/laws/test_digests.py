@@ -31,6 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {rule: {"rule.name": rule} for rule in RULES} 
     "trimmed": {"mean.name": "trimmed", "mean.trimmed.share": 0.4},
     "median": {"mean.name": "median"},
     "krum": {"mean.name": "krum"},
+    "rank vote": {"mean.name": "rank-vote"},
     "momentum": {"server-optimizer.name": "momentum"},
     "adam": {"server-optimizer.name": "adam"},
     "proximal": {"train.proximal": 0.1},

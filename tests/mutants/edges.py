@@ -75,6 +75,20 @@ EDGES = (
         TESTS,
     ),
     Mutant(
+        "a vote by ranks that is a vote by sizes",
+        "strategies/means/rank_vote.py",
+        "ranks.sum(0).argsort(stable=True)",
+        "flat.sum(0).argsort(stable=True)",
+        TESTS,
+    ),
+    Mutant(
+        "a vote by ranks in which equal values are told apart by their place",
+        "strategies/means/rank_vote.py",
+        "torch.searchsorted(ordered, flat) + torch.searchsorted(ordered, flat, right=True)",
+        "2 * flat.argsort(dim=1, stable=True).argsort(dim=1)",
+        TESTS,
+    ),
+    Mutant(
         "the cut of a trimmed mean is rounded up",
         "strategies/means/trimmed.py",
         "int(share * len(replies))",

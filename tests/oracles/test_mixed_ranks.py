@@ -74,6 +74,14 @@ def test_raflora_is_flexlora_among_nodes_of_one_rank():
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_a_node_of_raflora_does_not_say_which_slots_it_has():
+    state = learned(RaFLora())
+    updates = of_ranks(RaFLora(), state, (1, 2))
+    lying = [replace(updates[0], slots=(3,)), updates[1]]
+    one, other = (product(RaFLora().aggregate(state, sent)) for sent in (updates, lying))
+    assert torch.equal(one, other)
+
+
 def test_a_weight_of_next_to_nothing_decides_about_its_own_slots_alone():
     state = learned(RaFLora())
     small, large = of_ranks(RaFLora(), state, (3, 4))

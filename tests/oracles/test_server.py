@@ -10,7 +10,7 @@ import torch
 from common.adapter.algebra import weighted_mean
 from common.adapter.spec import Spec
 from common.adapter.values import Key, LayerShape, State
-from strategies.means import Mean, Median, MultiKrum, Trimmed
+from strategies.means import Mean, Median, MultiKrum, RankVote, Trimmed
 from strategies.means.mean import Updates
 from strategies.meter import aggregation_error
 from strategies.rules import FedIT, FedRotLora, FedSALora, FedSB, FedSVD, FFALora, Ravan, RoLora
@@ -73,15 +73,31 @@ def taken(mean: Mean, updates: Updates) -> torch.Tensor:
 
 def test_robust_means_are_not_moved_by_one_hostile_node():
     honest = [0.9, 1.0, 1.1, 1.2]
-    for mean in (Trimmed(share=0.2), Median(), MultiKrum(hostile=1)):
+    for mean in (Trimmed(share=0.2), Median(), MultiKrum(hostile=1), RankVote()):
         assert min(honest) <= taken(mean, values(*honest, 1e6)).item() <= max(honest), mean
     assert taken(Median(), values(5, 1, 3)).item() == 3
     assert taken(Median(), values(1, 2, 3, 9)).item() == 2.5
     assert taken(Trimmed(share=0.25), values(0, 2, 4, 100)).item() == 3
     assert taken(MultiKrum(hostile=1), values(1, 2, 3, 50)).item() == 2
-    for mean in (Trimmed(share=0.1), Median(), MultiKrum(hostile=2)):
+    for mean in (Trimmed(share=0.1), Median(), MultiKrum(hostile=2), RankVote()):
         assert taken(mean, values(7)).item() == 7
         assert taken(mean, values(7, 7, 7)).item() == 7
+
+
+def test_a_vote_by_ranks_puts_median_sizes_in_the_order_of_all_ranks():
+    key = Key("l", "B")
+
+    def vote(*nodes):
+        updates = [(1.0, {key: torch.tensor([list(map(float, node))])}) for node in nodes]
+        return RankVote()(State({}, 1.0), updates)[0][key].flatten().tolist()
+
+    # Ranks 1 2 3 4, 2 1 3 4 and 1 3 2 4; the sizes are those in the middle, in order: 1 2 4 8.
+    assert vote((1, 2, 3, 4), (2, 1, 4, 8), (1, 5, 3, 9)) == [1, 2, 4, 8]
+    assert vote((3, 0, 0, -1), (3, 0, 0, -1)) == [3, 0, 0, -1]
+    # A value that is one of many equals is no lower than they are for standing before them.
+    assert vote((0, 0, 5), (0, 0, 5), (0, 1, 5))[:2] == [0, 0]
+    # What the others agree on is not turned by those who rank the other way, however large they are.
+    assert vote((1, 2, 4, 8), (1, 3, 5, 9), (1, 2, 5, 7), (1e6, 2, -1, -1e6), (1e6, 3, -2, -1e6)) == [1, 2, 4, 9]
 
 
 def nodes_of(count: int, seed: int = 0) -> list[torch.Tensor]:

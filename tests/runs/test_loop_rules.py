@@ -128,7 +128,7 @@ def test_what_the_server_remembers_survives_a_resume(changes, settings, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mean", ["median", "trimmed", "krum"])
+@pytest.mark.parametrize("mean", ["median", "trimmed", "krum", "rank-vote"])
 def test_a_robust_mean_keeps_a_hostile_node_from_ruining_the_run(mean, settings, tmp_path):
     ruin = replace_tensors(lambda tensors: {key: 1e4 * tensor for key, tensor in tensors.items()})
     changes = {"mean.name": mean, "mean.trimmed.share": 0.3, "num-server-rounds": 1}

@@ -204,7 +204,7 @@ def test_a_run_with_settings_is_printed_as_toml_that_is_read_again(capsys, tmp_p
     [
         ("train.steps", r"train.steps = 32\n    Optimizer steps .*\n    Expected: 0 or more, whole.\n"),
         ("rule.florist", r"rule.florist.energy = 0.95\n(    .*\n)+"),
-        ("mean", r"mean.name = \"weighted\"\n(.*\n)+    krum +The mean of all .* arXiv:1703.02757\n"),
+        ("mean", r"mean.name = \"weighted\"\n(.*\n)+    rank-vote +The median sizes, .* arXiv:2110.04350\n"),
         ("warm", r"warm = 0.0    \(of a node, in --node-config\)\n(    .*\n)+"),
         ("merge.trim", r"merge.trim is called mean.trimmed.share now.\nmean.trimmed.share = 0.1\n(    .*\n)+"),
     ],

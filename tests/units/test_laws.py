@@ -160,8 +160,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             {"objective.name": "orthogonal", "model.adapter": "/adapters/taught", f"{axis}.name": name},
             "the objective 'orthogonal' is about factors that are trained over an earlier adapter, and nothing else "
             "(objective.name, rule.name, adapter.name, init.name): expected a rule of fedit, rolora, fedsa-lora, "
-            "fedrot-lora, flexlora, lora-fair, hetlora, flasc, lora-lego or local, a plain LoRA, and a start that adds "
-            "nothing, got ",
+            "fedrot-lora, flexlora, raflora, lora-fair, hetlora, flasc, fedsrd, lora-lego or local, a plain LoRA, and "
+            "a start that adds nothing, got ",
         )
         for axis, name in (
             ("rule", "flora"),
