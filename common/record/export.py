@@ -87,7 +87,8 @@ def one_lora(state: State) -> State:
     A layer of fewer slots gets zeros, because not everybody reads PEFT's ``rank_pattern``: vLLM has one scale for all
     layers, and llama.cpp divides the one alpha by each layer's own rank.
     """
-    if not state.offset and structures.of(state.adapter) == Lora():
+    ranks = {len(tensor) for key, tensor in state.adapter.items() if key.part == "A"}
+    if not state.offset and len(ranks) == 1 and structures.of(state.adapter) == Lora():
         return state
     factors = stacked(state)
     rank = max(len(tensor) for key, tensor in factors.items() if key.part == "A")

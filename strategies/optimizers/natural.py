@@ -68,4 +68,5 @@ def natural(recent: Tensor, damping: float) -> Tensor:
     gram = gradients @ gradients.T
     ridge = (damping * gram.diagonal().mean()).clamp_min(torch.finfo(torch.float32).tiny)
     shares = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), gram[:, -1])
-    return (gradients[-1] - shares @ gradients).view_as(recent[-1]).to(recent.dtype)
+    found: Tensor = gradients[-1] - shares @ gradients
+    return found.view_as(recent[-1]).to(recent.dtype)

@@ -43,5 +43,5 @@ class SvdShrink(AdamW):
         above = squares > (1 + beta**0.5) ** 2
         kept = ((squares - beta - 1).square() - 4 * beta).clamp_min(0).sqrt() / squares.clamp_min(1)
         shares = torch.where(above, kept, 0.0).clamp_min(self.floor)
-        shrunk = (left * shares) @ left.T @ wide.double()
+        shrunk: Tensor = (left * shares) @ left.T @ wide.double()
         return (shrunk if wide is gradient else shrunk.T).to(gradient.dtype)

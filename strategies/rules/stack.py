@@ -71,9 +71,8 @@ class StackRule(Rule):
             left = torch.cat([reply.tensors[b] for reply in replies], dim=1)
             right = torch.cat([reply.weight / total * reply.scale * reply.tensors[a] for reply in replies], dim=0)
             share = torch.cat([torch.full((len(r.tensors[a]),), r.weight / total) for r in replies])
-            return self.split(
-                Stack(left, right, share), state.rank, state.scale, layer_seed(state.seed, state.round + 1, layer)
-            )
+            seed = layer_seed(state.seed, state.round + 1, layer)
+            return self.split(Stack(left, right, share), len(state.adapter[a]), state.scale, seed)
 
         kept: Tensors = {}
         for layer, split in zip(state.layers(), each(state.layers(), divided), strict=True):
