@@ -50,8 +50,7 @@ def round_bytes(recipe: Recipe, state: State, ranks: Mapping[str, int], replied:
 
 
 def _shares(state: State, rank: int) -> Shares:
-    slots = {key.layer: len(tensor) for key, tensor in state.adapter.items() if key.part == "A"}
-    return {layer: min(1.0, rank / count) for layer, count in slots.items()}
+    return {layer: min(1.0, rank / slots) for layer, slots in state.ranks.items()}
 
 
 def planned_bytes(recipe: Recipe, spec: Spec, nodes: int, given: Tensors | None = None) -> RoundBytes:

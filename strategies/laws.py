@@ -66,8 +66,15 @@ def _check_rule(choices: Choices) -> None:
 
 def _check_ranks(choices: Choices) -> None:
     """Layers of fewer slots than others."""
-    lora, rule = choices.config.lora, choices.rule
-    if not lora.rank_pattern:
+    lora, rule, shared_out = choices.config.lora, choices.rule, choices.init.shares_out
+    if shared_out and (lora.rank_pattern or not rule.structure.plain):
+        raise BouquetError(
+            f"the init '{choices.init.name}' shares out the slots of a plain LoRA between all layers",
+            where="init.name, lora.rank-pattern, adapter.name",
+            expected="lora.rank-pattern = '' and adapter.name = 'lora'",
+            got=f"'{lora.rank_pattern}', '{rule.structure.name}'",
+        )
+    if not lora.rank_pattern and not shared_out:
         return
     if above := {name: rank for name, rank in ranks.read(lora.rank_pattern).items() if rank > lora.rank}:
         raise BouquetError(
@@ -79,10 +86,11 @@ def _check_ranks(choices: Choices) -> None:
     if not _takes_any_rank(rule):
         raise BouquetError(
             f"the rule '{rule.name}' with the structure '{rule.structure.name}' counts slots across layers",
-            where="lora.rank-pattern",
-            expected=f"'', or one of {listed([name for name, kind in RULES.items() if _takes_any_rank(kind())])} with "
+            where="lora.rank-pattern, init.name",
+            expected="one rank for all, or one of "
+            f"{listed([name for name, kind in RULES.items() if _takes_any_rank(kind())])} with "
             f"{listed([name for name, kind in STRUCTURES.items() if not kind.nested])}",
-            got=lora.rank_pattern,
+            got=lora.rank_pattern or choices.init.name,
         )
 
 

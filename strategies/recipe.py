@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common import tasks
-from common.adapter.algebra import extend_offset
+from common.adapter.algebra import extend_offset, leading
 from common.adapter.continued import continued
 from common.adapter.draws import layer_seed, normal
 from common.adapter.spec import Spec
@@ -154,6 +154,11 @@ class Recipe(Choices):
                 got="none" if given is None else "an adapter",
             )
         state = self._own_start(spec, seed, seen)
+        if seen is not None and self.init.shares_out:
+            values = {layer: seen(layer).double().norm(dim=1) for layer in spec.layers}
+            kept = self.init.ranks(values, spec.rank)
+            cut = {key: leading(key, t, kept.get(key.layer, spec.rank)) for key, t in state.adapter.items()}
+            state = replace(state, adapter=cut)
         return self.rule.begin(state if given is None else self._continued(state, given))
 
     def _continued(self, state: State, given: Tensors) -> State:

@@ -68,7 +68,12 @@ class State:
     @property
     def rank(self) -> int:
         """The rank of the trained factors: the most slots that a layer has."""
-        return max(len(tensor) for key, tensor in self.adapter.items() if key.part == "A")
+        return max(self.ranks.values())
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The slots of every layer."""
+        return {key.layer: len(tensor) for key, tensor in self.adapter.items() if key.part == "A"}
 
     def layers(self) -> list[str]:
         """The adapted layers, in order."""

@@ -5,7 +5,7 @@ All that trains by PEFT is here and nowhere else, so that the file is a long one
 The base is never written to. The adapter is PEFT's ``default``; the frozen offset is a second PEFT adapter on top.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -144,10 +144,10 @@ class LoraModel:
         """The tensors themselves, on one device, for a loss term over them."""
         return {key: torch.cat(list(self.parameters(key))).to(self.device) for key in keys}
 
-    def resize(self, rank: int) -> None:
-        """Give the adapter another rank; what it held is gone."""
-        if rank != self.spec.rank:
-            self.spec = replace(self.spec, rank=rank)
+    def resize(self, ranks: Mapping[str, int]) -> None:
+        """Give the layers so many slots, where they have others; what they held is gone."""
+        if any(rank != self.spec.rank_of(layer) for layer, rank in ranks.items()):
+            self.spec = replace(self.spec, rank=max(ranks.values()), ranks=dict(ranks))
             self._renew()
 
     def _renew(self) -> None:

@@ -127,6 +127,34 @@ def test_what_is_planned_and_recorded_is_what_the_layers_hold():
     assert crossed.up == payload_size(small, small, "fp32")
 
 
+EVA = {"init.name": "eva", "init.eva.source": "/public.jsonl", "lora.rank-pattern": ""}
+
+
+def seen(layer: str) -> torch.Tensor:
+    """Inputs of layers ``q`` vary in one direction, those of ``up`` in all alike, and of ``down`` somewhere between."""
+    width, turn = SHAPES[layer.rpartition(".")[2]].d_in, {"q": 0.01, "up": 1.0, "down": 0.5}[layer.rpartition(".")[2]]
+    return torch.eye(width) * torch.tensor([turn**place for place in range(width)])[:, None]
+
+
+@pytest.mark.parametrize("rho", [1.0, 2.0, 4.0])
+def test_eva_gives_slots_to_where_they_explain_the_most(rho):
+    """Against the choice among all slots, by their share of their layer's variance."""
+    chosen = recipe("ffa-lora", **EVA, **{"init.eva.rho": rho})
+    whole = Spec(LAYERS, {}, RANK, 2.0, chosen.structure)
+    state = chosen.start(whole, 0, seen)
+    assert sum(state.ranks.values()) == len(LAYERS) * RANK / rho
+    every = recipe("ffa-lora", **EVA).start(whole, 0, seen)
+    explained = {layer: (seen(layer).norm(dim=1) ** 2 / seen(layer).square().sum()).tolist() for layer in LAYERS}
+    for layer, rank in state.ranks.items():
+        assert 1 <= rank <= RANK
+        assert torch.equal(state.adapter[Key(layer, "A")], every.adapter[Key(layer, "A")][:rank])
+        for other, more in state.ranks.items():  # no slot that is left out explains more than one that is in
+            if rank > 1 and more < RANK:
+                assert explained[layer][rank - 1] >= explained[other][more]
+    if rho == 2:
+        assert {layer.rpartition(".")[2]: rank for layer, rank in state.ranks.items()} == {"q": 1, "up": 3, "down": 2}
+
+
 def settings_of(folder: Path, **more: Any) -> dict[str, Any]:
     data = folder / "records.jsonl"
     data.write_text("\n".join(json.dumps({"text": f"def f{n}(self): return self.y + {n * n}"}) for n in range(24)))
@@ -149,12 +177,15 @@ def settings_of(folder: Path, **more: Any) -> dict[str, Any]:
         pytest.param({"rule.name": "fedit", "model.quantization": "nf4"}, (4, 4), marks=pytest.mark.exhaustive),
         pytest.param({"rule.name": "flora", "train.blocks": 2}, (4, 3), marks=pytest.mark.exhaustive),
         pytest.param({"rule.name": "fed-sb"}, (4, 4), marks=pytest.mark.exhaustive),
+        pytest.param({"rule.name": "ffa-lora", "init.name": "eva", "init.eva.rho": 2.0}, (4, 4)),
         pytest.param({"rule.name": "fedit", "init.name": "pissa"}, (4, 4), marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )
 def test_a_run_of_several_ranks_leaves_what_peft_loads(more, ranks_of_nodes, tmp_path):
     flat = settings_of(tmp_path, **more)
+    if more.get("init.name") == "eva":
+        flat |= {"lora.rank-pattern": "", "init.eva.source": flat["data.source"], "init.eva.examples": 8}
     own = {n: {"state-directory": str(tmp_path / "state"), "lora-rank": rank} for n, rank in enumerate(ranks_of_nodes)}
     run_in_process(flat, nodes=2, node_config=own)
     assert failures(tmp_path / "run") == []
@@ -165,6 +196,7 @@ def test_a_run_of_several_ranks_leaves_what_peft_loads(more, ranks_of_nodes, tmp
     assert state is not None
     network = base.load(config.model, 0, torch.device("cpu"))
     whole = adapted.LoraModel(network, config.lora, chosen.structure)
+    whole.resize(state.ranks)
     whole.install(state.adapter, state.scale, state.offset)
     tokens = torch.arange(5, 25)[None]
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}

@@ -168,8 +168,8 @@ NODES = (
     Mutant(
         "ranks by layer: a state's rank is its first layer's",
         "common/adapter/values.py",
-        'return max(len(tensor) for key, tensor in self.adapter.items() if key.part == "A")',
-        'return next(len(tensor) for key, tensor in self.adapter.items() if key.part == "A")',
+        "return max(self.ranks.values())",
+        "return next(iter(self.ranks.values()))",
         RANKS,
     ),
     Mutant(
@@ -180,9 +180,16 @@ NODES = (
         RANKS,
     ),
     Mutant(
+        "EVA: slots go by how much varies, and not by their share of the layer's",
+        "strategies/inits/eva.py",
+        "squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)",
+        "squares",
+        RANKS,
+    ),
+    Mutant(
         "ranks by layer: bytes are those of one rank",
         "strategies/cost.py",
-        "min(1.0, rank / count)",
+        "min(1.0, rank / slots)",
         "rank / state.rank",
         RANKS,
     ),
