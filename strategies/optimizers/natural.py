@@ -1,7 +1,7 @@
 """Natural gradients from a short memory: what recent gradients share is damped, whatever is new is not.
 
-Das, *Natural GaLore: Accelerating GaLore for memory-efficient LLM Training and Fine-tuning*, arXiv:2410.16029, section
-4.3. Of each tensor, with G (n x s) the last s gradients, flattened, this step's among them:
+Das, *Natural GaLore: Accelerating GaLore for memory-efficient LLM Training and Fine-tuning*, arXiv:2410.16029. Of
+each tensor, with G (n x s) the last s gradients, flattened, this step's among them:
 
     g' = lambda (lambda I + G G^T)^-1 g = g - G (lambda I + G^T G)^-1 G^T g
 

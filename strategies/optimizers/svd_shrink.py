@@ -1,8 +1,8 @@
 """AdamW along noised gradients whose singular values are shrunk by what the noise has added to them.
 
-Gavish and Donoho, *Optimal Shrinkage of Singular Values*, arXiv:1405.7511, equation 7; of the gradients of private
-training, *SVD-decay restoring*, arXiv:2510.01137, whose own rule is another one. Y (m x n, m <= n) is a gradient with
-noise of standard deviation sigma in each value, u_i and y_i its left singular vectors and singular values:
+Gavish and Donoho, *Optimal Shrinkage of Singular Values*, arXiv:1405.7511. Of the gradients of private training it is
+our own; arXiv:2510.01137 restores the decay of their singular values by another rule. Y (m x n, m <= n) is a gradient
+with noise of standard deviation sigma in each value, u_i and y_i its left singular vectors and singular values:
 
     z_i = y_i / (sigma sqrt(n))        f_i = sqrt((z_i^2 - beta - 1)^2 - 4 beta) / z_i^2        beta = m / n
     Y' = sum_i max(f_i, floor) u_i u_i^T Y        f_i = 0 where z_i is at most 1 + sqrt(beta)
