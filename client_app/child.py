@@ -59,7 +59,7 @@ def _install(model: LoraModel, state: Mapping[str, Any], tensors: bytes) -> None
     """Let the model be the parent's."""
     named = {Key.parse(name): tensor for name, tensor in load(tensors).items()}
     offset = {key: tensor for key, tensor in named.items() if key.part in OFFSET}
-    model.resize(state["rank"])
+    model.resize({key.layer: len(tensor) for key, tensor in named.items() if key.part == "A"})
     model.install({key: tensor for key, tensor in named.items() if key not in offset}, state["scale"], offset)
 
 

@@ -71,7 +71,7 @@ class Children(Processes, AbstractContextManager["Children"]):
     def begin(self, state: State, turn: Turn, units: Sequence[Sequence[Example]]) -> None:
         """Let every child begin a round: with the whole adapter of ``state``, over these ``units``, or one of all."""
         trained = {"number": turn.number, "keys": list(map(str, turn.keys)), "blocks": list(turn.blocks)}
-        order = {"rank": state.rank, "scale": state.scale, "turn": trained | {"seed": turn.seed}}
+        order = {"scale": state.scale, "turn": trained | {"seed": turn.seed}}
         tensors = {str(key): tensor.contiguous() for key, tensor in (state.adapter | state.offset).items()}
         with self._whole():
             self._tell(BEGIN, json.dumps(order).encode(), save(tensors), packed(units))

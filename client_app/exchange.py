@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, Message
 
 from client_app.memory import Memory
 from common import wire
+from common.adapter import ranks
 from common.adapter.algebra import digest, leading
 from common.adapter.spec import Spec, check_form
 from common.adapter.values import OFFSET, State, Tensors, Update, check_range
@@ -54,7 +55,7 @@ class Exchange:
             self.memory.save("frames", frames, state.round)
         check_range(state)
         state = rule.view(state, state.rank)
-        model.resize(state.rank)
+        model.resize(state.ranks)
         self.install(model, state)
         return model, state
 
@@ -83,7 +84,9 @@ class Exchange:
 
     def _whole(self, model: LoraModel) -> Spec:
         """The adapter of the run's whole rank, of which this node may have a part."""
-        return replace(model.spec, rank=self.config.lora.rank, scale=self.config.lora.scale)
+        lora = self.config.lora
+        fewer = ranks.by_layer(lora.rank_pattern, model.spec.layers, lora.rank)
+        return replace(model.spec, rank=lora.rank, scale=lora.scale, ranks=fewer)
 
     def pack(self, update: Update, state: State) -> ArrayRecord:
         """The update as it leaves. What a coarse codec loses of it is kept, and added to the next one."""

@@ -112,6 +112,8 @@ def mistakes(recipe: Recipe) -> Iterator[str]:
     plain = isinstance(rule, MeanRule) and recipe.structure == Lora() and type(rule).penalty is Rule.penalty
     if not plain:
         yield f"rule.name: expected a mean of LoRA's factors without a term in the loss, got {rule.name!r}"
+    if config.lora.rank_pattern:
+        yield f"lora.rank-pattern: expected one rank for all layers, got {config.lora.rank_pattern!r}"
     if config.privacy.per_example:
         yield "privacy.mode: expected none, update-local or update-central, got 'example'"
     if (classes := tasks.classes(config.task)) != 0:

@@ -29,6 +29,7 @@ def central(recipe: Recipe) -> Callable[[State], Score]:
 
     def score(state: State) -> Score:
         model = adapted.load(config.model, config.lora, config.task, "auto", recipe.structure)
+        model.resize(state.ranks)  # kept, it may have been a node's of a smaller rank
         model.install(state.adapter, state.scale, state.offset)
         return model.score(task, examples, config.evaluation.batch_size)
 

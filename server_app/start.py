@@ -44,7 +44,7 @@ def told(recipe: Recipe, given: Tensors, state: State) -> str:
     said = f"starts from the adapter {recipe.config.model.adapter}: rank {rank} in {len(ranks)} layers{head}; "
     if not recipe.continues:
         return f"{said}it is the offset under a start of its own"
-    if most <= state.rank:
+    if all(rank <= len(state.adapter[Key(layer, "A")]) for layer, rank in ranks.items()):
         return f"{said}it is the factors"
     return f"{said}{_energy(given, state, list(ranks)):.1%} of its energy is in the factors, the rest is the offset"
 

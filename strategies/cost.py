@@ -6,11 +6,12 @@ A message's header comes on top, some kilobytes a thousand tensors.
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from common.adapter.algebra import break_even_rank
 from common.adapter.spec import Spec
-from common.adapter.values import FACTORS, HEAD, Key, State, Tensors
+from common.adapter.values import FACTORS, Key, State, Tensors
 from common.wire import codecs
 from strategies.recipe import Recipe
 
@@ -30,6 +31,8 @@ class Values(NamedTuple):
 
 
 Load = Mapping[Key, Values]
+Shares = Mapping[str, float]
+"""The share of its slots that a node has of a layer; of all others it has the whole."""
 
 
 def round_bytes(recipe: Recipe, state: State, ranks: Mapping[str, int], replied: Iterable[str]) -> RoundBytes:
@@ -39,10 +42,14 @@ def round_bytes(recipe: Recipe, state: State, ranks: Mapping[str, int], replied:
         for key, tensor in {**state.adapter, **state.offset}.items()
     }
     replies = Counter(ranks[name] for name in replied)
-    up = sum(number * _up(recipe, load, state.round, rank / state.rank) for rank, number in replies.items())
+    up = sum(number * _up(recipe, load, state.round, _shares(state, rank)) for rank, number in replies.items())
     reached = Counter(state.rank if recipe.rule.gets_all else rank for rank in ranks.values())
-    down = sum(number * _down(recipe, load, state.round, rank / state.rank) for rank, number in reached.items())
+    down = sum(number * _down(recipe, load, state.round, _shares(state, rank)) for rank, number in reached.items())
     return RoundBytes(up, down)
+
+
+def _shares(state: State, rank: int) -> Shares:
+    return {layer: min(1.0, rank / slots) for layer, slots in state.ranks.items()}
 
 
 def planned_bytes(recipe: Recipe, spec: Spec, nodes: int, given: Tensors | None = None) -> RoundBytes:
@@ -52,41 +59,41 @@ def planned_bytes(recipe: Recipe, spec: Spec, nodes: int, given: Tensors | None 
     ``given`` is the adapter that the run starts from, as :meth:`Recipe.start` takes it.
     """
     rule, last = recipe.rule, recipe.config.num_server_rounds - 1
-    shapes = {**recipe.structure.shapes(spec.layers, spec.rank), **spec.head}
+    shapes = {**replace(spec, structure=recipe.structure).factor_shapes(), **spec.head}
     whole = {key: _full(math.prod(shape)) for key, shape in shapes.items()}
-    taken = spec.rank if recipe.continues else 0
-    started = {key.layer: max(0, q.shape[1] - taken) for key, q in (given or {}).items() if key.part == "Q"}
+    there = {key.layer: q.shape[1] for key, q in (given or {}).items() if key.part == "Q"}
+    started = {layer: max(0, q - recipe.continues * spec.rank_of(layer)) for layer, q in there.items()}
     rounds = []
     # Rules alternate between two rounds, once they have settled, and what grows is largest at the end.
     for turn in {turn for turn in (*range(rule.settled + 2), last - 1, last) if 0 <= turn <= last}:
         offset: dict[Key, Values] = {}
         for layer, (d_out, d_in) in spec.layers.items():
-            if columns := started.get(layer, 0) + turn * rule.growth(nodes, spec.rank):
+            if columns := started.get(layer, 0) + turn * rule.growth(nodes, spec.rank_of(layer)):
                 most = columns * (d_out + d_in) if columns <= break_even_rank(d_out, d_in) else d_out * d_in
                 offset[Key(layer, "Q")] = _full(most)
         load = {**whole, **offset}
-        rounds.append(RoundBytes(_up(recipe, load, turn, 1.0), _down(recipe, load, turn, 1.0)))
+        rounds.append(RoundBytes(_up(recipe, load, turn, {}), _down(recipe, load, turn, {})))
     return RoundBytes(max(turn.up for turn in rounds), max(turn.down for turn in rounds))
 
 
-def _up(recipe: Recipe, load: Load, round: int, share: float) -> int:
+def _up(recipe: Recipe, load: Load, round: int, shares: Shares) -> int:
     # What a node trains is dense, whatever it received.
     dense = {key: _full(load[key].whole) for key in recipe.sent(round, load)}
-    return _bytes(dense, share, recipe.rule.density[0], recipe.config.wire.up)
+    return _bytes(dense, shares, recipe.rule.density[0], recipe.config.wire.up)
 
 
-def _down(recipe: Recipe, load: Load, round: int, share: float) -> int:
+def _down(recipe: Recipe, load: Load, round: int, shares: Shares) -> int:
     """A node gets the constant parts once: when they have settled."""
     without = recipe.left_out(equipped=round > recipe.rule.settled)
     sent = {key: values for key, values in load.items() if key.part not in without}
-    return _bytes(sent, share, recipe.rule.density[1], recipe.config.wire.down)
+    return _bytes(sent, shares, recipe.rule.density[1], recipe.config.wire.down)
 
 
-def _bytes(sent: Load, share: float, density: float, codec: str) -> int:
-    """The size of a message to or from a node that has a ``share`` of the slots."""
+def _bytes(sent: Load, shares: Shares, density: float, codec: str) -> int:
+    """The size of a message to or from a node that has these ``shares`` of the slots."""
     count = nonzero = 0.0
     for key, values in sent.items():
-        slots = 1.0 if key.part in HEAD else share
+        slots = shares.get(key.layer, 1.0)
         kept = min(values.nonzero, density * values.whole) if key.part in FACTORS else values.nonzero
         count, nonzero = count + slots * values.whole, nonzero + slots * kept
     return codecs.payload_size(round(count), round(nonzero), codec)

@@ -1,5 +1,6 @@
 """The laws between the axes: which choices go together, and what would fit where they do not."""
 
+from common.adapter import ranks
 from common.adapter.structure import LORA
 from common.adapter.structures import STRUCTURES
 from common.adapter.values import FACTORS
@@ -24,6 +25,7 @@ def check(choices: Choices) -> None:
     """Raise :class:`BouquetError` where two choices clash."""
     _check_rule(choices)
     _check_form(choices)
+    _check_ranks(choices)
     _check_init(choices)
     _check_node(choices)
     objective_laws.check(choices)
@@ -65,6 +67,42 @@ def _check_rule(choices: Choices) -> None:
             expected=f"'{rule.keeps}' or '{AUTO}'",
             got=str(flat["keep.name"]),
         )
+
+
+def _check_ranks(choices: Choices) -> None:
+    """Layers of fewer slots than others."""
+    lora, rule, shared_out = choices.config.lora, choices.rule, choices.init.shares_out
+    if shared_out and (lora.rank_pattern or not rule.structure.plain):
+        raise BouquetError(
+            f"the init '{choices.init.name}' shares out the slots of a plain LoRA between all layers",
+            where="init.name, lora.rank-pattern, adapter.name",
+            expected="lora.rank-pattern = '' and adapter.name = 'lora'",
+            got=f"'{lora.rank_pattern}', '{rule.structure.name}'",
+        )
+    if not lora.rank_pattern and not shared_out:
+        return
+    if above := {name: rank for name, rank in ranks.read(lora.rank_pattern).items() if rank > lora.rank}:
+        raise BouquetError(
+            "a layer of more slots than the adapter has",
+            where="lora.rank-pattern",
+            expected=f"at most {lora.rank} (lora.rank)",
+            got=", ".join(f"{name}={rank}" for name, rank in above.items()),
+        )
+    if not _takes_any_rank(rule):
+        raise BouquetError(
+            f"the rule '{rule.name}' with the structure '{rule.structure.name}' counts slots across layers",
+            where="lora.rank-pattern, init.name",
+            expected="one rank for all, or one of "
+            f"{listed([name for name, kind in RULES.items() if _takes_any_rank(kind())])} with "
+            f"{listed([name for name, kind in STRUCTURES.items() if not kind.nested])}",
+            got=lora.rank_pattern or choices.init.name,
+        )
+
+
+def _takes_any_rank(rule: Rule) -> bool:
+    """Whether nothing but a node's rank, which cuts all layers, counts slots of more than one layer."""
+    lowers = type(rule).next_rank is not Rule.next_rank
+    return not (rule.scattered or rule.settled or lowers or rule.structure.nested)
 
 
 def _can_rest(rule: Rule) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common import tasks
-from common.adapter.algebra import extend_offset
+from common.adapter.algebra import extend_offset, leading
 from common.adapter.continued import continued
 from common.adapter.draws import layer_seed, normal
 from common.adapter.spec import Spec
@@ -154,6 +154,11 @@ class Recipe(Choices):
                 got="none" if given is None else "an adapter",
             )
         state = self._own_start(spec, seed, seen)
+        if seen is not None and self.init.shares_out:
+            values = {layer: seen(layer).double().norm(dim=1) for layer in spec.layers}
+            kept = self.init.ranks(values, spec.rank)
+            cut = {key: leading(key, t, kept.get(key.layer, spec.rank)) for key, t in state.adapter.items()}
+            state = replace(state, adapter=cut)
         return self.rule.begin(state if given is None else self._continued(state, given))
 
     def _continued(self, state: State, given: Tensors) -> State:
@@ -179,11 +184,12 @@ class Recipe(Choices):
         linear = self.structure.trained in self.structure.linear_in
         scale = 1.0 if self.init.unit else spec.scale
         for layer, shape in spec.layers.items():
-            b, a, core = self.init.factors(shape, spec.rank, generator, None if seen is None else seen(layer))
+            rank = spec.rank_of(layer)
+            b, a, core = self.init.factors(shape, rank, generator, None if seen is None else seen(layer))
             if linear and not self.init.moves:
                 core = None  # what starts there and is taken off again is what starts at zero
             parts = self.structure.start(b, a, core)
-            for part, _ in self.structure.layer(shape, spec.rank):
+            for part, _ in self.structure.layer(shape, rank):
                 adapter[Key(layer, part)] = parts[part]
             left, right = self.structure.factors(adapter, layer)
             if not self.init.moves and left.any() and right.any():
@@ -201,7 +207,7 @@ class Recipe(Choices):
         drawn = {key: tensor for key, tensor in start.adapter.items() if key.part in self.drawn}
         if round and self.rule.restarts:
             for layer, shape in spec.layers.items():
-                drawn |= self._restarted(layer, shape, spec.rank, layer_seed(seed, round, layer))
+                drawn |= self._restarted(layer, shape, spec.rank_of(layer), layer_seed(seed, round, layer))
         return drawn
 
     def _restarted(self, layer: str, shape: LayerShape, rank: int, seed: int) -> Tensors:
@@ -269,8 +275,9 @@ class Recipe(Choices):
         adapter = {**state.adapter, **merged.adapter}
         if self.rule.restarts:  # what has rested is drawn anew with the rest, on both sides
             for layer in self.resting(state.round, state.adapter):
-                shape = LayerShape(len(adapter[Key(layer, "B")]), adapter[Key(layer, "A")].shape[1])
-                adapter |= self._restarted(layer, shape, state.rank, layer_seed(state.seed, merged.round, layer))
+                b, a = adapter[Key(layer, "B")], adapter[Key(layer, "A")]
+                shape = LayerShape(len(b), a.shape[1])
+                adapter |= self._restarted(layer, shape, len(a), layer_seed(state.seed, merged.round, layer))
         return replace(merged, adapter=adapter)
 
     def _shared(self, round: int, tensors: Tensors) -> Tensors:

@@ -118,7 +118,7 @@ class LoraStrategy(Strategy):
         self._sent = {}
         messages = []
         for node_id, name, rank, equipped in recipients:
-            rank = rank or state.rank
+            rank = min(rank or state.rank, state.rank)  # an init may give no layer all that the run allows
             scattered = rule.scattered and rank != state.rank
             draw = zlib.crc32(f"{self.seed}/{name or node_id}/{state.round}".encode()) if scattered else 0
             kind = (rank, draw, equipped)

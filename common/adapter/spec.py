@@ -18,10 +18,20 @@ class Spec:
     rank: int
     scale: float
     structure: Structure = field(default_factory=Lora)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """The most slots of layers that may have fewer than the others."""
+
+    def rank_of(self, layer: str) -> int:
+        """The slots of a layer."""
+        return min(self.rank, self.ranks.get(layer, self.rank))
 
     def factor_shapes(self) -> dict[Key, tuple[int, ...]]:
         """Shapes of every tensor of every layer, in the model's order."""
-        return self.structure.shapes(self.layers, self.rank)
+        return {
+            Key(layer, part): size
+            for layer, shape in self.layers.items()
+            for part, size in self.structure.layer(shape, self.rank_of(layer))
+        }
 
     @property
     def most_tensors(self) -> int:

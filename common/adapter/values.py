@@ -67,8 +67,13 @@ class State:
 
     @property
     def rank(self) -> int:
-        """The rank of the trained factors."""
-        return next(len(tensor) for key, tensor in self.adapter.items() if key.part == "A")
+        """The rank of the trained factors: the most slots that a layer has."""
+        return max(self.ranks.values())
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The slots of every layer."""
+        return {key.layer: len(tensor) for key, tensor in self.adapter.items() if key.part == "A"}
 
     def layers(self) -> list[str]:
         """The adapted layers, in order."""
@@ -89,15 +94,9 @@ class Update:
 
     @property
     def rank(self) -> int:
-        """The rank of the factors in it; 0 where there is none."""
-        return next(
-            (
-                tensor.shape[0 if key.part == "A" else 1]
-                for key, tensor in self.tensors.items()
-                if key.part in FACTORS and tensor.ndim == 2
-            ),
-            0,
-        )
+        """The rank of the factors in it, as :attr:`State.rank`; 0 where there is none."""
+        factors = ((key, tensor) for key, tensor in self.tensors.items() if key.part in FACTORS and tensor.ndim == 2)
+        return max((tensor.shape[0 if key.part == "A" else 1] for key, tensor in factors), default=0)
 
 
 def check_values(tensors: Mapping[Key, Tensor], what: str) -> None:

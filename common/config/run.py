@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from common.adapter import ranks
 from common.config.coordinator import (
     CheckpointConfig,
     EvaluationConfig,
@@ -23,6 +24,7 @@ from common.config.ranges import (
     FileName,
     LearningRate,
     NonNegative,
+    Only,
     Positive,
     Share,
 )
@@ -66,6 +68,8 @@ class LoraConfig(Section):
 
     rank: Count = 8
     """The rank r of the adapter; a node may name a smaller one under the rules that allow it."""
+    rank_pattern: Annotated[str, Only(ranks.is_pattern, ranks.EXPECTED)] = ""
+    """Layers with fewer slots, by name: `q_proj=4,mlp=2`; empty for none. All count with the run's scale."""
     alpha: Positive = 16.0
     """The numerator of the scale s of `W x + s B A x`, which is alpha / r."""
     rslora: bool = False

@@ -5,7 +5,7 @@ All that trains by PEFT is here and nowhere else, so that the file is a long one
 The base is never written to. The adapter is PEFT's ``default``; the frozen offset is a second PEFT adapter on top.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common import tasks
+from common.adapter import ranks
 from common.adapter.lora import Lora
 from common.adapter.spec import Spec
 from common.adapter.structure import Pair, Structure
@@ -59,12 +60,17 @@ def load(
 class LoraModel:
     """A frozen base with one trained adapter, one frozen offset, and a head where the task has one."""
 
+    spec: Spec
+
     def __init__(self, network: nn.Module, lora: LoraConfig, structure: Structure = PLAIN) -> None:
         heads = head.find(network)
         self._targets = targets.find(network, lora.targets, heads)
         self._transposed = targets.transposed(network)
         self.network: Any = peft.PeftModel(network, self._peft_config(lora.rank, lora.dropout))
         self._find_adapter(network, heads, lora.rank, lora.scale, structure)
+        if lora.rank_pattern:
+            self.spec = replace(self.spec, ranks=ranks.by_layer(lora.rank_pattern, self._layers, lora.rank))
+            self._renew()
 
     def _find_adapter(
         self, network: nn.Module, heads: Sequence[str], rank: int, scale: float, structure: Structure
@@ -138,15 +144,18 @@ class LoraModel:
         """The tensors themselves, on one device, for a loss term over them."""
         return {key: torch.cat(list(self.parameters(key))).to(self.device) for key in keys}
 
-    def resize(self, rank: int) -> None:
-        """Give the adapter another rank; what it held is gone."""
-        if rank == self.spec.rank:
-            return
+    def resize(self, ranks: Mapping[str, int]) -> None:
+        """Give the layers so many slots, where they have others; what they held is gone."""
+        if any(rank != self.spec.rank_of(layer) for layer, rank in ranks.items()):
+            self.spec = replace(self.spec, rank=max(ranks.values()), ranks=dict(ranks))
+            self._renew()
+
+    def _renew(self) -> None:
+        """Give each layer as many slots as the adapter has there now."""
         for layer, module in self._layers.items():
             (d_out, d_in), device = self.spec.layers[layer], module.lora_A["default"].weight.device
-            module.lora_A["default"] = nn.Linear(d_in, rank, bias=False, device=device)
-            module.lora_B["default"] = nn.Linear(rank, d_out, bias=False, device=device)
-        self.spec = replace(self.spec, rank=rank)
+            module.lora_A["default"] = nn.Linear(d_in, self.spec.rank_of(layer), bias=False, device=device)
+            module.lora_B["default"] = nn.Linear(self.spec.rank_of(layer), d_out, bias=False, device=device)
         self._inject()
 
     @property

@@ -46,7 +46,8 @@ def one_lora(state: State) -> State:
             where="adapter.name",
             cure="PEFT loads the folder that its run leaves; bouquet export --form merged makes a whole model of it.",
         )
-    if not state.offset and structure == Lora():
+    ranks = {len(tensor) for key, tensor in state.adapter.items() if key.part == "A"}
+    if not state.offset and len(ranks) == 1 and structure == Lora():
         return state
     factors = stacked(state)
     rank = max(len(tensor) for key, tensor in factors.items() if key.part == "A")

@@ -92,7 +92,7 @@ def own(state: State, config: RunConfig, texts: Texts, device: str) -> Logits:
     """The logits of the run's own model, put together as a node does it: factors, core and offset apart."""
     network = base.load(config.model, tasks.classes(config.task), placement.find_device(device))
     structure = Recipe.build(config).structure
-    model = LoraModel(network, config.lora.model_copy(update={"rank": state.rank}), structure)
+    model = LoraModel(network, config.lora.model_copy(update={"rank": state.rank, "rank_pattern": ""}), structure)
     model.install(state.adapter, state.scale, state.offset)
     network = model.network.eval()
     adapted = _logits(network, texts)

@@ -17,7 +17,7 @@ from strategies import RULES, Recipe
 from strategies.cost import planned_bytes
 from strategies.inits import INITS, PublicInit
 from strategies.objectives import OBJECTIVES, Objective
-from strategies.optimizers import OPTIMIZERS
+from strategies.optimizers import OPTIMIZERS, Optimizer
 
 OTHERS = ", ".join(f"`{name}` ({kind.form})" for name, kind in STRUCTURES.items() if kind.form != LORA)
 """The structures that PEFT keeps as something else."""
@@ -126,12 +126,14 @@ def _about(axis: Registry[Any], name: str) -> list[str]:
 
 
 def _choice(axis: Registry[Any], name: str) -> dict[str, Any]:
-    """The settings that choose a member, with a file or an adapter where it cannot do without."""
+    """The settings that choose a member, with a file, an adapter or noise where it cannot do without."""
     kind, beside = axis[name], dict[str, Any]()
     if issubclass(kind, PublicInit):
         beside = {f"init.{name}.source": "public.jsonl"}
     if issubclass(kind, Objective) and kind.over:
         beside = {"model.adapter": "/adapters/earlier"}
+    if issubclass(kind, Optimizer) and kind.denoises:
+        beside = {"privacy.mode": PRIVACY["example"], "train.weighting": "uniform"}
     return {f"{axis.section}.name": name, **beside}
 
 

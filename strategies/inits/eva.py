@@ -4,11 +4,16 @@ Paischer et al., *Parameter Efficient Fine-tuning via Explained Variance Adaptat
 
     U S Vh = svd(X)        A = Vh[:r]        B = 0        X the inputs of the layer, n x d_in
 
-X are the inputs on the first ``examples`` of a public file, ``source``. The paper also gives layers with more variance
-more of the rank; here every layer has the same, as the rules want. What is frozen for good under FFA-LoRA is a subspace
-that the data have chosen.
+X are the inputs on the first ``examples`` of a public file, ``source``. What is frozen for good under FFA-LoRA is a
+subspace that the data have chosen.
+
+With ``rho`` above 1 the slots go where they explain the most of their layer's variance, s_i^2 / sum_j s_j^2: L layers
+have L r / rho in all, and each of them one at least. In the paper a layer may have rho times its share, and here
+``lora.rank`` is the most that one has, so that a run's limits hold; there a layer may have none. The sum is over the
+directions that are kept of X, the ``SPARE`` r leading ones.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +21,7 @@ from torch import Tensor
 
 from common.adapter.draws import kaiming
 from common.adapter.values import LayerShape
+from common.method import option
 from strategies.inits.init import PublicInit, Start
 
 
@@ -23,10 +29,28 @@ from strategies.inits.init import PublicInit, Start
 class Eva(PublicInit):
     """The leading directions of a layer's inputs, and B of zeros."""
 
+    rho: float = option(1.0, ge=1, le=1000)
+    """How many times the mean rank of the layers `lora.rank` is; 1 gives all of them that."""
+
     name = "eva"
     paper = "arXiv:2410.07170"
     sees = "inputs"
     zero = True
+
+    @property
+    def shares_out(self) -> bool:
+        return self.rho > 1
+
+    def ranks(self, singular: Mapping[str, Tensor], rank: int) -> Mapping[str, int]:
+        further = []
+        for layer, values in singular.items():
+            squares = values.square()
+            explained = squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
+            further += [(share, -place, layer) for place, share in enumerate(explained[1:rank].tolist())]
+        ranks = dict.fromkeys(singular, 1)
+        for *_, layer in sorted(further, reverse=True)[: max(0, round(len(ranks) * rank / self.rho) - len(ranks))]:
+            ranks[layer] += 1
+        return ranks
 
     def factors(self, shape: LayerShape, rank: int, generator: torch.Generator, seen: Tensor | None) -> Start:
         # Inputs of fewer directions than the rank leave slots that are drawn, since with A zero too none would learn.

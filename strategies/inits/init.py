@@ -1,6 +1,7 @@
 """The contract of an init: where the adapter starts, and what has to be looked at for that."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -39,6 +40,18 @@ class Init(Method):
     """Whether B starts at zero, so that nothing has to be taken off."""
     moves: ClassVar[bool] = False
     """Whether the start is a step away from the base model, and meant to be; any other is taken off again."""
+
+    def ranks(self, singular: Mapping[str, Tensor], rank: int) -> Mapping[str, int]:
+        """The layers that keep fewer slots of the start than ``rank``, the leading ones, and how many.
+
+        ``singular`` are the singular values of what it has seen of each layer, if :attr:`shares_out` says so.
+        """
+        return {}
+
+    @property
+    def shares_out(self) -> bool:
+        """Whether layers come to have different ranks by what it sees of them."""
+        return False
 
     @classmethod
     def taken_off(cls) -> bool:

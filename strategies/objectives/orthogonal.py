@@ -1,7 +1,7 @@
 """Orthogonality to earlier tasks: A looks where the adapter that the run starts from does not.
 
 Wang et al., *Orthogonal Subspace Learning for Language Model Continual Learning* (O-LoRA), arXiv:2310.14152
-(EMNLP 2023).
+(Findings of EMNLP 2023).
 
     loss + weight sum_l |A_l U_l^T|^2        A  r x d_in        U  q x d_in, orthonormal
 

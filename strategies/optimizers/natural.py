@@ -1,7 +1,7 @@
 """Natural gradients from a short memory: what recent gradients share is damped, whatever is new is not.
 
-Das, *Natural GaLore: Accelerating GaLore for memory-efficient LLM Training and Fine-tuning*, arXiv:2410.16029, section
-4.3. Of each tensor, with G (n x s) the last s gradients, flattened, this step's among them:
+Das, *Natural GaLore: Accelerating GaLore for memory-efficient LLM Training and Fine-tuning*, arXiv:2410.16029. Of
+each tensor, with G (n x s) the last s gradients, flattened, this step's among them:
 
     g' = lambda (lambda I + G G^T)^-1 g = g - G (lambda I + G^T G)^-1 G^T g
 
@@ -68,4 +68,5 @@ def natural(recent: Tensor, damping: float) -> Tensor:
     gram = gradients @ gradients.T
     ridge = (damping * gram.diagonal().mean()).clamp_min(torch.finfo(torch.float32).tiny)
     shares = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), gram[:, -1])
-    return (gradients[-1] - shares @ gradients).view_as(recent[-1]).to(recent.dtype)
+    found: Tensor = gradients[-1] - shares @ gradients
+    return found.view_as(recent[-1]).to(recent.dtype)

@@ -1,8 +1,8 @@
 """AdamW along noised gradients whose singular values are shrunk by what the noise has added to them.
 
-Gavish and Donoho, *Optimal Shrinkage of Singular Values*, arXiv:1405.7511, equation 7; of the gradients of private
-training, *SVD-decay restoring*, arXiv:2510.01137, whose own rule is another one. Y (m x n, m <= n) is a gradient with
-noise of standard deviation sigma in each value, u_i and y_i its left singular vectors and singular values:
+Gavish and Donoho, *Optimal Shrinkage of Singular Values*, arXiv:1405.7511. Of the gradients of private training it is
+our own; arXiv:2510.01137 restores the decay of their singular values by another rule. Y (m x n, m <= n) is a gradient
+with noise of standard deviation sigma in each value, u_i and y_i its left singular vectors and singular values:
 
     z_i = y_i / (sigma sqrt(n))        f_i = sqrt((z_i^2 - beta - 1)^2 - 4 beta) / z_i^2        beta = m / n
     Y' = sum_i max(f_i, floor) u_i u_i^T Y        f_i = 0 where z_i is at most 1 + sqrt(beta)
@@ -43,5 +43,5 @@ class SvdShrink(AdamW):
         above = squares > (1 + beta**0.5) ** 2
         kept = ((squares - beta - 1).square() - 4 * beta).clamp_min(0).sqrt() / squares.clamp_min(1)
         shares = torch.where(above, kept, 0.0).clamp_min(self.floor)
-        shrunk = (left * shares) @ left.T @ wide.double()
+        shrunk: Tensor = (left * shares) @ left.T @ wide.double()
         return (shrunk if wide is gradient else shrunk.T).to(gradient.dtype)

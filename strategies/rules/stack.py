@@ -74,10 +74,11 @@ class StackRule(Rule):
         def divided(layer: str) -> Split:
             a, b = Key(layer, "A"), Key(layer, "B")
             left = torch.cat([reply.tensors[b] for reply in replies], dim=1)
-            slots = zip(shares, replies, strict=True)
+            slots = [(share[: len(r.tensors[a])], r) for share, r in zip(shares, replies, strict=True)]
             right = torch.cat([(share * r.scale).float()[:, None] * r.tensors[a] for share, r in slots], dim=0)
-            stack = Stack(left, right, torch.cat(shares).float())
-            return self.split(stack, state.rank, state.scale, layer_seed(state.seed, state.round + 1, layer))
+            stack = Stack(left, right, torch.cat([share for share, _ in slots]).float())
+            seed = layer_seed(state.seed, state.round + 1, layer)
+            return self.split(stack, len(state.adapter[a]), state.scale, seed)
 
         kept: Tensors = {}
         for layer, split in zip(state.layers(), each(state.layers(), divided), strict=True):

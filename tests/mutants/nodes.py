@@ -1,4 +1,4 @@
-"""What a node's objectives and optimizers get wrong."""
+"""What a node's objectives, optimizers, blocks and ranks get wrong."""
 
 from tests.mutants import Mutant
 
@@ -7,6 +7,7 @@ SCAFFOLD = ("tests/oracles/test_scaffold.py",)
 STEPS = ("tests/oracles/test_optimizers.py",)
 SHRINK = ("tests/oracles/test_svd_shrink.py",)
 BLOCKS = ("tests/laws/test_blocks.py", "-m", "not slow")
+RANKS = ("tests/laws/test_ranks.py", "-m", "not slow")
 PENALTIES = ("tests/oracles/test_penalties.py",)
 
 NODES = (
@@ -156,5 +157,40 @@ NODES = (
         "if self.rule.restarts:  #",
         "if False:  #",
         BLOCKS,
+    ),
+    Mutant(
+        "ranks by layer: a stack is divided to the run's rank",
+        "strategies/rules/stack.py",
+        "len(state.adapter[a]), state.scale",
+        "state.rank, state.scale",
+        RANKS,
+    ),
+    Mutant(
+        "ranks by layer: a state's rank is its first layer's",
+        "common/adapter/values.py",
+        "return max(self.ranks.values())",
+        "return next(iter(self.ranks.values()))",
+        RANKS,
+    ),
+    Mutant(
+        "ranks by layer: a name fits whatever has it as letters",
+        "common/adapter/ranks.py",
+        'f".{name}." in f".{layer}."',
+        "name in layer",
+        RANKS,
+    ),
+    Mutant(
+        "EVA: slots go by how much varies, and not by their share of the layer's",
+        "strategies/inits/eva.py",
+        "squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)",
+        "squares",
+        RANKS,
+    ),
+    Mutant(
+        "ranks by layer: bytes are those of one rank",
+        "strategies/cost.py",
+        "min(1.0, rank / slots)",
+        "rank / state.rank",
+        RANKS,
     ),
 )

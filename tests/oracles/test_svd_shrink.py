@@ -28,7 +28,7 @@ def noised(rows: int, columns: int, *singular: float) -> tuple[Tensor, Tensor]:
 
 
 def shrunk(matrix: Tensor, floor: float) -> Tensor:
-    """Equation 7, of an SVD."""
+    """Of an SVD, value by value."""
     u, values, vh = np.linalg.svd(matrix.numpy(), full_matrices=False)
     small, large = sorted(matrix.shape)
     beta = small / large

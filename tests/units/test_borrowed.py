@@ -68,7 +68,7 @@ def test_another_base_is_refused(network, tmp_path):
         RefusalError, match=r"another base model than the run's \(model.name\): expected embedded, got /"
     ):
         model.check(model.spec, ModelConfig(quantization="none"))
-    model.resize(2)  # a smaller rank in a run does not make it another model for the next
+    model.resize(dict.fromkeys(model.layers, 2))  # a smaller rank in a run does not make it another model for the next
     model.check(replace(model.spec, rank=4), own)
 
 

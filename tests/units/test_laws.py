@@ -47,6 +47,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         )
         for rule in ("flasc", "fed-plora", "ravan")
     },
+    "slots that are shared out, of a diagonal's frames": (
+        {"init.name": "eva", "init.eva.source": "/public.jsonl", "init.eva.rho": 2.0, "adapter.name": "nlora"},
+        "the init 'eva' shares out the slots of a plain LoRA between all layers (init.name, lora.rank-pattern, "
+        "adapter.name): expected lora.rank-pattern = '' and adapter.name = 'lora', got '', 'nlora'",
+    ),
+    "a layer of more slots than the run": (
+        {"lora.rank-pattern": "q_proj=4,v_proj=16"},
+        "a layer of more slots than the adapter has (lora.rank-pattern): expected at most 8 (lora.rank), got v_proj=16",
+    ),
+    **{
+        f"layers of several ranks, {rule}": (
+            {"rule.name": rule, "lora.rank-pattern": "q_proj=4", **more},
+            f"the rule '{rule}' with the structure '{structure}' counts slots across layers (lora.rank-pattern, "
+            "init.name): expected one rank for all, or one of fedit, ffa-lora, rolora, fedsa-lora, fed-sb, fedsvd, "
+            "fedrot-lora, flora, flexlora, fedex-lora, lora-fair, florist, fedmomentum, flasc, lora-lego or local with "
+            "lora, core, nlora, loldu or vera, got q_proj=4",
+        )
+        for rule, structure, more in (
+            ("ravan", "core", {}),
+            ("fed-plora", "lora", {}),
+            ("hetlora", "lora", {}),
+            ("fed-sb", "core", {"rule.fed-sb.start": "nodes"}),
+            ("fedit", "dylora", {"adapter.name": "dylora"}),
+        )
+    },
     "a structure that the rule does not know": (
         {"rule.name": "flora", "adapter.name": "vera"},
         "the rule 'flora' does not know what to do with this structure (adapter.name): expected 'auto', or lora or "
