@@ -108,7 +108,7 @@ def _start(recipe: Recipe, spec: Spec, record: Record) -> State:
 
     init, config = recipe.init, recipe.config
     given, sight = peft_folder.given(config, spec), None
-    if init.sees != "nothing":
+    if recipe.sees != "nothing":
         examples = f" and {init.examples} examples of {init.source}" if isinstance(init, PublicInit) else ""
         record.say(f"the start is taken from the base model{examples}")
         sight = seen(recipe, given)

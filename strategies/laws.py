@@ -17,9 +17,6 @@ from strategies.optimizers import OPTIMIZERS
 from strategies.rules import RULES
 from strategies.rules.rule import MeanRule, Rule
 
-LORA_ALONE = ("gptq", "awq")
-"""The quantisations whose layers PEFT adapts by a LoRA and nothing else."""
-
 
 def check(choices: Choices) -> None:
     """Raise :class:`BouquetError` where two choices clash."""
@@ -123,11 +120,19 @@ def _check_form(choices: Choices) -> None:
             got=structure.name,
             cure="Merge the adapter into its base (bouquet export --form merged) and name that as model.name.",
         )
-    if model.quantization in LORA_ALONE:
+    if structure.measured and not (choices.init.zero and choices.init.sees == "nothing"):
+        fitting = [name for name, kind in INITS.items() if kind.zero and kind.sees == "nothing"]
         raise BouquetError(
-            f"PEFT has no {structure.form} over a base that is held like this",
+            f"the structure '{structure.name}' starts at the base's weights, and has no place for an offset",
+            where="init.name",
+            expected=f"'{AUTO}', or {listed(fitting)}",
+            got=choices.init.name,
+        )
+    if model.quantization in structure.unloadable:
+        raise BouquetError(
+            f"PEFT loads no {structure.form} over a base that is held like this",
             where="adapter.name, model.quantization",
-            expected=f"{_one_lora()}, or another quantization than {listed(LORA_ALONE)}",
+            expected=f"{_one_lora()}, or another quantization than {listed(sorted(structure.unloadable))}",
             got=f"{structure.name} over {model.quantization}",
         )
 

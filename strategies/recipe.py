@@ -112,10 +112,15 @@ class Recipe(Choices):
         plain = self.structure.plain and not self.rule.restarts and self.init.name == "drawn" and not self.rule.thins
         return plain and bool(self.config.model.adapter) and not self.objective.over
 
+    @property
+    def sees(self) -> str:
+        """What the start has to see of the base model: for the init, or for what the structure measures."""
+        return "weights" if self.structure.measured else self.init.sees
+
     @cached_property
     def drawn(self) -> frozenset[str]:
         """Parts that each side draws for itself with :meth:`draw`, so that they never travel to the nodes."""
-        sent = OFFSET | (HEAD if self.config.model.adapter else frozenset())
+        sent = OFFSET | self.structure.measured | (HEAD if self.config.model.adapter else frozenset())
         if self.continues or self.init.sees != "nothing" or self.rule.settled:
             sent |= FACTORS
         return (self.fixed | FACTORS if self.rule.restarts else self.fixed) - sent
@@ -188,7 +193,9 @@ class Recipe(Choices):
             b, a, core = self.init.factors(shape, rank, generator, None if seen is None else seen(layer))
             if linear and not self.init.moves:
                 core = None  # what starts there and is taken off again is what starts at zero
-            parts = self.structure.start(b, a, core)
+            parts = dict(self.structure.start(b, a, core))
+            if self.structure.measured and seen is not None:
+                parts |= self.structure.measure(seen(layer))
             for part, _ in self.structure.layer(shape, rank):
                 adapter[Key(layer, part)] = parts[part]
             left, right = self.structure.factors(adapter, layer)

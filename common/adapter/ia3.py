@@ -36,6 +36,7 @@ class IA3(Structure):
     trained = frozenset({"g"})
     linear_in = frozenset({frozenset({"g"})})
     form = "IA3"
+    unloadable = frozenset({"gptq", "awq"})
     cored = False
     init = "orthonormal"
     learning_rate = 5e-2

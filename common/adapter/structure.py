@@ -41,6 +41,8 @@ class Structure(Method):
     """The parts that a rule trains which has no other plan."""
     linear_in: ClassVar[frozenset[frozenset[str]]]
     """Sets of parts in which, the others being fixed, the update of a layer is linear."""
+    measured: ClassVar[frozenset[str]] = frozenset()
+    """Parts that :meth:`measure` takes from the frozen weight, at the start, on the coordinator."""
     loose: ClassVar[frozenset[str]] = frozenset()
     """Parts that are no linear layer's weight or diagonal, so that no single example has a gradient by them."""
     cored: ClassVar[bool] = True
@@ -51,6 +53,8 @@ class Structure(Method):
     """Where it starts, by the name of an init, unless the rule or the run config names another."""
     form: ClassVar[str] = LORA
     """What PEFT keeps it as, by PEFT's name. Any other than a LoRA has no place for an offset beside it."""
+    unloadable: ClassVar[frozenset[str]] = frozenset()
+    """How a base may be held (``model.quantization``) so that PEFT does not load that form over it."""
     learning_rate: ClassVar[float] = 5e-3
     """What it trains at unless the rule or the run config names another rate: one at which the default rounds learn."""
 
@@ -65,6 +69,10 @@ class Structure(Method):
         ``core`` (r x r) is what an init wants between them: the update of the layer is then B core A. Where it is None
         it is B A, but for a structure that trains something between the two, which starts at nothing.
         """
+
+    def measure(self, weight: Tensor) -> Mapping[str, Tensor]:
+        """The :attr:`measured` parts of one layer, from its frozen weight (``d_out x d_in``)."""
+        return {}
 
     @abstractmethod
     def factors(self, tensors: Tensors, layer: str) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import torch
 
 from common.adapter.core import Core
+from common.adapter.dora import Dora
 from common.adapter.dylora import DyLora
 from common.adapter.ia3 import IA3
 from common.adapter.loldu import Loldu
@@ -24,6 +25,7 @@ STRUCTURES = Registry[Structure](
     Vera,
     RandLora,
     IA3,
+    Dora,
     default=AUTO,
     chooses="Which tensors stand beside a frozen layer; auto is what the rule trains.",
 )

@@ -29,7 +29,7 @@ from common.adapter.values import HEAD, Key, State, Tensors
 from common.config.run import ModelConfig, RunConfig, TaskConfig
 from common.error import BouquetError
 from common.models import adapted, base, targets
-from common.record.form import FORMS
+from common.record.form import FORMS, form_of
 
 ABOUT = "bouquet.json"
 # Whoever passes an adapter on need not tell where the data were, or where this site keeps its runs.
@@ -83,7 +83,7 @@ def read(folder: Path) -> Exported:
     try:
         about = json.loads((folder / ABOUT).read_text())
         peft = json.loads((folder / "adapter_config.json").read_text())
-        form = FORMS[peft["peft_type"]]
+        form = form_of(peft)
         settings = dict(about["config"])
         model, task = ({"pooling": settings["model.pooling"]}, {"name": settings["task.name"]})
         prefix = within(ModelConfig.model_validate(model), TaskConfig.model_validate(task))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import peft
@@ -32,6 +33,11 @@ class Form(NamedTuple):
     """What was written, and its scale, from the tensors and the settings of a folder."""
 
 
+def form_of(settings: Mapping[str, Any]) -> Form:
+    """The form of PEFT's ``settings``. Raises KeyError for one that is not known."""
+    return FORMS["DORA" if settings.get("use_dora") else settings["peft_type"]]
+
+
 def one_lora(state: State) -> State:
     """The same model as a plain LoRA of one rank: core and offset stacked on the factors.
 
@@ -58,9 +64,9 @@ def one_lora(state: State) -> State:
     return replace(state, adapter=factors | head, scale=1.0, offset={}, slots=())
 
 
-def _lora_config(state: State, **common: Any) -> peft.PeftConfig:
+def _lora_config(state: State, **settings: Any) -> peft.PeftConfig:
     # PEFT divides alpha by r, whole or not.
-    return peft.LoraConfig(r=state.rank, lora_alpha=state.rank * state.scale, **common)  # type: ignore[arg-type]
+    return peft.LoraConfig(r=state.rank, lora_alpha=state.rank * state.scale, **settings)  # type: ignore[arg-type]
 
 
 def _lora_read(tensors: Tensors, settings: Mapping[str, Any]) -> tuple[Tensors, float]:
@@ -74,12 +80,21 @@ def _scales(state: State) -> State:
     return replace(state, adapter=kept)
 
 
-def _ia3_config(state: State, **common: Any) -> peft.PeftConfig:
-    return peft.IA3Config(feedforward_modules=[], **common)
+def _ia3_config(state: State, **settings: Any) -> peft.PeftConfig:
+    return peft.IA3Config(feedforward_modules=[], **settings)
 
 
 def _ia3_read(tensors: Tensors, settings: Mapping[str, Any]) -> tuple[Tensors, float]:
     return {key: kept.squeeze(1) - 1 if key.part == "g" else kept for key, kept in tensors.items()}, 1.0
+
+
+def _magnitudes(state: State) -> State:
+    """``n (1 + s g)`` in the place of both."""
+    kept = {key: tensor for key, tensor in state.adapter.items() if key.part != "g"}
+    for key, g in state.adapter.items():
+        if key.part == "g":
+            kept[key._replace(part="n")] = state.adapter[key._replace(part="n")] * (1 + state.scale * g)
+    return replace(state, adapter=kept)
 
 
 def answer_as_asked(network: nn.Module) -> None:
@@ -89,8 +104,12 @@ def answer_as_asked(network: nn.Module) -> None:
             module.register_forward_hook(lambda _, inputs, output: output.to(inputs[0].dtype))
 
 
+FACTORS = {"A": "lora_A.weight", "B": "lora_B.weight"}
 FORMS: Mapping[str, Form] = {
-    LORA: Form({"A": "lora_A.weight", "B": "lora_B.weight", **HEADS}, one_lora, _lora_config, _lora_read),
-    "IA3": Form({"g": "ia3_l", **HEADS}, _scales, _ia3_config, _ia3_read),
+    LORA: Form(FACTORS | HEADS, one_lora, _lora_config, _lora_read),
+    "DORA": Form(
+        FACTORS | {"n": "lora_magnitude_vector"} | HEADS, _magnitudes, partial(_lora_config, use_dora=True), _lora_read
+    ),
+    "IA3": Form({"g": "ia3_l"} | HEADS, _scales, _ia3_config, _ia3_read),
 }
-"""By PEFT's name, which a structure has as its own."""
+"""By the name that a structure says."""

@@ -19,16 +19,18 @@ from strategies.inits import INITS, PublicInit
 from strategies.objectives import OBJECTIVES, Objective
 from strategies.optimizers import OPTIMIZERS, Optimizer
 
-OTHERS = ", ".join(f"`{name}` ({kind.form})" for name, kind in STRUCTURES.items() if kind.form != LORA)
+OTHERS = " and ".join(f"`{name}` ({kind.form})" for name, kind in STRUCTURES.items() if kind.form != LORA)
 """The structures that PEFT keeps as something else."""
+NOT_IN_INT8 = " and ".join(f"`{name}`" for name, kind in STRUCTURES.items() if "int8" in kind.unloadable)
+
 OPENING = f"""# Methods
 
 A run chooses one member on each axis: `rule.name=ffa-lora adapter.name=dylora init.name=eva`. What goes with what is
 found here by building every pair; where two clash, a run is refused by name before it starts. Every choice takes a base
-in NF4, in int8 or unquantised, is resumed, and leaves an adapter that plain PEFT loads, which is one LoRA for every
-structure but {OTHERS}; `tests/laws/test_composition.py` runs each over NF4, private, and resumed. When to choose which
-is in [choosing.md](choosing.md), every option in [config.md](config.md). This page is made from the code, by
-`make generate`.
+in NF4 or unquantised, in int8 all but {NOT_IN_INT8}; is resumed; and leaves an adapter that plain PEFT loads, which is
+one LoRA for every structure but {OTHERS}. `tests/laws/test_composition.py` runs each over NF4, private, and resumed.
+When to choose which is in [choosing.md](choosing.md), every option in [config.md](config.md). This page is made from
+the code, by `make generate`.
 
 Bytes are those of a layer of {EXAMPLE[0]} x {EXAMPLE[0]} at rank {EXAMPLE[1]}, in float32, from a node in a round."""
 

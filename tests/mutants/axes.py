@@ -196,6 +196,27 @@ AXES = (
         STRUCTURES,
     ),
     Mutant(
+        "DoRA: the gradient sees the norm",
+        "common/adapter/dora.py",
+        "@torch.no_grad()\ndef norms",
+        "def norms",
+        STRUCTURES,
+    ),
+    Mutant(
+        "DoRA: the bias is turned too",
+        "common/adapter/dora.py",
+        "(result - bias + change)",
+        "(result + change)",
+        STRUCTURES,
+    ),
+    Mutant(
+        "DoRA: PEFT loads the magnitude of the start",
+        "common/record/form.py",
+        " * (1 + state.scale * g)",
+        "",
+        STRUCTURES,
+    ),
+    Mutant(
         "a start between frozen frames counts twice: in the frames' core and in the offset",
         "strategies/recipe.py",
         "= -scale * left, right",

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.adapter.dora import Dora
 from common.adapter.ia3 import IA3
 from common.adapter.randlora import RandLora, ScaledDown
 from common.adapter.spec import Spec
@@ -60,15 +61,39 @@ def test_randlora_of_a_base_a_slot_is_a_lora_whose_b_is_frozen():
     torch.testing.assert_close(update(structure, reached), tensors[Key("l", "B")] @ wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_ia3_scales_all_that_a_frozen_layer_gives_its_bias_too():
+def adapted(structure, scale: float):
+    """A linear layer with the structure in it, every part drawn: the layer, its weight, its bias, the parts."""
     network = nn.Sequential(nn.Linear(SHAPE.d_in, SHAPE.d_out))
-    frozen = network[0]
-    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["0"]), network)
-    ((g,),) = [found for part, found in IA3().inject(network[0]).items() if part == "g"]
-    network[0].scaling["default"] = 0.5
-    x, wanted = torch.randn(3, SHAPE.d_in), torch.randn(SHAPE.d_out)
-    g.data = wanted
-    torch.testing.assert_close(network(x), (1 + 0.5 * wanted) * (x @ frozen.weight.T + frozen.bias))
+    frozen = network[0].requires_grad_(False)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=3, target_modules=["0"]), network)
+    parts = {part: parameters[0] for part, parameters in structure.inject(network[0]).items()}
+    network[0].scaling["default"] = scale
+    for parameter in parts.values():
+        parameter.data = torch.randn(parameter.shape)
+    return network, frozen.weight, frozen.bias, parts
+
+
+def test_ia3_scales_all_that_a_frozen_layer_gives_its_bias_too():
+    network, weight, bias, parts = adapted(IA3(), scale=0.5)
+    x = torch.randn(3, SHAPE.d_in)
+    torch.testing.assert_close(network(x), (1 + 0.5 * parts["g"]) * (x @ weight.T + bias))
+
+
+def test_dora_turns_the_rows_of_the_weight_and_lengthens_them():
+    """The norm is a constant to the gradient, and the bias is neither turned nor lengthened."""
+    network, weight, bias, parts = adapted(Dora(), scale=0.5)
+    parts["n"].data = Dora().measure(weight)["n"]
+    x, trained = torch.randn(4, SHAPE.d_in), [parts[part] for part in "ABg"]
+    direction = weight + 0.5 * parts["B"] @ parts["A"]
+    length = weight.norm(dim=1) * (1 + 0.5 * parts["g"])
+    expected = x @ ((length / direction.norm(dim=1).detach())[:, None] * direction).T + bias
+    torch.testing.assert_close(network(x), expected)
+    ours, theirs = (torch.autograd.grad(output.square().sum(), trained) for output in (network(x), expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+    parts["B"].data.zero_()
+    parts["g"].data.zero_()
+    torch.testing.assert_close(network(x), x @ weight.T + bias)
 
 
 @pytest.mark.parametrize("nodes", [2, 20])

@@ -1,6 +1,7 @@
 """Run directories and adapter folders of trained-looking states, without the training."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from common.adapter.algebra import digest
 from common.adapter.values import HEAD, Key, State, Tensors, Update
 from common.config.run import RunConfig
-from common.models import adapted
+from common.models import adapted, observed
 from common.record import checkpoint
 from common.record.export import export
 from strategies import Recipe, read_config
@@ -18,7 +19,9 @@ def trained(config: RunConfig, rounds: int = 2, seed: int = 0) -> State:
     """The state after rounds in which three nodes made large random changes."""
     recipe = Recipe.build(config)
     spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
-    state = recipe.start(spec, config.seed)
+    places = (config.model, config.lora, config.task, "cpu", recipe.structure)
+    seen = partial(observed.weight, adapted.load(*places)) if recipe.sees == "weights" else None
+    state = recipe.start(spec, config.seed, seen)
     generator = torch.Generator().manual_seed(seed)
 
     def changed(tensors: Tensors) -> Tensors:

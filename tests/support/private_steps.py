@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -16,12 +16,12 @@ from common.adapter.core import Core
 from common.adapter.lora import Lora
 from common.config.privacy import PrivacyConfig
 from common.config.run import LoraConfig, ModelConfig, TaskConfig, TrainConfig
-from common.models import adapted, base
+from common.models import adapted, base, observed
 from common.tasks import Example
+from strategies import Recipe
 from strategies.gradients import GRADIENTS, Fast
 from strategies.gradients.hooks import OpacusHooks
 from strategies.rules import FedIT, Ravan
-from tests.support.factors import initial
 from tests.support.training import recipe_of
 
 TEXT = tasks.build(TaskConfig())
@@ -56,8 +56,10 @@ def scattered(model):
     generator = torch.Generator().manual_seed(1)
     structure = model.spec.structure
     rule = Ravan(heads=structure.blocks) if isinstance(structure, Core) else FedIT(adapter=structure)
-    state = initial(rule, model.spec)
-    tensors = {key: t + 0.02 * torch.randn(t.shape, generator=generator) for key, t in state.adapter.items()}
+    seen = partial(observed.weight, model) if structure.measured else None
+    state = Recipe.around(rule).start(model.spec, 0, seen)
+    noise = {key: 0.02 * torch.randn(t.shape, generator=generator) for key, t in state.adapter.items()}
+    tensors = {key: t if key.part in structure.measured else t + noise[key] for key, t in state.adapter.items()}
     model.install(tensors, state.scale, {})
     model.network.train()
     return model

@@ -144,7 +144,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "what is no LoRA over a base that PEFT adapts by nothing else": (
         {"adapter.name": "ia3", "model.quantization": "gptq"},
-        "PEFT has no IA3 over a base that is held like this (adapter.name, model.quantization): expected lora,",
+        "PEFT loads no IA3 over a base that is held like this (adapter.name, model.quantization): expected lora,",
+    ),
+    "a start that an offset takes off, under what is no LoRA": (
+        {"adapter.name": "dora", "init.name": "pissa"},
+        "the structure 'dora' starts at the base's weights, and has no place for an offset (init.name): expected "
+        "'auto', or drawn, got pissa",
+    ),
+    "what PEFT does not load over an int8 base": (
+        {"adapter.name": "dora", "model.quantization": "int8"},
+        "or another quantization than awq, gptq or int8, got dora over int8",
     ),
     **{
         f"noise that is not there, {mode['privacy.mode']}": (
