@@ -120,9 +120,9 @@ class Recipe(Choices):
     @cached_property
     def drawn(self) -> frozenset[str]:
         """Parts that each side draws for itself with :meth:`draw`, so that they never travel to the nodes."""
-        sent = OFFSET | self.structure.measured | (HEAD if self.config.model.adapter else frozenset())
-        if self.continues or self.init.sees != "nothing" or self.rule.settled:
-            sent |= FACTORS
+        sent = OFFSET | (HEAD if self.config.model.adapter else frozenset())
+        if self.continues or self.sees != "nothing" or self.rule.settled:
+            sent |= FACTORS | self.structure.measured
         return (self.fixed | FACTORS if self.rule.restarts else self.fixed) - sent
 
     @property
