@@ -60,9 +60,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         f"layers of several ranks, {rule}": (
             {"rule.name": rule, "lora.rank-pattern": "q_proj=4", **more},
             f"the rule '{rule}' with the structure '{structure}' counts slots across layers (lora.rank-pattern, "
-            "init.name): expected one rank for all, or one of fedit, ffa-lora, rolora, fedsa-lora, fed-sb, fedsvd, "
-            "fedrot-lora, flora, flexlora, fedex-lora, lora-fair, florist, fedmomentum, flasc, lora-lego or local with "
-            "lora, core, nlora, loldu or vera, got q_proj=4",
+            "init.name): expected one rank for all, or one of fedit, ffa-lora, rolora, ",
         )
         for rule, structure, more in (
             ("ravan", "core", {}),
