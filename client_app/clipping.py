@@ -41,7 +41,7 @@ class Clip:
             left = noise_multiplier**-2 - (2 * self._count_noise) ** -2
             if left <= 0:
                 raise BouquetError(
-                    "the batch is too small for its count to be noised beside the sum",
+                    "the batch is too small to noise its count beside the sum",
                     where="privacy.clip-quantile, privacy.expected-batch",
                     expected=f"an expected batch above {noise_multiplier / (2 * COUNT_SHARE):.0f}",
                     got=str(self._batch),

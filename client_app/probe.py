@@ -84,7 +84,7 @@ def probe_scores(model: LoraModel, task: Task) -> None:
         raise BouquetError(
             "this model does not keep the examples of a batch apart",
             where="privacy.score-noise",
-            expected="one score of a made-up text, whatever was scored before it",
+            expected="the same score for a made-up text, whatever was scored before it",
             got=f"{going} from the shortest on, and {coming[::-1]} from the longest",
             cure="Choose another model, or a task.max-length within what it was trained for.",
         )

@@ -43,10 +43,12 @@ def told(recipe: Recipe, given: Tensors, state: State) -> str:
     head = " and a head" if any(key.part in HEAD for key in given) else ""
     said = f"starts from the adapter {recipe.config.model.adapter}: rank {rank} in {len(ranks)} layers{head}; "
     if not recipe.continues:
-        return f"{said}it is the offset under a start of its own"
+        return f"{said}it becomes the offset beneath the rule's own start"
     if most <= state.rank:
-        return f"{said}it is the factors"
-    return f"{said}{_energy(given, state, list(ranks)):.1%} of its energy is in the factors, the rest is the offset"
+        return f"{said}it becomes the factors"
+    return (
+        f"{said}{_energy(given, state, list(ranks)):.1%} of its energy goes into the factors, the rest into the offset"
+    )
 
 
 def _energy(given: Tensors, state: State, layers: list[str]) -> float:

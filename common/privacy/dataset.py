@@ -40,7 +40,7 @@ class DataSet:
         ``fields``.
         """
         if not fields:
-            raise RefusalError("a budget by data set without the fields that records are known by", where="fields")
+            raise RefusalError("a budget per data set without the fields that identify a record", where="fields")
         names = sorted(set(fields))
         return cls.build(",".join(names), frozenset(_digest(record, names) for record in records))
 

@@ -33,4 +33,4 @@ def tokenizing() -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise BouquetError("the tokenizer breaks down over a text", got=str(error)) from error
+        raise BouquetError("the tokenizer fails on a text", got=str(error)) from error

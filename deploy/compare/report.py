@@ -9,8 +9,8 @@ from deploy.compare.results import Result, rows
 
 NOTE = (
     "Mean ± standard deviation over the seeds. base: the model before training. local: every node alone. centralised: "
-    "one adapter trained on all nodes' examples, as many steps as all nodes together. Spread: standard deviation over "
-    "the nodes. MB: what crossed in training, all nodes and rounds."
+    "one adapter trained on all nodes' examples, for as many steps as all nodes together. Spread: standard deviation "
+    "over the nodes. MB: what was transferred in training, over all nodes and rounds."
 )
 
 

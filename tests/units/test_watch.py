@@ -73,7 +73,7 @@ def test_a_frame_says_how_far_the_run_is(coordinator):
     coordinator.write_until("train", 1)
     shown = seen(coordinator.folder)
     assert "round 0/3" in shown
-    assert "the first round says how long one takes" in shown
+    assert "the time left is known after the first round" in shown
     assert [re.search(rf"{node} │ (\w+) ", shown)[1] for node in recorded.NODES] == ["sent", "training", "training"]
     coordinator.write_until("failure", 2)
     shown = seen(coordinator.folder)
@@ -118,7 +118,7 @@ def test_it_lives_through_a_kill_and_ends_with_the_run(coordinator, monkeypatch)
     watch.follow(coordinator.folder, console)
     states = re.findall(r"run  (running|broken off|finished)", console.file.getvalue())
     assert [state for state, _ in groupby(states)] == ["running", "broken off", "running", "finished"]
-    assert "resume=true with the same run-name goes on" in console.file.getvalue()
+    assert "resume=true with the same run-name resumes" in console.file.getvalue()
     assert next(steps, None) is None
 
 
@@ -131,7 +131,7 @@ def test_ctrl_c_leaves_it_cleanly_and_the_run_alone(coordinator, monkeypatch, ca
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert main(["watch", str(coordinator.folder)]) == 0
-    assert "the run is not touched" in capsys.readouterr().out
+    assert "the run is not affected" in capsys.readouterr().out
     assert Run.read(coordinator.folder).state == "running"
 
 
