@@ -1,4 +1,4 @@
-"""The reply to one message, whatever comes of it."""
+"""The reply to one message, whatever happens."""
 
 import sys
 import traceback

@@ -1,4 +1,4 @@
-"""A clip that follows a quantile of the gradients' norms: it need not be tuned by runs that each cost budget.
+"""A clip that follows a quantile of the gradients' norms: no tuning by runs that each cost budget.
 
 Andrew et al., *Differentially Private Learning with Adaptive Clipping*, arXiv:1905.03871. Beside the sum, a step gives
 away how many of its units' gradients were within the clip C, under noise s of its own:

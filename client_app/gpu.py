@@ -1,4 +1,4 @@
-"""One worker a GPU, and one message at a time: locks by its own UUID, whatever nodes and runs share the machine.
+"""One worker per GPU, and one message at a time: locks by its own UUID, whatever nodes and runs share the machine.
 
 The locks lie in a folder of the user's that every node of the machine sees: systemd's ``RuntimeDirectory``, the login's
 ``XDG_RUNTIME_DIR``, or one under ``/tmp``. Containers do not see each other's; their engine gives each its GPU.

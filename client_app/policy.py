@@ -1,4 +1,4 @@
-"""What this node allows: a TOML file of its operator's, checked against what a run asks for and what would leave.
+"""What this node allows: its operator's TOML file, checked against what a run asks for and what would leave.
 
     rules = ["ffa-lora", "fedsvd"]        # "*" allows all
     models = ["/models/llama-3.2-1b"]     # local folders have to be listed; "id@revision" for another than main

@@ -1,4 +1,4 @@
-"""A look at the model before a private round: whether every example has a gradient of its own.
+"""A test of the model before a private round: whether every example has a gradient of its own.
 
 Clipping bounds what an example adds to the sum, and that is a bound on what it changes only if it changes nothing of
 what the others add. No list foresees how a model may couple them: batch normalisation, rotary embeddings that depend on

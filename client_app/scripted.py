@@ -1,4 +1,4 @@
-"""A node that trains by its operator's own script.
+"""A node that trains with its operator's own script.
 
 What is received, checked, charged, noised and sent, in which order, is every node's (:class:`Session`): other are the
 model, which is the trainer's, a round's training, and the score.

@@ -1,4 +1,4 @@
-"""What a run takes of a node's budget: planned from public numbers, judged by the policy, charged."""
+"""What a run takes from a node's budget: planned from public numbers, judged by the policy, charged."""
 
 import traceback
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What every axis of a recipe stands on: a frozen choice with its hyperparameters, and the list of the choices."""
+"""The basis of every axis of a recipe: a frozen choice with its hyperparameters, and the list of the choices."""
 
 import operator
 from abc import ABC

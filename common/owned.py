@@ -1,4 +1,4 @@
-"""Files of one user: made so that nobody else can touch them, and refused where somebody could."""
+"""Files private to one user: created so that nobody else can access them, and refused where somebody could."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""A word to whoever watches over a machine: by an HTTP address that its environment names.
+"""Notifications to whoever watches a machine: by an HTTP address that its environment names.
 
 The address is a secret, as chat services make them: it stands in no config, no log and no error.
 """

@@ -1,4 +1,4 @@
-"""What a look at local data settles before a simulation starts: how it is dealt out, and its classes.
+"""What local data settles before a simulation starts: how it is divided, and its classes.
 
 On real nodes nobody sees the data of all, and whoever starts the run says both.
 """

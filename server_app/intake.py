@@ -1,4 +1,4 @@
-"""The replies of one round, from the nodes to the merge: whatever one of them brings about, it alone is refused."""
+"""The replies of one round, from the nodes to the merge: an error in one of them refuses it alone."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What a node says of itself in the roll call."""
+"""What a node says about itself in the roll call."""
 
 from flwr.app import ConfigRecord, Message
 

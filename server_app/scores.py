@@ -1,4 +1,4 @@
-"""What a node says of a state on its held-out examples, read with suspicion."""
+"""What a node reports of a state on its held-out examples, read with suspicion."""
 
 from collections.abc import Mapping
 from statistics import median

@@ -1,4 +1,4 @@
-"""What a start is made of beside the config: what an init has to see, and an adapter that is there already."""
+"""What a start is made of besides the config: what an init has to see, and an existing adapter."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""What a person has to hear of while a run goes on, told to a webhook."""
+"""What somebody must know while a run is under way, sent to a webhook."""
 
 from threading import Thread
 

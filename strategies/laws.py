@@ -1,4 +1,4 @@
-"""The laws between the axes: which choices go together, and what would fit where they do not."""
+"""The laws between the axes: which choices go together, and what would fit where they clash."""
 
 from common.adapter.structures import STRUCTURES
 from common.adapter.values import FACTORS

@@ -1,4 +1,4 @@
-"""Flower's side of a rule: which messages go out, and what is made of the replies.
+"""Flower's side of a rule: which messages are sent, and what becomes of the replies.
 
 A Flower user meets the usual grammar::
 

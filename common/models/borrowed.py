@@ -1,4 +1,4 @@
-"""Another program's PEFT model, whose adapter is exchanged where it stands."""
+"""Another program's PEFT model, whose adapter is exchanged in place."""
 
 from functools import lru_cache
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How one machine computes a model that is loaded: by which attention and kernels, and whether its blocks are compiled.
+"""How one machine computes a loaded model: by which attention and kernels, and whether its blocks are compiled.
 
 All are the machine's own (``attention``, ``compile``, ``kernels`` in the node's config): nodes of a run may differ,
 since what they train, send and are told apart by, the digest of the base, does not depend on it, but for the last bits

@@ -1,4 +1,4 @@
-"""Bases that were quantised before they came here: which are trained on as they are, and what that takes.
+"""Bases that come already quantised: which can be trained on as they are, and what that needs.
 
 NF4 and int8 of bitsandbytes are held as they were saved, and so are GPTQ and AWQ. The kernels of fp8 and of
 compressed-tensors have no backward pass: their weights are held in ``model.dtype``.

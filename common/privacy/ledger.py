@@ -1,4 +1,4 @@
-"""What the data of a node has cost, as a file: one row a release, chained by hashes so that a change shows.
+"""What the data of a node has cost, as a file: one row per release, chained by hashes so that changes are detected.
 
 A node writes it (``client_app/budget.py``); its operator reads it (``bouquet ledger``). It belongs to the node, not to
 a run, so that runs and restarts compose. Outside its folder lies the *witness*, the number and the digest of a row that

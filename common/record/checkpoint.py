@@ -1,4 +1,4 @@
-"""The federation's state on disk, one file a round.
+"""The federation's state on disk, one file per round.
 
 A checkpoint is a safetensors file whose metadata holds round, scale, rule and seed, and a digest of them and the
 tensors. It appears by one rename; one that is torn or altered is recognised by its digest, and the one before it is

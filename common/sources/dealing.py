@@ -1,4 +1,4 @@
-"""Where examples come from, and how a plain run deals them out to its nodes.
+"""Where examples come from, and how a plain run divides them among its nodes.
 
 A private run's dealing, which knows no other record, is in ``common/sources/stable.py``.
 """

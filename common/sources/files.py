@@ -1,4 +1,4 @@
-"""Which files a source of data is, and whether they are still what they were."""
+"""Which files make up a data source, and whether they have changed."""
 
 from collections.abc import Iterable
 from pathlib import Path

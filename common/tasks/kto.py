@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: from replies of which each is desirable or not, without pairs.
+"""Kahneman-Tversky optimisation: from replies that are each desirable or not, without pairs.
 
 Ethayarajh et al., *KTO: Model Alignment as Prospect Theoretic Optimization*, arXiv:2402.01306, equation 7.
 

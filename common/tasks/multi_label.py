@@ -1,4 +1,4 @@
-"""Several labels for a text: of every class whether it is one of them.
+"""Several labels for a text: for each class, whether it applies.
 
     L_i = 1/C sum_c BCE(z_ic, y_ic)        a class is said where z_ic > 0
 

@@ -1,4 +1,4 @@
-"""What the tasks share that learn from preferences: prompts, replies, and the base.
+"""What tasks share that learn from preferences: prompts, replies, and the base.
 
     r(x, y) = log p(y | x) - log p_base(y | x)        the reward is beta r
 

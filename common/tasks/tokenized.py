@@ -1,4 +1,4 @@
-"""What a tokenizer makes of texts, whatever becomes of it over them."""
+"""What a tokenizer makes of texts, whatever errors they cause in it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What has to hold of every run, so that no statistics are needed: most faults of private training show here.
+"""What must hold for every run, so that no statistics are needed: most faults of private training show here.
 
 **Structure.** All that a node says for two neighbouring data sets is the same, but for the values that are noised.
 **Stability.** One unit more in the data is one unit more to train on, and nothing else.

@@ -1,4 +1,4 @@
-"""A model with an adapter, to which a person talks."""
+"""A model with an adapter, for a person to talk to."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The pictures of a comparison. Colours are Okabe and Ito's, which colour-blind people can tell apart."""
+"""The plots of a comparison. Colours are Okabe and Ito's, which colour-blind people can tell apart."""
 
 import statistics
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""A profile: what a comparison crosses, as a TOML file."""
+"""A profile: what a comparison varies, as a TOML file."""
 
 import re
 import tomllib

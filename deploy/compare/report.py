@@ -1,4 +1,4 @@
-"""What a comparison leaves beside its runs: tables, pictures, and one page with both."""
+"""What a comparison writes besides its runs: tables, plots, and one page with both."""
 
 from collections.abc import Sequence
 from pathlib import Path

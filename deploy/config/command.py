@@ -1,4 +1,4 @@
-"""The command line of `bouquet config`: the config of a run as it comes out, and its keys explained."""
+"""The command line of `bouquet config`: the resolved config of a run, and its keys explained."""
 
 import argparse
 import json

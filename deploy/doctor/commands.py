@@ -1,4 +1,4 @@
-"""`bouquet doctor`: one line a check; the exit code is 1 if one failed."""
+"""`bouquet doctor`: one line per check; the exit code is 1 if one failed."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What stands between the machines: keys, certificates, ports, and the SuperLink itself."""
+"""What lies between the machines: keys, certificates, ports, and the SuperLink itself."""
 
 import os
 import socket

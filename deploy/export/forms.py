@@ -1,4 +1,4 @@
-"""The forms of an export: one LoRA, whole or cut to a rank, and a merged model."""
+"""The forms of an export: one LoRA, whole or truncated to a rank, and a merged model."""
 
 from collections.abc import Mapping
 from dataclasses import replace

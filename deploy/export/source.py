@@ -1,4 +1,4 @@
-"""What is exported: the state that a run came to, or the own adapter of a node."""
+"""What is exported: the final state of a run, or one node's own adapter."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

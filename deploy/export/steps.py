@@ -1,4 +1,4 @@
-"""The steps of an export: write, load again, compare, and only then leave the folder."""
+"""The steps of an export: write, reload, compare, and only then keep the folder."""
 
 import argparse
 import shlex

@@ -1,4 +1,4 @@
-"""`bouquet site`: certificates, keys and kits of a federation, and who is let in."""
+"""`bouquet site`: certificates, keys and kits of a federation, and who is admitted."""
 
 import argparse
 from collections.abc import Callable

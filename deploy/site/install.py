@@ -1,4 +1,4 @@
-"""`bouquet site install`: a kit put where its scripts and units expect it.
+"""`bouquet site install`: installs a kit where its scripts and units expect it.
 
 What a run's code could use to change what it may do belongs to root: scripts, units, policy, and the list of bundles.
 """

@@ -1,4 +1,4 @@
-"""What the machines of a site are given: a folder that starts a node, and one that starts the coordinator."""
+"""The kits of a site's machines: a folder that starts a node, and one that starts the coordinator."""
 
 import io
 import os
