@@ -88,7 +88,7 @@ def test_noise_over_signal_is_the_measured_one():
         ),
         ({"privacy.epsilon": 20.0}, [400], r"epsilon 20 promises little: odds may change 5e\+08-fold"),
         ({"privacy.mode": "update-local"}, [400], r"largest signal. Use privacy.mode = 'example'"),
-        ({"privacy.mode": "update-central"}, [400, 400], r"largest signal. It takes more nodes, or fewer values"),
+        ({"privacy.mode": "update-central"}, [400, 400], r"largest signal. It needs more nodes, or fewer values"),
     ],
 )
 def test_it_warns(changes, sizes, expected):

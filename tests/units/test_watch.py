@@ -106,7 +106,7 @@ def test_the_time_left_is_that_of_the_rounds_so_far(coordinator):
     assert run.pace == pytest.approx((second - start) / 2)
     for waited in (0.0, run.pace / 2, 100 * run.pace):
         left = max(0.0, run.pace - waited)
-        assert f"{run.pace:.1f} s a round, about {left:.1f} s left" in seen(coordinator.folder, written + waited)
+        assert f"{run.pace:.1f} s per round, about {left:.1f} s left" in seen(coordinator.folder, written + waited)
 
 
 def test_it_lives_through_a_kill_and_ends_with_the_run(coordinator, monkeypatch):
