@@ -1,4 +1,4 @@
-"""The reply to one message, whatever comes of it."""
+"""The reply to one message, whatever happens."""
 
 import sys
 import traceback
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Of a defect's traceback, the innermost frames travel where the policy lets details leave.
 FRAMES = 6
-DEFECT = "an error that Bouquet did not foresee"
-ELSEWHERE = "; this node's own log says more"
+DEFECT = "an unexpected error"
+ELSEWHERE = "; see this node's own log"
 
 
 def answer(message: Message, context: Context, elsewhere: Callable[[NodeConfig], Message] | None = None) -> Message:

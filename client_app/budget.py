@@ -94,7 +94,7 @@ class Budget:
                 where=f"{self._node}, privacy-epsilon",
                 expected=f"at most epsilon {limit:g} at delta {delta:g} over all runs",
                 got="more with this round",
-                cure="Its operator sees what was spent with `bouquet ledger show`.",
+                cure="Its operator can see what was spent with `bouquet ledger show`.",
             )
         return total
 
@@ -105,7 +105,7 @@ class Budget:
         releases = [*(row.release for row in rows), release]
         if limit and accounting.epsilon(releases, delta, privacy.accountant) > limit:
             raise RefusalError(
-                "this run has cost the node what its operator allows for one",
+                "this run has spent what the node's operator allows for one run",
                 where=f"{self._node}, max-epsilon",
                 expected=f"at most epsilon {limit:g} at delta {delta:g} over the run",
                 got="more with this round",
@@ -118,10 +118,10 @@ class Budget:
         )
         if not privacy.noise_multiplier and declared > privacy.epsilon:
             raise RefusalError(
-                "this run has cost the node what it said it would",
+                "this run has spent the epsilon that it declared",
                 where=f"{self._node}, privacy.epsilon",
                 expected=f"at most epsilon {privacy.epsilon:g} at delta {privacy.delta:g} over the run",
                 got="more with this round",
-                cure="A round that was tried again was charged again, and so was every earlier run of this name: "
-                "another run takes another run-name.",
+                cure="Retried rounds are charged again, and earlier runs of the same name count too: "
+                "give another run another run-name.",
             )

@@ -133,9 +133,9 @@ class Children(Processes, AbstractContextManager["Children"]):
         except ConnectionError as error:
             self.close()
             raise BouquetError(
-                "another process of this node ended before it had answered",
+                "another process of this node ended before it answered",
                 where=f"device = {','.join(self.devices)}",
-                cure="Read the node's log. Ended without a word, it was out of memory: see bouquet doctor node.",
+                cure="Read the node's log. If it gives no reason, memory ran out: see bouquet doctor node.",
             ) from error
         except BaseException:
             self.close()

@@ -1,4 +1,4 @@
-"""A clip that follows a quantile of the gradients' norms: it need not be tuned by runs that each cost budget.
+"""A clip that follows a quantile of the gradients' norms: no tuning by runs that each cost budget.
 
 Andrew et al., *Differentially Private Learning with Adaptive Clipping*, arXiv:1905.03871. Beside the sum, a step gives
 away how many of its units' gradients were within the clip C, under noise s of its own:
@@ -41,7 +41,7 @@ class Clip:
             left = noise_multiplier**-2 - (2 * self._count_noise) ** -2
             if left <= 0:
                 raise BouquetError(
-                    "the batch is too small for its count to be noised beside the sum",
+                    "the batch is too small to noise its count beside the sum",
                     where="privacy.clip-quantile, privacy.expected-batch",
                     expected=f"an expected batch above {noise_multiplier / (2 * COUNT_SHARE):.0f}",
                     got=str(self._batch),

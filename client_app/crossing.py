@@ -1,4 +1,4 @@
-"""Units of examples as the processes of a node hand them to each other: JSON, from which nothing is ever run."""
+"""Units of examples as a node's processes pass them to each other: JSON, from which nothing is ever executed."""
 
 import base64
 import json

@@ -74,7 +74,7 @@ class Exchange:
         held |= {key: t for key, t in frames.items() if key.part in self.recipe.sent_once and key not in sent}
         if digest(held) != header.held:
             raise BouquetError(
-                "this node has other frozen tensors than the coordinator",
+                "this node's frozen tensors differ from the coordinator's",
                 where=self.node.label,
                 expected=f"digest {header.held[:16]}",
                 got=digest(held)[:16],

@@ -1,4 +1,4 @@
-"""One worker a GPU, and one message at a time: locks by its own UUID, whatever nodes and runs share the machine.
+"""One worker per GPU, and one message at a time: locks by its own UUID, whatever nodes and runs share the machine.
 
 The locks lie in a folder of the user's that every node of the machine sees: systemd's ``RuntimeDirectory``, the login's
 ``XDG_RUNTIME_DIR``, or one under ``/tmp``. Containers do not see each other's; their engine gives each its GPU.
@@ -43,10 +43,10 @@ def reserve(gpu: str, state: Path) -> TextIOWrapper:
             lock.seek(0)
             holder = lock.read().strip()
         raise BouquetError(
-            "another worker has this GPU",
+            "another worker is using this GPU",
             where=gpu,
             got=holder,
-            cure="Give each node its own GPU (device, CUDA_VISIBLE_DEVICES), or warm = 0.0 to all but one.",
+            cure="Give each node its own GPU (device, CUDA_VISIBLE_DEVICES), or set warm = 0.0 on all but one.",
         ) from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()}, {state}\n")
@@ -70,5 +70,5 @@ def _folder() -> Path:
     folder = Path(own) / "bouquet" if own else Path(tempfile.gettempdir()) / f"bouquet-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise BouquetError("a folder of locks that is another user's", where=str(folder), cure="Remove it.")
+        raise BouquetError("a lock folder that belongs to another user", where=str(folder), cure="Remove it.")
     return folder

@@ -1,4 +1,4 @@
-"""What this node allows: a TOML file of its operator's, checked against what a run asks for and what would leave.
+"""What this node allows: its operator's TOML file, checked against what a run asks for and what would leave.
 
     rules = ["ffa-lora", "fedsvd"]        # "*" allows all
     models = ["/models/llama-3.2-1b"]     # local folders have to be listed; "id@revision" for another than main
@@ -116,9 +116,9 @@ class Policy(Section):
         policy = validate(cls, written, list(_mistakes(written)), f"policy {file}", "Correct them in the file.")
         if policy.privacy.max_epsilon and not node.privacy_epsilon:
             raise RefusalError(
-                "a limit for one run and none for all of them, which a run of another name would pass",
+                "a limit for one run but none for all runs, which a run of another name would get around",
                 where=f"{file}, privacy.max-epsilon",
-                expected="privacy-epsilon in --node-config, too",
+                expected="privacy-epsilon in --node-config too",
                 got="none",
                 cure="Set it, or leave max-epsilon out.",
             )
@@ -163,7 +163,7 @@ class Policy(Section):
             what = "privacy-epsilon" if node.privacy_epsilon else "min-noise-multiplier"
             mistakes.append(f"privacy.mode: expected a private run ({what}), got 'none'")
         if private.central and node.privacy_epsilon and private.mode not in wanted.modes:
-            mistakes.append("privacy.mode: expected noise of this node's own (privacy-epsilon), got 'update-central'")
+            mistakes.append("privacy.mode: expected noise added by this node (privacy-epsilon), got 'update-central'")
         _refuse(mistakes)
 
     def _units(self, node: NodeConfig) -> list[str]:

@@ -126,11 +126,11 @@ def _engine(model: LoraModel, recipe: Recipe, task: Task, bound: float) -> Itera
     """
     if model.seeing and not math.isinf(bound):
         raise BouquetError(
-            "what sees images has no gradient for each example",
+            "the vision layers have no gradient for each example",
             where="lora.targets, privacy.mode = 'example'",
             expected="layers of the language model",
             got=f"{model.seeing[0]}, one of {len(model.seeing)}",
-            cure="Leave what sees out of lora.targets, or choose privacy.mode = 'update-local' or 'update-central'.",
+            cure="Leave them out of lora.targets, or choose privacy.mode = 'update-local' or 'update-central'.",
         )
     gradient, sequences = recipe.gradient, not task.sequence_classification
     with (
@@ -212,8 +212,8 @@ def _report(broken: int, left_out: int) -> None:
     """Tell the operator, and nobody else, what failed."""
     if broken:
         print(
-            f"{broken} physical batches failed and were done one unit at a time; "
-            f"{left_out} times a unit failed alone and counted as zero; the coordinator is not told",
+            f"{broken} physical batches failed and were redone one unit at a time; "
+            f"{left_out} times a unit failed by itself and counted as zero; the coordinator is not told",
             file=sys.stderr,
         )
 
@@ -239,5 +239,5 @@ def _check_moved(before: Tensors, after: Tensors, trained: Sequence[Key]) -> Non
                 where=str(key),
                 expected="a change in every tensor, if only by noise",
                 got="the tensor that was received",
-                cure="Raise train.learning-rate if it is tiny; else what is trained is not what is sent.",
+                cure="Raise train.learning-rate if it is tiny; otherwise what is trained is not what is sent.",
             )

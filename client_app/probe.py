@@ -1,4 +1,4 @@
-"""A look at the model before a private round: whether every example has a gradient of its own.
+"""A test of the model before a private round: whether every example has a gradient of its own.
 
 Clipping bounds what an example adds to the sum, and that is a bound on what it changes only if it changes nothing of
 what the others add. No list foresees how a model may couple them: batch normalisation, rotary embeddings that depend on
@@ -84,7 +84,7 @@ def probe_scores(model: LoraModel, task: Task) -> None:
         raise BouquetError(
             "this model does not keep the examples of a batch apart",
             where="privacy.score-noise",
-            expected="one score of a made-up text, whatever was scored before it",
+            expected="the same score for a made-up text, whatever was scored before it",
             got=f"{going} from the shortest on, and {coming[::-1]} from the longest",
             cure="Choose another model, or a task.max-length within what it was trained for.",
         )

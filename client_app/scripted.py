@@ -1,4 +1,4 @@
-"""A node that trains by its operator's own script.
+"""A node that trains with its operator's own script.
 
 What is received, checked, charged, noised and sent, in which order, is every node's (:class:`Session`): other are the
 model, which is the trainer's, a round's training, and the score.
@@ -97,9 +97,9 @@ class ScriptSession(Session):
     def _score(self, model: LoraModel) -> Score:
         if type(self.task).figure is not Text.figure:
             raise RefusalError(
-                "a score that a trainer's loss does not give",
+                "a score that a trainer's loss cannot provide",
                 where="task.name",
-                expected="a task that is scored by its loss a token",
+                expected="a task that is scored by its loss per token",
                 got=f"'{self.task.name}', scored by {self.task.metric}",
                 cure="Let the run score elsewhere: evaluation.every=0.",
             )
@@ -111,14 +111,14 @@ def mistakes(recipe: Recipe) -> Iterator[str]:
     config, rule = recipe.config, recipe.rule
     plain = isinstance(rule, MeanRule) and recipe.structure == Lora() and type(rule).penalty is Rule.penalty
     if not plain:
-        yield f"rule.name: expected a mean of LoRA's factors without a term in the loss, got {rule.name!r}"
+        yield f"rule.name: expected one that averages LoRA's factors and adds no term to the loss, got {rule.name!r}"
     if config.lora.rank_pattern:
         yield f"lora.rank-pattern: expected one rank for all layers, got {config.lora.rank_pattern!r}"
     if config.privacy.per_example:
         yield "privacy.mode: expected none, update-local or update-central, got 'example'"
     if (classes := tasks.classes(config.task)) != 0:
-        why = "has a head" if classes else "wants the vectors of texts"
+        why = "has a head" if classes else "needs the vectors of texts"
         yield f"task.name: expected a language model's, got {config.task.name!r}, which {why}"
     for chosen, usual in ((recipe.optimizer, AdamW()), (recipe.objective, Plain()), (recipe.gradient, Backward())):
         if chosen != usual:
-            yield f"{chosen.section}.name: expected {usual.name!r} as it is by default, got {chosen}"
+            yield f"{chosen.section}.name: expected {usual.name!r} with its defaults, got {chosen}"

@@ -1,4 +1,4 @@
-"""What a run takes of a node's budget: planned from public numbers, judged by the policy, charged."""
+"""What a run takes from a node's budget: planned from public numbers, judged by the policy, charged."""
 
 import traceback
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class Spending:
             raise RefusalError(
                 "a private run needs the public number of a node's records",
                 where=f"{self.node.label}, records",
-                expected="1 or more, as its operator rounds it",
-                cure="Set records in --node-config, or privacy.records in the run config for all nodes without.",
+                expected="1 or more, rounded as its operator likes",
+                cure="Set records in --node-config, or privacy.records in the run config for all nodes without it.",
             )
         return number
 

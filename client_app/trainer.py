@@ -42,7 +42,7 @@ def patch(trainer: Any) -> None:
     """
     if trainer.optimizer is not None or trainer.model_init is not None:
         got = "an optimizer" if trainer.optimizer is not None else "model_init"
-        _refuse("a trainer that cannot begin anew in every round", "optimizers, model_init", "none of them", got)
+        _refuse("a trainer that cannot start afresh in every round", "optimizers, model_init", "none of them", got)
     for name in ("train_dataset", "eval_dataset"):
         found = getattr(trainer, name)
         if found is not None and (isinstance(found, dict) or not hasattr(found, "__len__")):
@@ -67,7 +67,7 @@ def stamp(script: str) -> files.Stamp:
             "a node's script cannot be read",
             where="script, of the node's config",
             got=f"{script}: {error.strerror}",
-            cure="Name a Python file that whoever runs the node can read.",
+            cure="Name a Python file that the user running the node can read.",
         ) from error
 
 
@@ -93,10 +93,10 @@ def _trainer_of(program: str, _: files.Stamp) -> Any:
         try:
             runpy.run_path(program, run_name="__main__")
         except SystemExit as ended:
-            raise BouquetError("a node's script ends itself", where=program, got=f"exit {ended.code}") from ended
+            raise BouquetError("a node's script exits early", where=program, got=f"exit {ended.code}") from ended
     if not _handed_over:
         raise BouquetError(
-            "a node's script hands over no trainer",
+            "a node's script does not hand over a trainer",
             where=program,
             cure="Let it call bouquet.patch(trainer) where it would call trainer.train().",
         )

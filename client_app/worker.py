@@ -122,9 +122,9 @@ def _ask(state: Path, frames: tuple[bytes, ...]) -> bytes | None:
             if frames[0] == STOP:
                 return None
             raise BouquetError(
-                "the worker ended before it had answered",
+                "the worker ended before it answered",
                 where=str(state / "worker.log"),
-                cure="Read its log. Ended without a word, it was out of memory: see bouquet doctor node.",
+                cure="Read its log. If it gives no reason, memory ran out: see bouquet doctor node.",
             ) from error
 
 

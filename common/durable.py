@@ -1,4 +1,4 @@
-"""What is written to a disk: whole and for good, and said in a sentence where the disk does not take it."""
+"""Durable writes: whole or not at all, and one clear error where the disk fails."""
 
 import os
 from collections.abc import Iterator

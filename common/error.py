@@ -1,4 +1,4 @@
-"""The error that a person reads: what is wrong, where, what was expected, what came, what to do."""
+"""Errors for users: what is wrong, where, what was expected, what was found, and what to do."""
 
 import difflib
 import re

@@ -1,4 +1,4 @@
-"""JSON as a kill, a full disk or another release may have left it: what cannot be read is nothing, and fails nobody."""
+"""JSON that a kill, a full disk or another release may have damaged: what cannot be read counts as absent."""
 
 import json
 import math

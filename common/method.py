@@ -1,4 +1,4 @@
-"""What every axis of a recipe stands on: a frozen choice with its hyperparameters, and the list of the choices."""
+"""The basis of every axis of a recipe: a frozen choice with its hyperparameters, and the list of the choices."""
 
 import operator
 from abc import ABC
@@ -135,9 +135,9 @@ class Registry(Mapping[str, type[M]], Generic[M]):
         for member in members:
             if self._members.setdefault(member.name, member) is not member:
                 raise BouquetError(
-                    "two members of one name",
+                    "two members with the same name",
                     where=f"{section}.name",
-                    expected="a name for each",
+                    expected="a unique name for each",
                     got=f"'{member.name}' of {self._members[member.name].__qualname__} and of {member.__qualname__}",
                 )
 

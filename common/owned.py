@@ -1,4 +1,4 @@
-"""Files of one user: made so that nobody else can touch them, and refused where somebody could."""
+"""Files private to one user: created so that nobody else can access them, and refused where somebody could."""
 
 import fcntl
 import os
@@ -28,11 +28,11 @@ def check(path: Path) -> bool:
     else:
         return True
     raise RefusalError(
-        "what one user alone should read and write is open to others",
+        "a file or folder that should be private to one user is open to others",
         where=str(path),
-        expected="a file or folder of this user's own, closed to group and others, no symbolic link",
+        expected="a file or folder of this user's own, closed to group and others, not a symbolic link",
         got=got,
-        cure=f"See who has changed it; then chmod go= {path}",
+        cure=f"Find out who changed it; then chmod go= {path}",
     )
 
 
@@ -41,10 +41,10 @@ def check_writable(folder: Path) -> None:
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise RefusalError(
-            "a folder of the node's cannot be written",
+            "one of the node's folders cannot be written to",
             where=str(folder),
-            expected="a folder that its user may make or write in",
-            got=f"no right to write in {nearest}" if nearest.is_dir() else f"{nearest}, which is a file",
+            expected="a folder that its user may create or write to",
+            got=f"no permission to write to {nearest}" if nearest.is_dir() else f"{nearest}, which is a file",
             cure="Give it to that user, or name another in the node config (state-directory, privacy-witness).",
         )
 

@@ -1,4 +1,4 @@
-"""Figures and texts as a person reads them."""
+"""Figures and texts in human-readable form."""
 
 
 def size(count: float) -> str:

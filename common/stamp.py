@@ -1,4 +1,4 @@
-"""The one form of a moment in whatever is written down."""
+"""The one timestamp format of everything that is written."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Which code this is: a fingerprint that tells two checkouts apart where a version number does not."""
+"""Which code this is: a fingerprint that distinguishes checkouts that have the same version number."""
 
 import hashlib
 from functools import cache

@@ -1,4 +1,4 @@
-"""A word to whoever watches over a machine: by an HTTP address that its environment names.
+"""Notifications to whoever watches a machine: by an HTTP address that its environment names.
 
 The address is a secret, as chat services make them: it stands in no config, no log and no error.
 """
@@ -28,9 +28,9 @@ def tell(text: str, **facts: object) -> Thread | None:
 def _post(address: str, facts: dict[str, object]) -> None:
     try:
         if not address.startswith(("https://", "http://")):
-            raise ValueError("no address of the web")
+            raise ValueError("not a web address")
         body, kind = json.dumps(facts).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(address, body, kind)  # noqa: S310 (looked at above)
         urllib.request.urlopen(request, timeout=TIMEOUT).close()  # noqa: S310
     except Exception as error:  # whatever a service does, a run goes on
-        print(f"{VARIABLE} was not told: {type(error).__name__}", file=sys.stderr)
+        print(f"{VARIABLE} could not be notified: {type(error).__name__}", file=sys.stderr)

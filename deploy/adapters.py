@@ -35,11 +35,11 @@ def open_run(folder: Path) -> RunDirectory:
     found = Settings.read(folder)
     if not found.config:
         raise BouquetError(
-            "there is neither a run nor an adapter",
+            "there is no run or adapter here",
             where=str(folder),
             expected=f"a run directory with {CONFIG}, or an adapter folder with {ABOUT}",
             got=f"a {CONFIG} without a config" if (folder / CONFIG).exists() else f"no {CONFIG}",
-            cure="bouquet run leaves its runs in runs/, plain flwr run in ~/.bouquet/runs.",
+            cure="bouquet run writes its runs to runs/, plain flwr run to ~/.bouquet/runs.",
         )
     return RunDirectory(folder, read_config(found.config), found.run or folder.name)
 
@@ -60,7 +60,7 @@ def find(path: Path, node: str = "", state_directory: Path | None = None) -> Pat
         raise BouquetError(
             "the run has left no adapter",
             where=str(path / ADAPTER),
-            cure=f"It is not finished: bouquet export {path} --to ... takes its newest checkpoint.",
+            cure=f"It is not finished: bouquet export {path} --to ... exports its newest checkpoint.",
         )
     return path / ADAPTER
 
@@ -99,7 +99,7 @@ def demand_global(run: RunDirectory, state_directory: Path | None) -> None:
             "the run has no global model: every node has its own",
             where=f"rule.name = '{run.config.rule}', task.head = '{run.config.task.head}'",
             expected=f"--node, {_nodes(folder)}",
-            cure="On a node's own machine its adapter is in <state-directory>/runs/<run>/<node>/adapter; name it.",
+            cure="On the node's own machine its adapter is <state-directory>/runs/<run>/<node>/adapter; name that.",
         )
 
 
@@ -125,7 +125,7 @@ def moved(config: RunConfig, model: str) -> RunConfig:
         base.location(name)
     except BouquetError as error:
         raise BouquetError(
-            "the base model is not there", where="model.name", got=name, cure="Say where it is now: --model PLACE."
+            "the base model is missing", where="model.name", got=name, cure="Say where it is: --model PLACE."
         ) from error
     return config.model_copy(update={"model": config.model.model_copy(update={"name": name})})
 
@@ -167,28 +167,28 @@ def demand_language(name: str, config: RunConfig) -> None:
         raise no_words(name)
     if tasks.classes(config.task):
         raise BouquetError(
-            "a model with a head continues no text",
+            "a model with a head does not generate text",
             where=name,
             expected="an adapter of a language model",
             got=f"task.name = '{config.task.name}'",
-            cure="Try it with bouquet chat; the README.md of an export has the lines that load it.",
+            cure="Try it with bouquet chat; the README.md of an export has the code that loads it.",
         )
     if tasks.TASKS[config.task.name].sees:
         raise BouquetError(
-            "an adapter that sees images is not served here",
+            "an adapter that takes images is not served here",
             where=name,
-            expected="an adapter of a task of words",
+            expected="an adapter of a text-only task",
             got=f"task.name = '{config.task.name}'",
-            cure="Try it with bouquet chat --image; the README.md of an export has the lines that load it.",
+            cure="Try it with bouquet chat --image; the README.md of an export has the code that loads it.",
         )
 
 
 def no_words(where: str) -> BouquetError:
     """What is said to whoever wants an answer of an embedding model."""
     return BouquetError(
-        "an embedding model says nothing: what it makes of a text is a vector",
+        "an embedding model does not generate text: its output is a vector",
         where=where,
         expected="an adapter of a classifier or a language model",
         got="task.name = 'embed'",
-        cure="The README.md of bouquet export has the lines that make vectors with it.",
+        cure="The README.md of bouquet export has the code that makes vectors with it.",
     )

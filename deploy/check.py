@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from common.tasks import Example, Task
 
 EXAMPLE = """Example: bouquet check --nodes 2 data.source=tickets.csv task.name=classify
-Says of each node how many records it has, which are left out and why, how long they are and how often each label comes,
-and shows an example as the model sees it: what is learned is in colour, or stands between « and »."""
+Reports for each node how many records it has, which are left out and why, how long they are and how often each label
+occurs, and shows an example as the model sees it: what is learned is in colour, or between « and »."""
 BARS, STEP, WIDTH = 6, 8, 30
 """Of the picture of lengths: at most so many bars, of so many tokens or a multiple of it; the longest in characters."""
 HEAD, TAIL = 120, 80
@@ -36,7 +36,7 @@ LEARNED = "bold green"
 
 def add_to(commands: Commands) -> None:
     """Add the subcommand."""
-    check = add_command(commands, "check", help="look at the data of a run before it starts", example=EXAMPLE)
+    check = add_command(commands, "check", help="inspect the data of a run before it starts", example=EXAMPLE)
     check.add_argument("--nodes", type=int, default=4, help="simulated nodes (default 4)")
     check.add_argument("settings", nargs="*", metavar="key=value", help="the run config, as for bouquet run")
     check.set_defaults(work=_check)

@@ -58,5 +58,5 @@ def replace(module: str, name: str, change: Callable[[Any], Any]) -> None:
     """Change what one of Flower's modules has; where it has no such thing, nothing starts."""
     place = import_module(module)
     if not hasattr(place, name):
-        raise RuntimeError(f"{module} has no {name}: another Flower than Bouquet was made for")
+        raise RuntimeError(f"{module} has no {name}: not the Flower that Bouquet was made for")
     setattr(place, name, change(getattr(place, name)))

@@ -22,7 +22,7 @@ def add_to(commands: Commands) -> None:
         description="Example: bouquet ledger show --node /etc/bouquet/ward-1/node.toml",
     )
     parser.add_argument("action", choices=list(ACTIONS))
-    parser.add_argument("--node", type=Path, help="the node's config, its kit's node.toml, which names the two places")
+    parser.add_argument("--node", type=Path, help="the node's config (its kit's node.toml), which names both places")
     parser.add_argument("--directory", type=Path, default=STATE_DIRECTORY, help="or the node's state-directory")
     parser.add_argument("--witness", type=Path, help="and its privacy-witness (default: DIRECTORY.witness/head)")
     parser.set_defaults(work=_work)
@@ -72,7 +72,7 @@ def show(book: Book) -> int:
 
 def verify(book: Book) -> int:
     """Say that the chain holds; reading it has proved that."""
-    print(f"{len(book.entries)} releases, nothing changed or missing; the last digest is {book.head.digest or 'none'}")
+    print(f"{len(book.entries)} releases, none changed or missing; the last digest is {book.head.digest or 'none'}")
     return 0
 
 

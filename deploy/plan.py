@@ -120,21 +120,21 @@ def warnings(config: RunConfig, records: Sequence[int], planned: Sequence[Releas
     for size, release in zip(records, planned, strict=True):
         if privacy.delta >= 1 / size:
             found.append(
-                f"{size} records: delta {privacy.delta:g} is not below 1/{size}: a mechanism that gives one record "
-                f"away in full could keep to it. Set privacy.delta to {0.1 / size:.0e} or less."
+                f"{size} records: delta {privacy.delta:g} is not below 1/{size}: a mechanism that reveals one record "
+                f"in full could satisfy it. Set privacy.delta to {0.1 / size:.0e} or less."
             )
         if privacy.per_example and privacy.expected_batch >= size:
-            found.append(f"{size} records: every one is in every step; sampling protects none of them.")
+            found.append(f"{size} records: every record is in every step, so sampling protects none of them.")
         if (share := noise_over_signal(config, own.noised, release, size, len(records))) >= MOSTLY_NOISE:
             cure = {
                 "example": "Raise privacy.expected-batch, or train fewer values (another rule, a lower lora.rank).",
                 "update-local": "Use privacy.mode = 'example': this mode is for thousands of nodes or few values.",
-                "update-central": "It takes more nodes, or fewer values.",
+                "update-central": "It needs more nodes, or fewer values.",
             }
             found.append(f"{size} records: noise is {share:.2g} times the largest signal. {cure[privacy.mode]}")
     if privacy.epsilon > SAYS_LITTLE and not privacy.noise_multiplier:
         ratio = math.exp(min(privacy.epsilon, 700))
-        found.append(f"epsilon {privacy.epsilon:g} promises little: it lets odds change {ratio:.0e}-fold.")
+        found.append(f"epsilon {privacy.epsilon:g} promises little: odds may change {ratio:.0e}-fold.")
     return found
 
 
@@ -168,7 +168,7 @@ def _costs(config: RunConfig, records: Sequence[int], planned: Sequence[Release]
     for label, facts in (
         ("noise multiplier", [f"{release.noise_multiplier:.4g}" for release in planned]),
         ("sampling rate", [f"{release.sample_rate:.4g}" for release in planned]),
-        ("steps a round", [str(release.steps) for release in planned]),
+        ("steps per round", [str(release.steps) for release in planned]),
     ):
         table.add_row(label, *facts)
     scored = Release(privacy.score_noise, 1.0, 1) if privacy.score_noise else None
@@ -206,5 +206,5 @@ def _recipe(config: RunConfig, name: str) -> Recipe:
 def _sizes(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"expected whole numbers above 0, with commas between them, got '{text}'")
+        raise argparse.ArgumentTypeError(f"expected whole numbers above 0, separated by commas, got '{text}'")
     return [int(part) for part in parts]

@@ -33,11 +33,11 @@ def add_to(commands: Commands) -> None:
     listing = commands.add_parser(
         "runs",
         help="list the runs in a folder",
-        description="Example: bouquet runs; bouquet runs /srv/bouquet/runs. The run that was written to last is last.",
+        description="Example: bouquet runs; bouquet runs /srv/bouquet/runs. The most recently written run comes last.",
     )
     where = "where run directories are (default: runs, or else ~/.bouquet/runs)"
     listing.add_argument("folder", nargs="?", type=Path, help=where)
-    old = "delete the runs that were last written to more than DAYS ago, but for those that are under way"
+    old = "delete runs last written to more than DAYS ago, except those under way"
     listing.add_argument("--prune", type=float, metavar="DAYS", help=old)
     listing.set_defaults(work=_runs)
     remake = commands.add_parser(
@@ -61,7 +61,7 @@ def find(folder: Path) -> list[Path]:
         raise BouquetError(
             "there is no folder of runs",
             where=str(folder),
-            cure="Name the one that --directory or run-directory named, or start a run with bouquet run.",
+            cure="Name the folder given as --directory or run-directory, or start a run with bouquet run.",
         )
     return directory.find(folder)
 
@@ -73,7 +73,7 @@ def prune(folder: Path, days: float) -> list[Path]:
     where a run cannot be deleted.
     """
     if not days >= 0:
-        raise BouquetError("an age that no run has", where="--prune", expected="0 days or more", got=f"{days:g}")
+        raise BouquetError("an impossible age", where="--prune", expected="0 days or more", got=f"{days:g}")
     limit = time.time() - days * SECONDS_A_DAY
     old = [
         run for run in find(folder) if written(run) < limit and not run.is_symlink() and not directory.is_running(run)
@@ -82,7 +82,7 @@ def prune(folder: Path, days: float) -> list[Path]:
         try:
             shutil.rmtree(run)
         except OSError as error:
-            cure = "Do it as the user that runs belong to."
+            cure = "Do it as the user that owns the runs."
             raise BouquetError("a run cannot be deleted", where=str(run), got=str(error), cure=cure) from error
     return old
 

@@ -67,7 +67,7 @@ def _file(name: str) -> dict[str, Any]:
     try:
         return dict(flatten(tomllib.loads(Path(name).read_text(encoding="utf-8"))))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BouquetError("a file of settings cannot be read", where=name, got=str(error)) from error
+        raise BouquetError("a settings file cannot be read", where=name, got=str(error)) from error
 
 
 def _value(text: str) -> Any:

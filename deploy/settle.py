@@ -1,4 +1,4 @@
-"""What a look at local data settles before a simulation starts: how it is dealt out, and its classes.
+"""What local data settles before a simulation starts: how it is divided, and its classes.
 
 On real nodes nobody sees the data of all, and whoever starts the run says both.
 """
@@ -37,7 +37,7 @@ def settled(flat: Mapping[str, Any], nodes: int) -> tuple[dict[str, Any], list[s
     if config.privacy.on:
         if not open_dealing:
             return dict(flat), []
-        return {**flat, "data.partition": "iid"}, ["data.partition=iid: each record goes to a node by itself"]
+        return {**flat, "data.partition": "iid"}, ["data.partition=iid: each record is assigned to a node on its own"]
     read = [placed for file in found for placed in records.read(file)]
     if faults := [placed for placed in read if isinstance(placed.found, BouquetError)]:
         raise broken(faults, len(read), where=config.data.source)
@@ -90,7 +90,7 @@ def _classes(read: Sequence[Placed], config: RunConfig) -> list[str]:
     odd = sorted(each for each in found if "," in each) or sorted(found)
     if len(found) == 1:
         raise BouquetError(
-            "a field that holds one label alone",
+            "a field that holds only one label",
             where=f"task.label = '{name}', {config.data.source}",
             expected="two labels or more",
             got=f"{odd[0][:80]!r} in all of {len(read)} records",

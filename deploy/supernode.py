@@ -46,8 +46,6 @@ def start() -> None:
     if __version__ == KNOWN:
         replace(LOOP, "time", lambda _: Waits())
     else:
-        said = (
-            f"bouquet: the waits of Flower {__version__} are not known, as those of {KNOWN} are, and stay as they are"
-        )
+        said = f"bouquet: the waits of Flower {__version__} are unknown (known: {KNOWN}) and are left unchanged"
         print(said, file=sys.stderr, flush=True)
     import_module("flwr.supernode.cli.flower_supernode").flower_supernode()

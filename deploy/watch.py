@@ -40,12 +40,12 @@ def add_to(commands: Commands) -> None:
         "watch",
         help="follow a run in the terminal",
         description="Example: bouquet watch; bouquet watch runs/flu. It reads the run directory, and how far nodes of "
-        "this machine are in their round, waits where a run was broken off until it goes on, and ends with the run, or "
-        "with Ctrl-C. On a node's machine: bouquet watch --node node.toml.",
+        "this machine are in their round, waits while a run is interrupted until it is resumed, and ends with the run "
+        "or with Ctrl-C. On a node's machine: bouquet watch --node node.toml.",
     )
     parser.add_argument("run", nargs="?", type=Path, help="a run directory (default: the newest run)")
-    parser.add_argument("--node", type=Path, help="in place of a run, a node of this machine: its kit's node.toml")
-    parser.add_argument("--once", action="store_true", help="print one frame, as is done where there is no terminal")
+    parser.add_argument("--node", type=Path, help="instead of a run, a node of this machine: its kit's node.toml")
+    parser.add_argument("--once", action="store_true", help="print one frame and exit, as without a terminal")
     parser.set_defaults(work=_watch)
 
 
@@ -67,7 +67,7 @@ def _watch(options: argparse.Namespace) -> int:
     try:
         follow(folder, console)
     except KeyboardInterrupt:
-        console.print(f"bouquet watch {folder} goes on watching; the run is not touched", markup=False)
+        console.print(f"bouquet watch {folder} continues watching; the run is not affected", markup=False)
     return 0
 
 
@@ -86,7 +86,7 @@ def node_frame(own: NodeConfig, now: float) -> RenderableType:
         for each in steps.under_way(own.state)
         if each.node == own.label
     ]
-    return Text(printable("\n".join([own.label, *(said or ["trains in no round"])])))
+    return Text(printable("\n".join([own.label, *(said or ["not training"])])))
 
 
 def follow(folder: Path, console: Console) -> None:
@@ -114,7 +114,7 @@ def frame(run: Run, now: float) -> RenderableType:
     failures = run.all(Failure)
     parts += [_failure(event) for event in failures[-MOST_FAILURES:]]
     if len(failures) > MOST_FAILURES:
-        parts.append(Text(f"  and {len(failures) - MOST_FAILURES} failures before", style="dim"))
+        parts.append(Text(f"  and {len(failures) - MOST_FAILURES} earlier failures", style="dim"))
     return Group(*parts)
 
 
@@ -131,9 +131,9 @@ def _heading(run: Run) -> Text:
     text.append(f"  {run.state}", style=COLOURS[run.state])
     text.append(printable(f"  {config.get('rule.name', NOTHING)}, {config.get('model.name', NOTHING)}"), style="dim")
     if run.state == "broken off":
-        reason = run.stopped.reason if run.stopped else "No reason could be written down."
+        reason = run.stopped.reason if run.stopped else "No reason was recorded."
         text.append(printable(f"\n{reason}"), style="yellow")
-        text.append("\nresume=true with the same run-name goes on from the last round.", style="dim")
+        text.append("\nresume=true with the same run-name resumes after the last round.", style="dim")
     return text
 
 
@@ -151,11 +151,11 @@ def _left(run: Run, now: float) -> str:
     if not run.marks:
         return "waiting for nodes"
     if run.pace is None:
-        return "the first round says how long one takes"
+        return "the time left is known after the first round"
     idle = now - (run.folder / METRICS).stat().st_mtime
     since = run.events[-1].elapsed - run.marks[-1] + max(0.0, idle)
     left = max(0.0, run.pace * (run.rounds - run.done) - since)
-    return f"{readable.duration(run.pace)} a round, about {readable.duration(left)} left"
+    return f"{readable.duration(run.pace)} per round, about {readable.duration(left)} left"
 
 
 def _figures(run: Run) -> Table:

@@ -21,11 +21,15 @@ class Exporter:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         Info("bouquet_run", "The run", registry=registry).info({"run": run, "rule": rule})
-        self._round = Gauge("bouquet_round", "Rounds that are finished", registry=registry)
+        self._round = Gauge("bouquet_round", "Finished rounds", registry=registry)
         self._asked = Gauge("bouquet_nodes_asked", "Nodes asked in the last round", registry=registry)
-        self._replied = Gauge("bouquet_nodes_replied", "Nodes whose update was merged in it", registry=registry)
-        self._seconds = Gauge("bouquet_round_seconds", "Seconds that it took", registry=registry)
-        self._lost = Gauge("bouquet_aggregation_error", "Share of the ideal update it lost", registry=registry)
+        self._replied = Gauge(
+            "bouquet_nodes_replied", "Nodes whose update was merged in the last round", registry=registry
+        )
+        self._seconds = Gauge("bouquet_round_seconds", "Seconds that the last round took", registry=registry)
+        self._lost = Gauge(
+            "bouquet_aggregation_error", "Share of the ideal update that the last round lost", registry=registry
+        )
         self._loss = Gauge("bouquet_loss", "The last loss", ["of"], registry=registry)
         self._bytes = Counter("bouquet_bytes", "Bytes of adapters", ["direction"], registry=registry)
         self._failures = Counter("bouquet_failures", "Failures of nodes", ["during"], registry=registry)
@@ -38,7 +42,7 @@ class Exporter:
                 "the port for Prometheus cannot be opened",
                 where=f"metrics.port = {config.port}, metrics.address = {config.address}",
                 got=str(error.strerror or error),
-                cure="Is another run using it? Choose another metrics.port.",
+                cure="Another run may be using it: choose another metrics.port.",
             ) from error
 
     def hear(self, event: Event) -> None:

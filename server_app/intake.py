@@ -1,4 +1,4 @@
-"""The replies of one round, from the nodes to the merge: whatever one of them brings about, it alone is refused."""
+"""The replies of one round, from the nodes to the merge: an error in one of them refuses it alone."""
 
 from collections.abc import Callable
 
@@ -134,11 +134,11 @@ class Intake:
         """Say which nodes' changes point against the others', with the cosine."""
         named, camp = self._scrutiny.against()
         for name, cosine in named.items():
-            said = f"went against the other nodes (cosine {cosine:.2f}); it is merged all the same"
+            said = f"went against the other nodes (cosine {cosine:.2f}); it is still merged"
             self._record.note(Against(round=self.round, node=name, cosine=cosine), said)
         if camp:
             self._record.event(Camps(round=self.round, smaller=camp, nodes=len(self._spool)))
-            self._record.say(f"    the nodes fall in two camps: {camp} of {len(self._spool)} go against the others")
+            self._record.say(f"    the nodes fall into two camps: {camp} of {len(self._spool)} go against the others")
 
 
 def _check_count(reply: Reply) -> None:

@@ -1,4 +1,4 @@
-"""What a node says of itself in the roll call."""
+"""What a node says about itself in the roll call."""
 
 from flwr.app import ConfigRecord, Message
 
@@ -17,13 +17,13 @@ def introduction(message: Message) -> tuple[str, int, str, Counts | None]:
     name, rank = facts.get("name"), facts.get("rank")
     if not (isinstance(name, str) and is_node_name(name) and isinstance(rank, int) and 0 < rank <= 2**31):
         raise BouquetError(
-            "an answer to the roll call of unknown form",
-            expected="a name of letters a to z, digits, dots and hyphens, other than all, and a rank",
+            "a malformed answer to the roll call",
+            expected="a name of letters a to z, digits, dots and hyphens, other than 'all', and a rank",
             got=f"{brief(name)!r}, {brief(rank)!r}",
         )
     if facts.get("code") != fingerprint():
         raise BouquetError(
-            "a node that runs other code than the coordinator",
+            "a node whose code differs from the coordinator's",
             where=f"{name}, {brief(facts.get('where'), 200)}",
             expected=f"the code of {ROOT} ({fingerprint()})",
             got=brief(facts.get("code")),

@@ -1,4 +1,4 @@
-"""Who is told every event of a run as it is written: trackers, the Prometheus exporter, a webhook."""
+"""What receives every event of a run as it is written: trackers, the Prometheus exporter, a webhook."""
 
 import os
 from contextlib import ExitStack

@@ -145,7 +145,7 @@ class Nodes:
             "too few nodes",
             expected=f"{self._config.min_nodes} within {self._config.round.wait:g} s (min-nodes, round.wait)",
             got=str(there),
-            cure="Why others were left out is above; start more flower-supernode, or a simulation with --nodes N.",
+            cure="Why others were left out is above; start more nodes, or a simulation with --nodes N.",
         )
 
     def exchange(self, messages: list[Message]) -> Iterator[tuple[str, Message]]:
@@ -239,7 +239,7 @@ class Nodes:
 
     def _other_base(self, node: int) -> RefusalError:
         return RefusalError(
-            "a node with another base model than the run's",
+            "a node whose base model differs from the run's",
             where=f"model.name = '{self._config.model.name}'",
             expected=f"the weights and words {self._base}",
             got=self._bases[node],
@@ -258,14 +258,14 @@ class Nodes:
         if (other := self._taken.get(name.casefold(), node)) != node and other in self._names:
             if other in connected:
                 raise RefusalError(
-                    "two nodes of one name",
+                    "two nodes with the same name",
                     got=f"'{name}'",
                     cure="Give each its own name or partition-id in --node-config.",
                 )
             del self._names[other], self.ranks[other]
         largest = self._config.lora.rank
         able = ", ".join(name for name, rule in RULES.items() if rule.mixed_ranks)
-        cure = f"Change lora-rank in its --node-config; rules that serve smaller ranks are {able}."
+        cure = f"Change lora-rank in its --node-config; rules that allow smaller ranks are {able}."
         self._rule.check_rank(rank, largest, where=f"{name}, lora-rank", cure=cure)
         if rank != largest and self._config.privacy.central:
             raise BouquetError(
@@ -288,5 +288,5 @@ class Nodes:
                 "a node that the site does not know", got=f"'{claimed}'", cure="Run bouquet site register."
             )
         if (name := self._roster[node].name) != claimed:
-            raise RefusalError("a node under another name than its key's", expected=f"'{name}'", got=f"'{claimed}'")
+            raise RefusalError("a node under a name other than its key's", expected=f"'{name}'", got=f"'{claimed}'")
         return name

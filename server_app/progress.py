@@ -1,4 +1,4 @@
-"""Whether a run has come anywhere, or the wrong way, which is said at its end."""
+"""Whether a run has made progress, or got worse, which is reported at its end."""
 
 from common.adapter.structures import stacked
 from common.adapter.values import Key, State

@@ -133,7 +133,7 @@ class Record:
                 listener.hear(event)
             except Exception as error:  # a run is worth more than its charts, whatever their service raises
                 self._listeners.remove(listener)
-                self.say(f"    {listener.name} takes no more figures of this run: {error}")
+                self.say(f"    {listener.name} receives no more figures of this run: {error}")
 
     def note(self, event: OfNode, said: str) -> bool:
         """Something about one node: an event always, and a line for the first few of its kind in a round.
@@ -195,7 +195,7 @@ class Record:
                 try:
                     listener.close()
                 except Exception as fault:  # see above
-                    self.say(f"    {listener.name} did not take its last figures: {fault}")
+                    self.say(f"    {listener.name} did not receive the run's last figures: {fault}")
         with suppress(DiskError):
             try:
                 self.say(f"report: {report.write(self.folder)}")

@@ -83,7 +83,7 @@ class Rounds:
             self._prune()
         if self._over:
             best, stale = self._standing.best, self._standing.stale
-            self._record.say(f"no better for {stale} evaluations: stopped, round {best[0].round} is kept")
+            self._record.say(f"no improvement for {stale} evaluations: stopped, round {best[0].round} is kept")
             outcome.state, outcome.after = best
         elif self._standing.chosen is not None and self._config.evaluation.export == "best":
             self._choose(outcome, *self._standing.chosen)
@@ -113,12 +113,12 @@ class Rounds:
         try:
             outcome.state = checkpoint.load(checkpoint.file_of(self._record.checkpoints, turn), rule.name)
         except BouquetError as error:  # what was trained is worth more than which round of it
-            self._record.say(f"round {turn} of {last} was the best, and the last is exported: {error}")
+            self._record.say(f"round {turn} of {last} was the best, but the last is exported: {error}")
             return
         outcome.after = evaluation
         self._record.event(events.Chosen(round=turn, last=last))
         self._record.say(
-            f"round {turn} of {last} is exported: the least held-out loss (evaluation.export=last takes the last)"
+            f"round {turn} of {last} is exported: the lowest held-out loss (evaluation.export=last exports the last)"
         )
 
     def _finish_round(self, outcome: Outcome) -> None:
@@ -141,7 +141,7 @@ class Rounds:
         raise QuorumError(
             f"round {outcome.state.round + 1} failed {retries + 1} times; the reasons are above",
             where=str(self._record.folder),
-            cure="Finished rounds are kept: mend the cause and start again with resume = true.",
+            cure="Finished rounds are kept: fix the cause and start again with resume = true.",
         )
 
     def _train(self, outcome: Outcome) -> bool:

@@ -110,7 +110,7 @@ def _start(recipe: Recipe, spec: Spec, record: Record) -> State:
     given, sight = peft_folder.given(config, spec), None
     if recipe.sees != "nothing":
         examples = f" and {init.examples} examples of {init.source}" if isinstance(init, PublicInit) else ""
-        record.say(f"the start is taken from the base model{examples}")
+        record.say(f"the adapter is initialised from the base model{examples}")
         sight = seen(recipe, given)
     state = recipe.start(spec, config.seed, sight, given)
     if given is not None:
@@ -167,7 +167,7 @@ def _report(outcome: Outcome, task: Task, record: Record) -> None:
         record.table(f"held-out {task.metric}", ["", "before", "after"], rows)
         if before.sample:
             record.say(f"before:\n{_indent(before.sample)}\nafter:\n{_indent(after.sample)}")
-    record.say(f"bytes that crossed: {size(crossed['up'])} up, {size(crossed['down'])} down")
+    record.say(f"bytes transferred: {size(crossed['up'])} up, {size(crossed['down'])} down")
     if record.adapter.exists():
         record.say(f"adapter: {record.adapter}")
     record.summarise(_summary(outcome, task, record))

@@ -1,4 +1,4 @@
-"""What a node says of a state on its held-out examples, read with suspicion."""
+"""What a node reports of a state on its held-out examples, read with suspicion."""
 
 from collections.abc import Mapping
 from statistics import median
@@ -28,7 +28,7 @@ def read_score(message: Message, task: Task, record: str = "metrics") -> tuple[S
     metrics = read_metrics(message, "loss", "correct", "count", record=record)
     count, correct, loss = metrics["count"], metrics["correct"], metrics["loss"]
     if not 1 <= count <= MOST:
-        raise BouquetError("a score of nothing", expected=f"a count of 1 to {MOST:,}", got=brief(count))
+        raise BouquetError("a score over no examples", expected=f"a count of 1 to {MOST:,}", got=brief(count))
     if loss > WORST:
         raise BouquetError("a loss out of range", expected=f"at most {WORST:g}", got=brief(loss))
     told = message.content.metric_records.get("tallies") or MetricRecord()

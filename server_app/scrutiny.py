@@ -1,4 +1,4 @@
-"""A look at well-formed updates before they are merged: how large each change is, and whether it goes another way."""
+"""Well-formed updates examined before they are merged: how large each change is, whether it goes against the others."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence

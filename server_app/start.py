@@ -1,4 +1,4 @@
-"""What a start is made of beside the config: what an init has to see, and an adapter that is there already."""
+"""What a start is made of besides the config: what an init has to see, and an existing adapter."""
 
 from collections.abc import Callable
 from functools import partial
@@ -43,10 +43,11 @@ def told(recipe: Recipe, given: Tensors, state: State) -> str:
     head = " and a head" if any(key.part in HEAD for key in given) else ""
     said = f"starts from the adapter {recipe.config.model.adapter}: rank {rank} in {len(ranks)} layers{head}; "
     if not recipe.continues:
-        return f"{said}it is the offset under a start of its own"
+        return f"{said}it becomes the offset beneath the run's own start"
     if all(rank <= len(state.adapter[Key(layer, "A")]) for layer, rank in ranks.items()):
-        return f"{said}it is the factors"
-    return f"{said}{_energy(given, state, list(ranks)):.1%} of its energy is in the factors, the rest is the offset"
+        return f"{said}it becomes the factors"
+    share = _energy(given, state, list(ranks))
+    return f"{said}{share:.1%} of its energy goes into the factors, the rest into the offset"
 
 
 def _energy(given: Tensors, state: State, layers: list[str]) -> float:

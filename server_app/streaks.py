@@ -1,4 +1,4 @@
-"""Who has failed how many rounds in a row, and sits out for that; by name."""
+"""Which nodes have failed how many rounds in a row, and sit out; by name."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

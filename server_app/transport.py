@@ -86,7 +86,7 @@ class Transport:
                 replies = list(self._grid.pull_messages(some))
             except Exception as reason:  # a boundary: Flower reads what a node has sent
                 self._unreadable.update(some)
-                self._record.say(f"    Flower cannot hand over a reply: {' '.join(explained(reason).split())}")
+                self._record.say(f"    Flower cannot deliver a reply: {' '.join(explained(reason).split())}")
                 continue
             yield from replies
 

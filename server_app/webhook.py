@@ -1,4 +1,4 @@
-"""What a person has to hear of while a run goes on, told to a webhook."""
+"""What somebody must know while a run is under way, sent to a webhook."""
 
 from threading import Thread
 
@@ -37,7 +37,7 @@ def _sentence(event: Event) -> str:
             return f"{event.node} sits out {event.rounds} rounds after {event.failures} failures in a row"
         case Camps():
             camps = f"{event.smaller} of {event.nodes} went against the others"
-            return f"the nodes fall in two camps in round {event.round}: {camps}"
+            return f"the nodes fall into two camps in round {event.round}: {camps}"
         case Stopped():
             return f"stopped: {event.ended}"
     return ""

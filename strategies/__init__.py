@@ -1,4 +1,4 @@
-"""The methods: one room an axis, one file a member; and the recipe that is made of them.
+"""The methods: one folder per axis, one file per member; and the recipe that is made of them.
 
 Importing it loads no Flower. The strategies do, when one is asked for: ``from strategies import FFALoraStrategy``.
 """

@@ -1,4 +1,4 @@
-"""The laws between the axes: which choices go together, and what would fit where they do not."""
+"""The laws between the axes: which choices go together, and what would fit where they clash."""
 
 from common.adapter import ranks
 from common.adapter.structure import LORA
@@ -37,18 +37,18 @@ def _check_rule(choices: Choices) -> None:
     mean, optimizer = flat["mean.name"], flat["server-optimizer.name"]
     if not isinstance(rule, MeanRule) and (mean, optimizer) != ("weighted", "none"):
         raise BouquetError(
-            f"the rule '{rule.name}' takes more than a mean",
+            f"the rule '{rule.name}' needs more than a mean",
             where=f"mean.name = '{mean}', server-optimizer.name = '{optimizer}'",
             expected="mean.name = 'weighted' and server-optimizer.name = 'none'",
-            cure=f"Rules that take these are {', '.join(n for n, r in RULES.items() if issubclass(r, MeanRule))}.",
+            cure=f"Rules that support these are {', '.join(n for n, r in RULES.items() if issubclass(r, MeanRule))}.",
         )
     if not rule.suits(rule.adapter):
         raise BouquetError(
-            f"the rule '{rule.name}' does not know what to do with this structure",
+            f"the rule '{rule.name}' does not support this structure",
             where="adapter.name",
             expected=f"'{AUTO}', or {listed([name for name, kind in STRUCTURES.items() if rule.suits(kind())])}",
             got=rule.adapter.name,
-            cure=f"Rules that take it are {', '.join(n for n, r in RULES.items() if r.suits(rule.adapter))}.",
+            cure=f"Rules that support it are {', '.join(n for n, r in RULES.items() if r.suits(rule.adapter))}.",
         )
     if choices.config.train.blocks and not _can_rest(rule):
         raise BouquetError(
@@ -59,7 +59,7 @@ def _check_rule(choices: Choices) -> None:
         )
     if flat["keep.name"] not in (AUTO, rule.keeps):
         raise BouquetError(
-            f"the rule '{rule.name}' goes with another choice",
+            f"the rule '{rule.name}' requires another choice",
             where="keep.name",
             expected=f"'{rule.keeps}' or '{AUTO}'",
             got=str(flat["keep.name"]),
@@ -157,30 +157,30 @@ def _check_init(choices: Choices) -> None:
         )
     if (init.zero and "B" not in rule.structure.trained) or (init.moves and not rule.structure.cored):
         raise BouquetError(
-            f"the structure '{rule.structure.name}' cannot start there",
+            f"the structure '{rule.structure.name}' cannot start from this init",
             where="init.name",
-            expected=f"'{AUTO}', or another start than one whose B is zero and stays so, or that leaves the base model",
+            expected=f"'{AUTO}', or an init that neither leaves B at zero nor moves the base model",
             got=init.name,
         )
     stays = listed([name for name, kind in INITS.items() if not kind.taken_off()])
     if rule.structure.nested and init.taken_off():
         raise BouquetError(
-            f"the structure '{rule.structure.name}' trains leading slots without the others, of a start that is taken "
-            "off the base with all of them",
+            f"the structure '{rule.structure.name}' trains leading slots without the others, but the whole start is "
+            "subtracted from the base",
             where="init.name",
             expected=f"'{AUTO}', or {stays}",
             got=init.name,
         )
     if rule.thins and init.taken_off():
         raise BouquetError(
-            f"the rule '{rule.name}' sends some of the values of a start that is taken off the base with all of them",
+            f"the rule '{rule.name}' sends only some values of a start that is subtracted from the base as a whole",
             where="init.name",
             expected=f"'{AUTO}', or {stays}",
             got=init.name,
         )
     if rule.mixed_ranks or rule.restarts or rule.settled:
         raise BouquetError(
-            f"the rule '{rule.name}' makes starts of its own, which its init has to agree with",
+            f"the rule '{rule.name}' makes starts of its own, which its init has to match",
             where="init.name",
             expected=f"'{AUTO}' or '{rule.start_at}'",
             got=init.name,
@@ -192,7 +192,7 @@ def _check_node(choices: Choices) -> None:
     fitting = [name for name, kind in OPTIMIZERS.items() if kind.knows(choices.structure)]
     if choices.optimizer.name not in fitting:
         raise BouquetError(
-            f"the optimizer '{choices.optimizer.name}' does not know what the rule '{choices.rule.name}' trains",
+            f"the optimizer '{choices.optimizer.name}' does not support what the rule '{choices.rule.name}' trains",
             where="optimizer.name",
             expected=listed(fitting),
             got=choices.optimizer.name,
@@ -214,7 +214,7 @@ def _check_node(choices: Choices) -> None:
         )
     if choices.optimizer.alternates() and not choices.gradient.rests:
         raise BouquetError(
-            f"the gradient '{choices.gradient.name}' is of all that is trained, in every step",
+            f"the gradient '{choices.gradient.name}' covers everything that is trained, in every step",
             where=f"gradient.name, optimizer.name = '{choices.optimizer.name}'",
             expected=f"'{AUTO}', or {listed([name for name, kind in GRADIENTS.items() if kind.rests])}",
             got=choices.gradient.name,
@@ -225,8 +225,8 @@ def _check_optimizer_state(choices: Choices) -> None:
     """Moments are of the very factors that a node goes on with."""
     if choices.config.train.keeps_optimizer and not choices.rule.goes_on():
         raise BouquetError(
-            f"a node's optimizer cannot go on under the rule '{choices.rule.name}', which gives it other factors or "
-            "another rank than it trained",
+            f"a node's optimizer state cannot be kept under the rule '{choices.rule.name}', which gives the node "
+            "other factors or another rank than it trained",
             where="train.optimizer-state",
             expected=f"'reset', or one of {listed([name for name, kind in RULES.items() if kind.goes_on()])}",
             got="kept",
@@ -245,15 +245,15 @@ def _check_privacy(choices: Choices) -> None:
     trained = rule.plan(rule.settled).trained | rule.plan(rule.settled + 1).trained
     if privacy.per_example and (loose := trained & rule.structure.loose):
         raise BouquetError(
-            f"the rule '{name}' trains what no linear layer holds, by which a single example has no gradient",
+            f"the rule '{name}' trains tensors outside linear layers, which have no gradient for each example",
             where="rule.name, privacy.mode = 'example'",
-            expected=f"a rule that trains {', '.join(sorted(trained - loose))} alone",
+            expected=f"a rule that trains only {', '.join(sorted(trained - loose))}",
             got=", ".join(sorted(trained)),
             cure=f"Leave it out where rule.{name}.* has an option for that, or choose another rule.",
         )
     if privacy.on and (choices.objective.passes > 1 or choices.objective.remembers):
         raise BouquetError(
-            f"the objective '{choices.objective.name}' lets more of the data out than a private run counts",
+            f"the objective '{choices.objective.name}' releases more of the data than a private run accounts for",
             where=f"objective.name, privacy.mode = '{privacy.mode}'",
             expected=objective_laws.forgetful(),
             got=choices.objective.name,
@@ -276,7 +276,7 @@ def _check_privacy(choices: Choices) -> None:
         )
     if privacy.whole_change and rule.shrinks:
         raise BouquetError(
-            f"with the rule '{name}' the size of a message tells what a node learned, and no noise covers a size",
+            f"with the rule '{name}' the size of a message reveals what a node learned, and noise cannot hide a size",
             where="privacy.mode = 'update-local'",
             expected=rule.shrinks,
             cure="Choose another rule, or privacy.mode = 'example', whose training is private as a whole.",
@@ -287,8 +287,8 @@ def _check_task(choices: Choices) -> None:
     task, privacy = TASKS[choices.config.task.name], choices.config.privacy
     if privacy.per_example and not task.apart:
         raise BouquetError(
-            f"an example of the task '{task.name}' has a loss that depends on its companions, so no clipping bounds "
-            "what it adds",
+            f"in the task '{task.name}' an example's loss depends on the rest of its batch, so clipping does not "
+            "bound what it adds",
             where="task.name, privacy.mode = 'example'",
             expected=listed([name for name, kind in TASKS.items() if kind.apart]),
             got=task.name,
@@ -298,7 +298,7 @@ def _check_task(choices: Choices) -> None:
         _check_companions(choices)
     if task.compares and choices.config.model.adapter:
         raise BouquetError(
-            f"the task '{task.name}' compares with the base, and not with an adapter on it that the run starts from",
+            f"the task '{task.name}' compares with the bare base, not with an adapter that the run starts from",
             where="task.name, model.adapter",
             expected="model.adapter = ''",
             got=choices.config.model.adapter,
@@ -311,12 +311,12 @@ def _check_companions(choices: Choices) -> None:
     privacy, size = choices.config.privacy, choices.config.train.batch_size
     if privacy.per_example:
         raise BouquetError(
-            "with in-batch negatives an example has a loss that depends on its companions, so no clipping bounds what "
-            "it adds",
+            "with in-batch negatives an example's loss depends on the rest of its batch, so clipping does not bound "
+            "what it adds",
             where="task.negatives, privacy.mode = 'example'",
             expected="own",
             got="batch",
-            cure="Set task.negatives = 'own', for which every record needs a negative, or choose "
+            cure="Set task.negatives = 'own', which needs a negative in every record, or choose "
             "privacy.mode = 'update-local' or 'update-central'.",
         )
     if size < 2:

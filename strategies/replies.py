@@ -1,4 +1,4 @@
-"""What a reply says beside its tensors: why there is none, and figures."""
+"""What a reply says besides its tensors: why there are none, and figures."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Flower's side of a rule: which messages go out, and what is made of the replies.
+"""Flower's side of a rule: which messages are sent, and what becomes of the replies.
 
 A Flower user meets the usual grammar::
 
@@ -153,7 +153,7 @@ class LoraStrategy(Strategy):
             raise BouquetError("an oversized update", expected=f"at most {most:,} bytes", got=f"{size:,} bytes")
         sent = self._sent.get(message.metadata.src_node_id)
         if sent is None:
-            raise BouquetError("a reply of a node that was not asked")
+            raise BouquetError("a reply from a node that was not asked")
 
         def fits(update: Update) -> None:
             _check_sent(sent.view, update)
@@ -260,9 +260,9 @@ def _check_sent(view: State, update: Update) -> None:
     if update.slots != view.slots:
         slots = ", ".join(map(str, view.slots)) or "none"
         raise BouquetError(
-            "an update of other slots than were sent", expected=slots, got=brief(", ".join(map(str, update.slots)))
+            "an update with slots other than those sent", expected=slots, got=brief(", ".join(map(str, update.slots)))
         )
     if update.rank > view.rank:
         raise BouquetError(
-            "an update of a larger rank than was sent", expected=f"at most {view.rank}", got=str(update.rank)
+            "an update with a larger rank than was sent", expected=f"at most {view.rank}", got=str(update.rank)
         )

@@ -1,1 +1,1 @@
-"""What a run and a machine are told: sections of flat keys, their ranges, and every mistake at once."""
+"""The configs of a run and of a machine: sections of flat keys, their ranges, and every mistake at once."""

@@ -1,4 +1,4 @@
-"""What the coordinator alone goes by: when a round is over, what is scored, and what is kept and told of a run."""
+"""Settings that only the coordinator uses: when a round ends, what is scored, and what is kept and reported."""
 
 from typing import Annotated, Literal
 
@@ -11,54 +11,54 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 
 class EvaluationConfig(Section):
-    """When held-out examples are scored, and what comes of it.
+    """When held-out examples are scored, and how the scores are used.
 
-    The nodes score a state before they train on it, so that a score comes with the round after its own.
+    The nodes score a state before they train on it, so a score arrives one round later.
     """
 
     every: CountOrOff = 1
-    """Rounds from one scoring to the next; 0 scores before the first and after the last alone."""
+    """Rounds between scorings; 0 scores only before the first round and after the last."""
     batch_size: Count = 16
-    """Examples that are scored at a time."""
+    """Examples scored at a time."""
     limit: CountOrOff = 0
-    """How many held-out examples a node scores at most; 0 for all."""
+    """The most held-out examples that a node scores; 0 for all."""
     source: str = ""
     """The coordinator's own held-out data, for which it loads the base model; empty for none."""
     prompt: str = "def "
-    """What a generative model continues before and after the run; empty for nothing."""
+    """The prompt that a generative model continues before and after the run; empty for none."""
     export: Literal["best", "last"] = "best"
-    """Which round's model the run leaves: that of the least held-out loss, where it is known, or the last."""
+    """Which round's model the run exports: the one with the lowest held-out loss, where it is known, or the last."""
 
 
 class RoundConfig(Section):
-    """When a round is over, and when the run is; what a node may send. The record shows which sizes are usual.
+    """When a round ends, when the run ends, and what a node may send. The record shows which sizes are usual.
 
-    A round counts if enough of the nodes that belong to the run, or of the share that is asked, have replied. Patience
-    goes by what most of the nodes' own losses do, of four nodes or more, else by the loss over all.
+    A round counts if enough of the run's nodes, or of the share that is asked, have replied. Patience follows the
+    losses of most nodes where there are four or more, and the overall loss otherwise.
     """
 
     deadline: Positive = 3600.0
-    """Seconds after which a round goes on without those that have not replied."""
+    """Seconds after which a round continues without the nodes that have not replied."""
     wait: Positive = 300.0
-    """Seconds that each try of a round waits for `min-nodes` nodes."""
+    """Seconds that each attempt at a round waits for `min-nodes` nodes."""
     min_replies: Share = 0.5
-    """The share of the nodes asked that must have replied for a round to count."""
+    """The share of the nodes asked that must reply for a round to count."""
     fewest_replies: Count = 1
-    """How many nodes must have replied for a round to count."""
+    """How many nodes must reply for a round to count."""
     retries: CountOrOff = 2
-    """How often a round that does not count is tried again, after one second, two, four."""
+    """How often a round that does not count is retried, after one, two, then four seconds."""
     patience: CountOrOff = 0
-    """Scorings without a better loss after which the run stops, as it learns a round later; 0 never stops early."""
+    """Scorings without a better loss after which the run stops, known one round later; 0 never stops early."""
     max_failures: CountOrOff = 2
-    """Failures in a row after which a node is left out; 0 for never."""
+    """Consecutive failures after which a node is left out; 0 for never."""
     sit_out: CountOrOff = 3
     """Rounds for which such a node is left out."""
     max_norm: NonNegative = 1e4
-    """The largest norm of what one node changes; 0 for any."""
+    """The largest norm of one node's change; 0 for no limit."""
     max_ratio: NonNegative = 20.0
-    """How many times the median of the others' that norm may be; 0 for any."""
+    """How many times the median of the other nodes' norms that norm may be; 0 for no limit."""
     max_weight: NonNegative = 1000.0
-    """How many times the median of the others' a claimed weight may be; 0 for any."""
+    """How many times the median of the other nodes' weights a claimed weight may be; 0 for no limit."""
 
     @property
     def ttl(self) -> float:
@@ -71,10 +71,10 @@ def _known_trackers(to: str) -> bool:
 
 
 class TrackingConfig(Section):
-    """Where the figures of the record go besides."""
+    """Where else the record's figures go."""
 
     to: Annotated[str, Only(_known_trackers, f"a comma-separated list of {', '.join(TRACKERS)}")] = ""
-    """Trackers that get the figures of the record besides, with commas; empty for none."""
+    """Trackers that also receive the record's figures, separated by commas; empty for none."""
 
     @property
     def names(self) -> list[str]:
@@ -83,18 +83,18 @@ class TrackingConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Where the coordinator answers Prometheus while a run lasts."""
+    """Where the coordinator serves Prometheus metrics during a run."""
 
     port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """The port on which the coordinator answers Prometheus while a run lasts; 0 for none."""
+    """The port on which the coordinator serves Prometheus metrics during a run; 0 for none."""
     address: str = "127.0.0.1"
-    """The address that it listens on."""
+    """The address it listens on."""
 
 
 class CheckpointConfig(Section):
-    """Which checkpoints stay."""
+    """Which checkpoints are kept."""
 
     newest: Count = 3
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints are kept."""
     every: CountOrOff = 0
-    """Rounds from one further checkpoint that stays to the next; 0 for none."""
+    """Rounds between further checkpoints that are kept; 0 for none."""

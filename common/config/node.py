@@ -1,4 +1,4 @@
-"""The config of one machine: as its operator writes it on the command line of ``flower-supernode``."""
+"""The config of one machine: what its operator passes to ``flower-supernode``."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ AbsolutePath = Annotated[
     str,
     Only(
         lambda path: not path or Path(path).expanduser().is_absolute(),
-        "an absolute path, since an app does not run where it was started",
+        "an absolute path, since an app does not run in the folder it was started from",
     ),
 ]
 
@@ -29,31 +29,31 @@ class NodeConfig(Section):
     num_partitions: Count = 1
     """How many parts there are; a simulation sets it."""
     name: NodeName = ""
-    """The node's stable name; empty for one by its part. On a site the roster decides."""
+    """The node's stable name; empty to name it by its partition. On a site the roster decides."""
     data: str = ""
     """The node's own data, which replaces `data.source` and is used whole; empty for the run's."""
     script: AbsolutePath = ""
-    """The operator's own Python script, whose trainer learns in place of `data`; empty for none."""
+    """The operator's own Python script, whose trainer replaces `data`; empty for none."""
     lora_rank: CountOrOff = 0
-    """The node's own, smaller rank, under rules of mixed ranks; 0 for the run's."""
+    """The node's own, smaller rank, under rules that allow mixed ranks; 0 for the run's."""
     device: str = "auto"
-    """auto or a torch device; each of `cuda:0,cuda:1` has a part of every step, and `cuda:0+cuda:1` share one model."""
+    """auto or a torch device; the devices of `cuda:0,cuda:1` share each step, those of `cuda:0+cuda:1` one model."""
     attention: Literal["auto", "sdpa", "flash"] = "auto"
-    """How attention is computed: auto is torch's where the model has it; flash takes flash-attn, a GPU and 16 bits."""
+    """How attention is computed: auto is torch's where the model has it; flash needs flash-attn, a GPU and 16 bits."""
     compile: bool = False
-    """Whether the model's blocks are compiled, which takes minutes in every process: for long rounds and `warm`."""
+    """Whether to compile the model's blocks; takes minutes in every process: for long rounds with `warm`."""
     kernels: Literal["auto", "liger"] = "auto"
-    """Whose kernels compute norms, rotary positions and gated layers: liger takes liger-kernel and a GPU."""
+    """Whose kernels compute norms, rotary positions and gated layers: liger needs liger-kernel and a GPU."""
     state_directory: AbsolutePath = ""
-    """The folder of all that outlives a run on this machine; empty for `~/.bouquet/state`."""
+    """The folder of everything that outlives a run on this machine; empty for `~/.bouquet/state`."""
     warm: NonNegative = 0.0
     """Idle seconds for which a worker keeps the model in memory between messages; 0 for no worker."""
     weight: Positive = 1.0
     """The node's public weight in the mean, for `train.weighting` = declared."""
     records: CountOrOff = 0
-    """The public number of its records, or persons where they are protected; 0 for the run's `privacy.records`."""
+    """The public number of its records, or of persons where they are protected; 0 for the run's `privacy.records`."""
     privacy_epsilon: NonNegative = 0.0
-    """What the data may cost over all runs, at `privacy-delta`; 0 for no limit."""
+    """The epsilon that all runs together may spend, at `privacy-delta`; 0 for no limit."""
     privacy_delta: Delta = 1e-5
     """The delta at which that budget holds."""
     privacy_witness: AbsolutePath = ""
@@ -70,14 +70,14 @@ class NodeConfig(Section):
         if state and witness and Path(str(witness)).is_relative_to(Path(str(state))):
             mistakes.append(f"privacy-witness: expected a file outside the state-directory {state}, got {witness!r}")
         if flat.get("script") and flat.get("data"):
-            mistakes.append(f"data: expected none beside a script, which has its own, got {flat['data']!r}")
+            mistakes.append(f"data: expected none with a script, which has its own, got {flat['data']!r}")
         if flat.get("script") and {",", "+"} & set(str(flat.get("device"))):
             mistakes.append(
-                f"device: expected one beside a script, whose trainer computes alone, got {flat['device']!r}"
+                f"device: expected one with a script, whose trainer uses a single device, got {flat['device']!r}"
             )
         computed = flat.get("compile") or {flat.get("attention", "auto"), flat.get("kernels", "auto")} != {"auto"}
         if flat.get("script") and computed:
-            mistakes.append("attention, compile, kernels: expected none beside a script, which has a model of its own")
+            mistakes.append("attention, compile, kernels: expected none with a script, which has its own model")
         where, place = (
             f"node config {file}" if file else "node config",
             file or "--node-config of this flower-supernode",

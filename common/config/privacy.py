@@ -20,9 +20,9 @@ Noise = Annotated[
 
 
 class PrivacyConfig(Section):
-    """Differential privacy: of single examples (DP-SGD), or of a node's whole change, noised here or on the mean.
+    """Differential privacy of single examples (DP-SGD), or of a node's whole change, noised on the node or on the mean.
 
-    ``train.accumulation`` plays no part: a step is one Poisson batch.
+    ``train.accumulation`` has no effect: a step is one Poisson batch.
     """
 
     mode: Mode = "none"
@@ -30,30 +30,30 @@ class PrivacyConfig(Section):
     epsilon: Annotated[float, Field(ge=1e-3, le=1e4)] = 8.0
     """What the whole run costs a node that takes part in every round, at `privacy.delta`."""
     delta: Delta = 1e-5
-    """The probability with which epsilon may not hold."""
+    """The probability with which epsilon may fail to hold."""
     noise_multiplier: Noise = 0.0
-    """The noise's standard deviation over what one neighbour can move: the clip, or twice the clip in `update-local`.
+    """The noise's standard deviation over the sensitivity, which is the clip, or twice the clip in `update-local`.
 
-    0 lets epsilon decide.
+    0 derives it from epsilon.
     """
     clip: Annotated[float, Field(ge=LEAST_CLIP, le=MOST_CLIP)] = 1.0
     """The bound on the norm of a unit's gradient, or of a node's change."""
     clip_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The quantile of the norms that the clip follows from there on; 0 leaves it where it is."""
+    """The quantile of the norms that the clip follows after its start; 0 keeps it fixed."""
     unit: str = "record"
-    """What one of two neighbours has more: a `record`, or all records that have one value of the field named."""
+    """What is protected as one: a `record`, or all records with the same value of the field named here."""
     unit_cap: Count = 8
-    """Records of a unit that are read at most."""
+    """The most records of one unit that are read."""
     records: Annotated[int, Field(ge=0, le=10**9)] = 0
-    """The public number of units of a node, for nodes whose operator names none; the true one is never used."""
+    """The public number of units on a node, for nodes whose operator declares none; the true number is never used."""
     score_noise: Noise = 0.0
     """The noise multiplier of a score on held-out units; 0 for no score."""
     clipping: Literal["flat", "automatic"] = "flat"
-    """Whether longer gradients are scaled down to the clip, or all to almost that norm."""
+    """Whether only longer gradients are scaled down to the clip (flat), or all to almost that norm (automatic)."""
     expected_batch: Annotated[int, Field(ge=1, le=10**9)] = 64
-    """The mean number of units of a Poisson batch, computed `train.batch-size` at a time."""
+    """The mean number of units in a Poisson batch, computed `train.batch-size` at a time."""
     accountant: Literal["prv", "rdp"] = "prv"
-    """How releases are added up: by the privacy loss's distribution, or by Rényi divergences."""
+    """How releases are composed: by the privacy loss distribution (prv), or by Rényi divergences (rdp)."""
 
     @property
     def on(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the values of a config may be, where more than one section has such values."""
+"""Ranges of config values that more than one section shares."""
 
 import re
 from collections.abc import Callable

@@ -40,21 +40,21 @@ class ModelConfig(Section):
     name: str = "embedded"
     """`embedded`, the absolute path of a Transformers folder, or a hub id."""
     revision: str = "main"
-    """The branch, tag or commit of a model that comes from the hub."""
+    """The branch, tag or commit of a model on the hub."""
     adapter: str = ""
     """The adapter that the run starts from: the absolute path of a PEFT folder, or a hub id; empty for none."""
     adapter_revision: str = "main"
-    """The branch, tag or commit of an adapter that comes from the hub."""
+    """The branch, tag or commit of an adapter on the hub."""
     quantization: Literal["nf4", "int8", "none", "gptq", "awq", "fp8", "compressed-tensors"] = "nf4"
-    """How the frozen weights are held: NF4 with double quantisation, int8, not quantised, or as the base was saved."""
+    """How the frozen weights are stored: NF4 with double quantisation, int8, unquantised, or as the base was saved."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The type that the model computes in; auto is bfloat16 on a GPU that has it, else float32."""
+    """The type that the model computes in; auto is bfloat16 on a GPU that supports it, else float32."""
     gradient_checkpointing: bool = False
-    """Whether activations are computed again in the backward pass: less memory, more time."""
+    """Whether to recompute activations in the backward pass: less memory, more time."""
     pooling: Literal["default", "mean"] = "default"
-    """What a text is read by: `mean` is the mean of its last hidden states, `default` what the model's own head reads.
+    """How a text is pooled: `mean` takes the mean of its last hidden states, `default` what the model's own head reads.
 
-    Of embeddings `default` is that mean where the model is an encoder, and the last token where it is a decoder.
+    For embeddings `default` is that mean in an encoder, and the last token in a decoder.
     """
 
     @property
@@ -67,17 +67,17 @@ class LoraConfig(Section):
     """The trained adapter."""
 
     rank: Count = 8
-    """The rank r of the adapter; a node may name a smaller one under the rules that allow it."""
+    """The rank r of the adapter; a node may choose a smaller one under rules that allow it."""
     rank_pattern: Annotated[str, Only(ranks.is_pattern, ranks.EXPECTED)] = ""
-    """Layers with fewer slots, by name: `q_proj=4,mlp=2`; empty for none. All count with the run's scale."""
+    """Layers with fewer slots, by name: `q_proj=4,mlp=2`; empty for none. All have the run's scale."""
     alpha: Positive = 16.0
     """The numerator of the scale s of `W x + s B A x`, which is alpha / r."""
     rslora: bool = False
     """Whether the scale is alpha / sqrt(r), as in rank-stabilised LoRA."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The share of the adapter's inputs that are dropped in training; 0 for none."""
+    """The dropout rate of the adapter's inputs in training; 0 for none."""
     targets: str = "all-linear"
-    """The layers that are adapted, with commas: `all-linear`, names of layers, or modules that see images."""
+    """The layers to adapt, separated by commas: `all-linear`, names of layers, or modules of the vision tower."""
 
     @property
     def scale(self) -> float:
@@ -86,58 +86,58 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """Where examples come from, and how a simulation deals them out."""
+    """Where examples come from, and how a simulation divides them among its nodes."""
 
     source: str = "stdlib"
     """`stdlib`, a file (JSON, CSV, text, Parquet), a folder of files, or a hub data set."""
     partition: Literal["natural", "iid", "dirichlet", "none"] = "natural"
-    """How a simulation deals the examples out: by a field, evenly, unevenly by class, or all to every node."""
+    """How a simulation divides the examples: by a field, evenly, unevenly by class, or all to every node."""
     partition_field: str = "family"
-    """The field whose values are dealt out whole under `data.partition` = natural."""
+    """The field by whose values `data.partition` = natural divides the examples."""
     dirichlet_alpha: Positive = 0.5
-    """How even the classes are under `data.partition` = dirichlet: the smaller, the less."""
+    """How even the classes are under `data.partition` = dirichlet: the smaller, the less even."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """The share of a node's examples that is held out for scoring."""
     limit: CountOrOff = 0
-    """How many records a node takes at most; 0 for all."""
+    """The most records that a node uses; 0 for all."""
     pooled: bool = False
     """Whether every simulated node trains on all nodes' examples, as a baseline."""
 
 
 class MergeConfig(Section):
-    """What the server does with every rule."""
+    """What the server does under every rule."""
 
     offset_energy: Share = 1.0
-    """How much of an offset that has passed the break-even rank is kept; 1 keeps all of it."""
+    """The share of energy kept of an offset past the break-even rank; 1 keeps all of it."""
 
 
 class TrainConfig(Section):
     """The local loop of one round."""
 
     steps: CountOrOff = 32
-    """Optimizer steps of a node in a round; 0 for `train.epochs` passes over its examples."""
+    """Optimizer steps of a node per round; 0 for `train.epochs` passes over its examples."""
     epochs: Count = 1
-    """Passes over a node's examples in a round, where `train.steps` is 0."""
+    """Passes over a node's examples per round, where `train.steps` is 0."""
     batch_size: Count = 8
-    """Examples of a physical batch."""
+    """Examples per physical batch."""
     accumulation: Count = 1
-    """Physical batches of a step."""
+    """Physical batches per step."""
     blocks: CountOrOff = 0
     """Blocks of the model that are trained and sent in a round, drawn anew for each; 0 for all of them."""
     learning_rate: LearningRate = 0.0
-    """The adapter's peak learning rate; 0 is the rule's own."""
+    """The adapter's peak learning rate; 0 takes the rule's own."""
     head_learning_rate: LearningRate = 0.0
-    """The peak learning rate of a classification head; 0 is the adapter's."""
+    """The peak learning rate of a classification head; 0 takes the adapter's."""
     clip_norm: NonNegative = 1.0
     """The norm to which the gradient of a step is clipped; 0 for no clipping."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the learning rate goes from its peak, over the steps of the whole run."""
+    """How the learning rate decays from its peak, over the steps of the whole run."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """The share of the run's steps over which the learning rate rises to its peak."""
     optimizer_state: Literal["reset", "kept"] = "reset"
-    """What a node's optimizer starts a round with: nothing, or its moments of the node's last one."""
+    """What a node's optimizer starts a round with: nothing, or its moments from the node's last round."""
     weighting: Literal["examples", "uniform", "declared"] = "examples"
-    """A node's weight in the mean: its examples, the same for all, or what its operator declares."""
+    """A node's weight in the mean: its number of examples, the same for all, or what its operator declares."""
 
     @property
     def keeps_optimizer(self) -> bool:
@@ -151,7 +151,7 @@ class WireConfig(Section):
     down: str = "fp32"
     """How the state travels to the nodes."""
     up: str = "fp32"
-    """How updates travel to the coordinator; what a coarse encoding loses of one is added to the next."""
+    """How updates travel to the coordinator; what a lossy encoding drops from one is added to the next."""
 
 
 class RunConfig(Section):
@@ -162,21 +162,21 @@ class RunConfig(Section):
     """
 
     num_server_rounds: Count = 5
-    """Rounds of the run."""
+    """The number of rounds."""
     min_nodes: Count = 2
-    """How many nodes must be connected before a round begins."""
+    """How many nodes must be connected before a round starts."""
     fraction_train: Share = 1.0
-    """The share of the nodes that is asked to train in a round."""
+    """The share of the nodes that are asked to train in a round."""
     fraction_evaluate: Share = 1.0
-    """The share that scores: of the nodes that train in a round, and of all once the last round is over."""
+    """The share that scores: of the nodes that train in a round, and of all nodes after the last round."""
     seed: CountOrOff = 0
-    """What all that is drawn comes from, but for the noise of a private run."""
+    """The seed of everything drawn at random, except the noise of a private run."""
     run_name: FileName = ""
-    """The run's folder; empty for one of the date and time."""
+    """The name of the run's folder; empty for the date and time."""
     run_directory: str = ""
     """The folder of all runs; empty for `runs` under `bouquet run`, else `~/.bouquet/runs`."""
     resume: bool = False
-    """Whether the run of this name is resumed from its newest checkpoint."""
+    """Whether to resume the run of this name from its newest checkpoint."""
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     task: TaskConfig = TaskConfig()
@@ -245,7 +245,7 @@ class RunConfig(Section):
         if self.privacy.per_example and not self.train.steps:
             mistakes.append("train.steps: expected 1 or more in a private run, got 0, which counts a node's examples")
         if self.privacy.clip_quantile and not (self.privacy.per_example and self.privacy.clipping == "flat"):
-            mistakes.append("privacy.clip-quantile: expected 0 but where privacy.mode is 'example' and clipping 'flat'")
+            mistakes.append("privacy.clip-quantile: expected 0 unless privacy.mode is 'example' and clipping 'flat'")
         if self.privacy.score_noise and not self.privacy.per_example:
             mistakes.append("privacy.score-noise: expected 0 where privacy.mode is not 'example'")
         if self.data.pooled:
@@ -253,7 +253,7 @@ class RunConfig(Section):
         if self.task.class_weights == "balanced":
             mistakes.append("task.class-weights: expected the same on every node in a private run, got 'balanced'")
         if self.data.partition == "dirichlet":
-            mistakes.append("data.partition: expected one that deals each record out by itself, got 'dirichlet'")
+            mistakes.append("data.partition: expected one that assigns each record independently, got 'dirichlet'")
         return mistakes
 
     @property

@@ -15,53 +15,53 @@ class TaskConfig(Section):
     name: str = "text"
     """What is learned."""
     max_length: Annotated[int, Only(lambda length: not length or length >= 4, "0, or 4 or more")] = 0
-    """Tokens of an example at most; 0 goes by the model and, outside private runs, by the node's data."""
+    """The most tokens in an example; 0 follows the model and, outside private runs, the node's data."""
     text: str = "text"
-    """The field of the text."""
+    """The field that holds the text."""
     text_pair: str = ""
-    """The field of the second text of a pair; empty where there is one text."""
+    """The field that holds the second text of a pair; empty where there is only one text."""
     label: str = "label"
-    """The field of what is said of a text: its class, its classes or its number; of whether a reply is desirable."""
+    """The field that holds the label: a class, several classes, a number, or whether a reply is desirable."""
     labels: Annotated[int, Field(ge=2)] = 2
     """The number of classes, where they are numbers."""
     classes: str = ""
-    """The names of the classes, with commas; empty where they are numbers."""
+    """The names of the classes, separated by commas; empty where they are numbers."""
     class_weights: str = "none"
-    """How classes weigh in the loss: `none`, `balanced` by each node's counts, or a number a class, with commas."""
+    """How classes are weighted in the loss: `none`, `balanced` by each node's counts, or a number for each class."""
     separator: str = ","
-    """What stands between several labels that are one text."""
+    """What separates several labels in one text."""
     range: str = "0,1"
-    """The least and the most that a number to be predicted may be, with a comma."""
+    """The lowest and the highest number that may be predicted, separated by a comma."""
     head: Literal["shared", "local", "frozen"] = "shared"
     """Whether a classification head is averaged, stays with each node, or is not trained."""
     prompt: str = "instruction"
-    """The field of the instruction."""
+    """The field that holds the instruction."""
     image: str = "image"
-    """The field of the image that the instruction is about, or of a list of them."""
+    """The field that holds the image that the instruction is about, or a list of images."""
     context: str = "input"
-    """The field of what is added to the instruction, where a record has it."""
+    """The field that holds further input to the instruction, where a record has one."""
     answer: str = "output"
-    """The field of the answer, which alone is learned."""
+    """The field that holds the answer, the only part that is learned."""
     chosen: str = "chosen"
-    """The field of the better of two replies."""
+    """The field that holds the better of two replies."""
     rejected: str = "rejected"
-    """The field of the worse of two replies."""
+    """The field that holds the worse of two replies."""
     beta: Positive = 0.1
-    """How closely a preference keeps the model to its base: beta of DPO and KTO."""
+    """How strongly preferences keep the model close to its base: beta of DPO and KTO."""
     desirable_weight: Positive = 1.0
-    """What a desirable reply weighs in the loss of KTO."""
+    """The weight of a desirable reply in the loss of KTO."""
     undesirable_weight: Positive = 1.0
-    """What an undesirable reply weighs in the loss of KTO."""
+    """The weight of an undesirable reply in the loss of KTO."""
     anchor: str = "anchor"
-    """The field of the text by which another is to be found."""
+    """The field that holds the text used to find another."""
     positive: str = "positive"
-    """The field of the text that is to be found by it."""
+    """The field that holds the text that the anchor should find."""
     negative: str = "negative"
-    """The field of a text that is not to be found by it, where a record has it."""
+    """The field that holds a text that the anchor should not find, where a record has one."""
     negatives: Literal["batch", "own"] = "batch"
-    """What an anchor is told from: all that its `batch` holds beside its positive, or its record's `own` negative."""
+    """What an anchor is contrasted with: everything in its `batch` but its positive, or its record's `own` negative."""
     scale: Positive = 20.0
-    """What cosine similarities are multiplied by in the loss of embeddings: one over its temperature."""
+    """What cosine similarities are multiplied by in the loss of embeddings: the inverse of its temperature."""
 
     @property
     def names(self) -> list[str]:
@@ -88,19 +88,25 @@ class TaskConfig(Section):
         try:
             _ = self.bounds
         except ValueError:
-            mistakes.append(f"task.range: expected two numbers, the lesser first, with a comma, got {self.range!r}")
+            mistakes.append(
+                f"task.range: expected two numbers separated by a comma, the lower first, got {self.range!r}"
+            )
         if not self.separator.strip():
-            mistakes.append(f"task.separator: expected a comma, or another mark, got {self.separator!r}")
+            mistakes.append(f"task.separator: expected a comma or another separator, got {self.separator!r}")
         if names and (len(set(names)) < len(names) or not all(names) or len(names) < 2):
-            mistakes.append(f"task.classes: expected two or more different names, with commas, got {self.classes!r}")
+            mistakes.append(
+                f"task.classes: expected two or more different names, separated by commas, got {self.classes!r}"
+            )
         if names and self.labels not in (len(names), TaskConfig().labels):
-            mistakes.append(f"task.labels: expected {len(names)}, as many as task.classes has, got {self.labels}")
+            mistakes.append(
+                f"task.labels: expected {len(names)}, the number of names in task.classes, got {self.labels}"
+            )
         try:
             weights = self.weights
         except ValueError:
             weights = [math.nan]
         number = len(names) or self.labels
         if weights and not (len(weights) == number and all(0 <= weight < math.inf for weight in weights)):
-            wanted = f"'none', 'balanced', or {number} numbers from 0, with commas"
+            wanted = f"'none', 'balanced', or {number} numbers of 0 or more, separated by commas"
             mistakes.append(f"task.class-weights: expected {wanted}, got {self.class_weights!r}")
         return mistakes

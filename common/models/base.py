@@ -44,7 +44,7 @@ def location(name: str) -> str:
         raise BouquetError(
             "the model cannot be loaded",
             where="model.name",
-            got=f"'{name}', a hub id that is a folder here too",
+            got=f"'{name}', a hub id that is also a folder here",
             cure="Name the folder by its absolute path.",
         )
     if path.is_dir():
@@ -64,11 +64,11 @@ def _check_folder(path: Path) -> None:
     """Raise :class:`BouquetError` for an adapter where a base is asked for: Transformers would load both."""
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise BouquetError(
-            "an adapter is no base model",
+            "an adapter is not a base model",
             where="model.name",
             expected="a Transformers folder, with config.json",
             got=f"{path}, a PEFT adapter",
-            cure="Name its base model, which adapter_config.json says, and start from it with model.adapter.",
+            cure="Name its base model, given in adapter_config.json, and start from it with model.adapter.",
         )
 
 
@@ -170,10 +170,10 @@ def load_processor(model: ModelConfig) -> Any:
     processor: Any = _from_hub(AutoProcessor, model) if support.sees(config) else None
     if not hasattr(processor, "image_processor") or getattr(processor, "image_token_id", None) is None:
         raise BouquetError(
-            "the model sees no images",
+            "the model does not take images",
             where=f"task.name = 'vision', {model.name}, of type '{config.model_type}'",
             expected="a model that Transformers has an AutoModelForImageTextToText and a processor for",
-            got="no processor_config.json that names one" if support.sees(config) else "a model of words",
+            got="no processor_config.json that names one" if support.sees(config) else "a text-only model",
             cure="Choose a model such as a LLaVA, with its processor's files beside its weights.",
         )
     # One way of two to scale an image, so that a node sees what others see, whatever is installed there.
@@ -203,7 +203,7 @@ def commit(model: ModelConfig) -> str | None:
     try:
         # <cache>/snapshots/<commit>/config.json
         return Path(hf_hub_download(where, "config.json", revision=model.revision)).parent.name
-    except Exception as error:  # a boundary: whatever the hub's client raises, the model is what cannot be had
+    except Exception as error:  # a boundary: whatever the hub's client raises, the model is what cannot be opened
         raise _unusable(model, error) from error
 
 

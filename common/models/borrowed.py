@@ -1,4 +1,4 @@
-"""Another program's PEFT model, whose adapter is exchanged where it stands."""
+"""Another program's PEFT model, whose adapter is exchanged in place."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from common.error import RefusalError
 from common.models import base
 from common.models.adapted import LoraModel
 
-CURE = "Give the trainer one plain LoRA, the adapter 'default': a rank, an alpha, and the run's layers."
+CURE = "Give the trainer one plain LoRA, named 'default', with one rank, one alpha and the run's layers."
 SHOWN = 3
 """Names of a list that an error gives."""
 
@@ -55,14 +55,14 @@ class BorrowedModel(LoraModel):
         if own != run:
             missing, further = run.keys() - own.keys(), own.keys() - run.keys()
             differing = [layer for layer in run.keys() & own.keys() if own[layer] != run[layer]]
-            lists = {"no": missing, "also": further, "of another shape": differing}
+            lists = {"no": missing, "also": further, "of a different shape": differing}
             got = "; ".join(f"{word} {_listed(names)}" for word, names in lists.items() if names)
-            raise _unlike("other layers than the run's", "lora.targets", f"{len(run)} layers", got)
+            raise _unlike("layers other than the run's", "lora.targets", f"{len(run)} layers", got)
         if given.rank != wanted.rank:
-            raise _unlike("another rank than the run's", "lora.rank", str(wanted.rank), str(given.rank))
+            raise _unlike("a rank other than the run's", "lora.rank", str(wanted.rank), str(given.rank))
         if given.scale != wanted.scale:
             expected, got = f"{wanted.scale:g} (alpha / rank)", f"{given.scale:g}"
-            raise _unlike("another scale than the run's", "lora.alpha", expected, got)
+            raise _unlike("a scale other than the run's", "lora.alpha", expected, got)
 
 
 def _check_adapter(network: Any) -> None:
@@ -70,20 +70,20 @@ def _check_adapter(network: Any) -> None:
     if not isinstance(network, peft.PeftModel):
         raise _unlike("a model without an adapter", "peft_config", "a PEFT model", type(network).__name__)
     if list(network.peft_config) != ["default"]:
-        raise _unlike("another adapter than one", "peft_config", "'default'", ", ".join(network.peft_config))
+        raise _unlike("not exactly one adapter", "peft_config", "'default'", ", ".join(network.peft_config))
     modules = {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
     plain = [name for name, module in modules.items() if _is_plain(module)]
     if not modules or len(plain) < len(modules):
         kind = str(network.peft_config["default"].peft_type.value)  # type: ignore[union-attr]
-        got = f"{kind}, another one at {_listed(modules.keys() - set(plain))}" if modules else kind
-        raise _unlike("an adapter that is no plain LoRA", "peft_config", "LoRA's A and B on linear layers", got)
+        got = f"{kind}, a different one at {_listed(modules.keys() - set(plain))}" if modules else kind
+        raise _unlike("an adapter that is not plain LoRA", "peft_config", "LoRA's A and B on linear layers", got)
     factors = {f"{name}.lora_{part}.default.weight" for name in modules for part in "AB"}
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     if further := trained - factors:
-        raise _unlike("more is trained than an adapter", "requires_grad", "LoRA's A and B alone", _listed(further))
+        raise _unlike("more than an adapter is trained", "requires_grad", "only LoRA's A and B", _listed(further))
     if len(kinds := {(module.r["default"], module.scaling["default"]) for module in modules.values()}) > 1:
         got = ", ".join(f"rank {rank} at scale {scale:g}" for rank, scale in sorted(kinds))
-        raise _unlike("layers of several ranks or scales", "rank_pattern, alpha_pattern", "one", got)
+        raise _unlike("layers of different ranks or scales", "rank_pattern, alpha_pattern", "one", got)
 
 
 def _is_plain(module: Any) -> bool:
@@ -96,14 +96,14 @@ def _check_base(network: Any, model: ModelConfig) -> None:
     """Raise :class:`RefusalError` unless ``network`` is the run's base, held as the run has it."""
     held = _quantization(network)
     if held != model.quantization:
-        raise _unlike("a base that is held otherwise than the run's", "model.quantization", model.quantization, held)
+        raise _unlike("a base quantised differently from the run's", "model.quantization", model.quantization, held)
     name, revision = str(network.config.name_or_path), getattr(network.config, "_commit_hash", None)
     name = str(Path(name).resolve()) if name and Path(name).is_dir() else name
     if (name, revision) == (base.location(model.name), base.commit(model)):
         return
     own = model.model_copy(update={"name": name, "revision": revision or "main"})
     if not name or base.digest(own) != base.digest(model):
-        raise _unlike("another base model than the run's", "model.name", model.name, name or "a model without a name")
+        raise _unlike("a base model other than the run's", "model.name", model.name, name or "a model without a name")
 
 
 def _quantization(network: Any) -> str:

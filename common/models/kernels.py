@@ -1,4 +1,4 @@
-"""How one machine computes a model that is loaded: by which attention and kernels, and whether its blocks are compiled.
+"""How one machine computes a loaded model: by which attention and kernels, and whether its blocks are compiled.
 
 All are the machine's own (``attention``, ``compile``, ``kernels`` in the node's config): nodes of a run may differ,
 since what they train, send and are told apart by, the digest of the base, does not depend on it, but for the last bits
@@ -46,7 +46,7 @@ def check_gradient(node: NodeConfig, *, whole: bool) -> None:
     """Raise :class:`RefusalError` where blocks would be compiled in a run that looks into them for each example's."""
     if node.compile and not whole:
         raise RefusalError(
-            "compiled blocks do not tell the gradients of single examples",
+            "compiled blocks hide the gradients of single examples",
             where="compile, of the node's config",
             expected="false in a run with privacy.mode = 'example'",
             got="true",
@@ -58,15 +58,13 @@ def choose(model: LoraModel, node: NodeConfig) -> None:
     """Have a model computed as the node's config says. Raises :class:`RefusalError` where it cannot be."""
     check(node)
     if node.attention == "flash" and model.dtype not in (torch.float16, torch.bfloat16):
-        raise _refusal(
-            "attention", "flash", "a run in 16 bits, model.dtype = 'bfloat16' or 'float16'", str(model.dtype)
-        )
+        raise _refusal("attention", "flash", "a 16-bit run, model.dtype = 'bfloat16' or 'float16'", str(model.dtype))
     if node.attention != "auto":
         try:
             model.attend_by(FLASH if node.attention == "flash" else node.attention)
         except (ValueError, ImportError) as error:  # as Transformers says that a model has no such attention
             got = str(error).splitlines()[0]
-            raise _refusal("attention", node.attention, "one that the model has", got) from error
+            raise _refusal("attention", node.attention, "one that the model supports", got) from error
     if node.kernels == "liger":
         _fuse(model)
     if node.compile:
@@ -83,7 +81,7 @@ def _fuse(model: LoraModel) -> None:
 
 def _refusal(key: str, choice: str, expected: str, got: str) -> RefusalError:
     return RefusalError(
-        "a choice of the node's by which this machine cannot compute",
+        "a setting that this machine cannot compute with",
         where=f"{key} = '{choice}', of the node's config",
         expected=expected,
         got=got,

@@ -34,11 +34,11 @@ def bounded(task: TaskConfig, model: ModelConfig, *, private: bool) -> TaskConfi
     positions = base.positions(model)
     if task.max_length and positions and task.max_length > positions:
         raise BouquetError(
-            "task.max-length is more than the model has positions for",
+            "task.max-length exceeds the model's positions",
             where=f"model.name = '{model.name}'",
             expected=f"at most {positions}",
             got=str(task.max_length),
-            cure="Lower it, or leave it at 0, which goes by the model.",
+            cure="Lower it, or leave it at 0, which follows the model.",
         )
     if task.max_length:
         return task

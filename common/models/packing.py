@@ -1,4 +1,4 @@
-"""Batches without padding: a model's blocks see the tokens of all texts one behind the other.
+"""Batches without padding: a model's blocks see the tokens of all texts, concatenated.
 
 Most of a step is spent in linear layers, which do not care whose token a row is. So between the first block and the
 last, the N x T x d hidden states of a padded batch are the S x d of its tokens. Attention alone has to know the texts

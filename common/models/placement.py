@@ -26,7 +26,7 @@ def find_device(wanted: str) -> torch.device:
     except RuntimeError as error:
         raise BouquetError("an unknown device", where="device", expected="auto, cpu or cuda:0", got=wanted) from error
     if found.type == "meta":
-        raise BouquetError("a device that holds nothing", where="device", expected="auto, cpu or cuda:0", got=wanted)
+        raise BouquetError("a device that stores nothing", where="device", expected="auto, cpu or cuda:0", got=wanted)
     return found
 
 
@@ -44,7 +44,7 @@ def places(empty: nn.Module, *devices: torch.device) -> dict[str, torch.device]:
         return {"": devices[0]}
     if isinstance(empty, Pooled):
         raise BouquetError(
-            "a model with a head of our own cannot be split",
+            "a model with Bouquet's own head cannot be split",
             where="device, model.pooling = 'mean'",
             expected="one device",
             got="+".join(map(str, devices)),
@@ -70,7 +70,7 @@ def split(network: nn.Module, devices: Sequence[torch.device], room: Sequence[fl
             "a model without blocks cannot be split",
             where="device",
             got=type(network).__name__,
-            cure="Give the node one device, or let the run have another model.",
+            cure="Give the node one device, or choose another model for the run.",
         )
     sizes = [_size(block) for block in found]
     total = _size(network)

@@ -1,4 +1,4 @@
-"""Bases that were quantised before they came here: which are trained on as they are, and what that takes.
+"""Bases that come already quantised: which can be trained on as they are, and what that needs.
 
 NF4 and int8 of bitsandbytes are held as they were saved, and so are GPTQ and AWQ. The kernels of fp8 and of
 compressed-tensors have no backward pass: their weights are held in ``model.dtype``.
@@ -38,17 +38,17 @@ def check(config: PretrainedConfig, wanted: str, where: str) -> None:
         return
     if found == "none":
         raise BouquetError(
-            "the base model is not quantised, and Bouquet does not quantise in this way",
+            "the base model is not quantised, and Bouquet does not quantise to this format",
             where=f"{where}, model.quantization",
             expected="'nf4', 'int8' or 'none'",
             got=f"'{wanted}'",
-            cure="Choose one of these, or name a base that was saved so.",
+            cure="Choose one of these, or name a base that was saved that way.",
         )
     known = found in MADE_HERE or found in LIBRARIES
     raise BouquetError(
         "the base model has been quantised already",
         where=where,
-        expected=f"model.quantization = '{wanted}', of {'such a' if wanted in LIBRARIES else 'an unquantised'} base",
+        expected=f"model.quantization = '{wanted}', with {'such a' if wanted in LIBRARIES else 'an unquantised'} base",
         got=f"weights in {found}",
         cure=f"Set model.quantization = '{found}', or name the unquantised base: a merged export needs it."
         if known
@@ -66,7 +66,7 @@ def prepare(config: PretrainedConfig, wanted: str, heads: Sequence[str], where: 
     missing = [name for name in LIBRARIES.get(wanted, ()) if find_spec(name.replace("-", "_")) is None]
     if missing:
         raise BouquetError(
-            f"what reads a base in {wanted} is not installed",
+            f"the packages that read a base in {wanted} are not installed",
             where=where,
             expected=" and ".join(LIBRARIES[wanted]),
             got=f"no {' and no '.join(missing)}",

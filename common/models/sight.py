@@ -78,7 +78,7 @@ class ProcessorSight:
             )
         except Exception as error:  # a boundary: a processor is a program of somebody else's
             raise BouquetError(
-                "the model's processor does not take an image", where=self._where, got=f"{image.size}: {error}"
+                "the model's processor rejects an image", where=self._where, got=f"{image.size}: {error}"
             ) from error
         return read
 
@@ -101,13 +101,13 @@ class ProcessorSight:
             self._refuse(f"{', '.join(sorted(together))} of two, {', '.join(sorted(alone[0]))} of one")
         for name, value in together.items():
             if not torch.equal(value, torch.cat([one[name] for one in alone])):
-                self._refuse(f"another {name} of two images than of each")
+                self._refuse(f"a different {name} for two images than for each")
 
     def _refuse(self, got: str) -> None:
         raise BouquetError(
-            "images of several examples cannot be put together for this model",
+            "images of several examples cannot be batched for this model",
             where=f"{self._where}, of the processor {type(self._processor).__name__}",
-            expected="of several images what there is of each, one behind the other",
+            expected="for several images the values of each, concatenated",
             got=got,
             cure="Choose another model, such as a LLaVA.",
         )

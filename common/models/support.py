@@ -91,7 +91,7 @@ def check_output(network: Any, classes: int | None, where: str) -> None:
         logits = [network(input_ids=each, attention_mask=torch.ones_like(each)).logits for each in (tokens, other)]
     except Exception as error:  # a boundary: whatever the model raises, it cannot be trained
         raise BouquetError(
-            "the model cannot compute a text as it has been loaded",
+            "the model, as loaded, cannot process a text",
             where=where,
             got=f"{type(error).__name__}: {error}".splitlines()[0],
             cure="Try another model.quantization or model.dtype, or choose another model.",

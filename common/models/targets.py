@@ -1,4 +1,4 @@
-"""The layers of a base model that an adapter stands beside."""
+"""The layers of a base model that an adapter is attached to."""
 
 from collections.abc import Sequence
 

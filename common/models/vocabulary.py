@@ -1,4 +1,4 @@
-"""A base model and its tokenizer, made to agree: what pads, what ends, and how long a text may be."""
+"""A base model and its tokenizer, made to agree: padding, end tokens, and how long a text may be."""
 
 import sys
 from collections.abc import Iterable

@@ -26,7 +26,7 @@ def check_whole(found: Mapping[str, Collection[Any]], fresh: Collection[str], wh
     if lost:
         more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
         raise BouquetError(
-            "the checkpoint lacks weights of the model, or has them in another shape",
+            "the checkpoint lacks weights of the model, or has them in a different shape",
             where=where,
             expected="every weight but the head's",
             got=f"no {', '.join(lost[:SHOWN])}{more}",
@@ -47,7 +47,7 @@ def check_files(folder: str) -> None:
                 "a weight file cannot be read",
                 where=str(file),
                 expected="a whole safetensors file",
-                got="a pointer of git-lfs" if pointer else f"{file.stat().st_size:,} bytes ({error})",
+                got="a git-lfs pointer" if pointer else f"{file.stat().st_size:,} bytes ({error})",
                 cure="Fetch it with 'git lfs pull'." if pointer else "Download it again.",
             ) from error
 

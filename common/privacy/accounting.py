@@ -107,7 +107,7 @@ def noise_multiplier(
         raise BouquetError(
             "no noise is enough",
             where="privacy.epsilon",
-            expected=f"what {steps} steps of sample rate {sample_rate:.4g} can keep to at delta {delta:g}",
+            expected=f"an epsilon that {steps} steps of sample rate {sample_rate:.4g} can meet at delta {delta:g}",
             got=f"{target:g}",
             cure="Raise privacy.epsilon, lower train.steps or num-server-rounds, or set privacy.accountant = 'prv'.",
         )
@@ -195,7 +195,7 @@ def _curve(noise: float, rate: float) -> Any:
 
 def _check(name: str, value: float, valid: bool, expected: str) -> None:
     if not valid:
-        raise BouquetError("a release that cannot be accounted", where=name, expected=expected, got=str(value))
+        raise BouquetError("a release that cannot be accounted for", where=name, expected=expected, got=str(value))
 
 
 @contextmanager

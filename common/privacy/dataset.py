@@ -1,4 +1,4 @@
-"""When two data sets are of the same records, for budgets that are kept by data set.
+"""When two data sets hold the same records, for budgets that are kept per data set.
 
 The digest of a record is coarse on purpose. What makes two records one in it, though they are two, lets them share a
 budget; what made one record two would give it a second budget.
@@ -40,7 +40,7 @@ class DataSet:
         ``fields``.
         """
         if not fields:
-            raise RefusalError("a budget by data set without the fields that records are known by", where="fields")
+            raise RefusalError("a budget per data set without the fields that identify a record", where="fields")
         names = sorted(set(fields))
         return cls.build(",".join(names), frozenset(_digest(record, names) for record in records))
 

@@ -1,4 +1,4 @@
-"""The Gaussian mechanism: clipping, and noise on a grid that no seed gives.
+"""The Gaussian mechanism: clipping, and unseeded noise on a grid.
 
 A floating-point Gaussian gives its input away: some outputs are possible for one data set and impossible for its
 neighbour (Mironov, CCS 2012). Here a sum S is rounded to a grid of step g and gets ``g round(sigma z / g)``, z standard

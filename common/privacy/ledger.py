@@ -1,4 +1,4 @@
-"""What the data of a node has cost, as a file: one row a release, chained by hashes so that a change shows.
+"""What the data of a node has cost, as a file: one row per release, chained by hashes so that changes are detected.
 
 A node writes it (``client_app/budget.py``); its operator reads it (``bouquet ledger``). It belongs to the node, not to
 a run, so that runs and restarts compose. Outside its folder lies the *witness*, the number and the digest of a row that
@@ -162,7 +162,7 @@ def load(directory: Path, witness: Path) -> Book:
             where=str(witness),
             expected=f"the number and the digest of a row of {path(directory)}",
             got="no such file",
-            cure="If it lies elsewhere, name it (privacy-witness, --witness). If it alone was lost, write `N D` into "
+            cure="If it is elsewhere, name it (privacy-witness, --witness). If it alone was lost, write `N D` into "
             "it (mode 0600), from the newest line `privacy budget: row N, head D` in this machine's journal. Else: "
             f"{LOST}",
         )
@@ -207,7 +207,7 @@ def append(directory: Path, witness: Path, head: Head, entry: Entry, dataset: Da
 def _check_places(directory: Path, witness: Path) -> None:
     if directory.absolute() in witness.absolute().parents:
         raise RefusalError(
-            "the witness of the privacy ledger lies in the folder that it is to watch",
+            "the witness of the privacy ledger lies in the folder that it guards",
             where=str(witness),
             expected=f"a file outside {directory}",
         )
@@ -290,5 +290,9 @@ def _connect(file: Path) -> Iterator[sqlite3.Connection]:
 
 def _broken(file: Path, row: str, expected: str, got: str) -> RefusalError:
     return RefusalError(
-        "the privacy ledger is not as it was written", where=f"{file}, {row}", expected=expected, got=got, cure=LOST
+        "the privacy ledger differs from what was written",
+        where=f"{file}, {row}",
+        expected=expected,
+        got=got,
+        cure=LOST,
     )

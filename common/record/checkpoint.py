@@ -1,4 +1,4 @@
-"""The federation's state on disk, one file a round.
+"""The federation's state on disk, one file per round.
 
 A checkpoint is a safetensors file whose metadata holds round, scale, rule and seed, and a digest of them and the
 tensors. It appears by one rename; one that is torn or altered is recognised by its digest, and the one before it is
@@ -88,8 +88,8 @@ def latest(folder: Path, rule: str) -> State | None:
         raise BouquetError(
             "no checkpoint of this run can be read",
             where=str(folder),
-            got=f"{len(found)}; what is wrong with each is above",
-            cure="Resume with the release and the rule that wrote them, or start a run of another name.",
+            got=f"{len(found)}; their errors are above",
+            cure="Resume with the release and the rule that wrote them, or start a run with another name.",
         )
     return None
 

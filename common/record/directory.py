@@ -74,7 +74,7 @@ def make_folder(folder: Path, *, resume: bool) -> None:
     """
     if (folder / CHECKPOINTS).is_dir() and not resume:
         raise BouquetError(
-            "there is a run of this name already",
+            "a run with this name already exists",
             where=str(folder),
             cure="Choose another run-name, or set resume = true to continue it.",
         )

@@ -1,4 +1,4 @@
-"""What every event of a run has; ``events.py`` has a class a phase."""
+"""What every event of a run has; ``events.py`` has a class per phase."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""The events of a run: a dataclass a phase, a line of ``metrics.jsonl`` each.
+"""The events of a run: a dataclass per phase, each a line of ``metrics.jsonl``.
 
 A line holds ``phase``, ``round``, ``elapsed`` and the phase's own fields. What an event says is checked where it is
 made; what a line says is read with tolerance, since another release may have written it, or a node may be quoted in it.

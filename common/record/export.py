@@ -101,7 +101,7 @@ def read(folder: Path) -> Exported:
             where=str(folder),
             expected=f"adapter_config.json, adapter_model.safetensors and {ABOUT}",
             got=f"{type(error).__name__}: {error}",
-            cure="Runs leave such folders, and so does bouquet export.",
+            cure="Runs and bouquet export write such folders.",
         ) from error
     return Exported(state, settings)
 

@@ -91,9 +91,9 @@ def _folder(model: ModelConfig) -> Path:
     wanted = [SETTINGS, WEIGHTS, POOLED_HEAD, "adapter_model.bin"]
     try:
         return Path(snapshot_download(name, revision=model.adapter_revision, allow_patterns=wanted))
-    except Exception as error:  # a boundary: whatever the hub's client raises, the adapter is what cannot be had
+    except Exception as error:  # a boundary: whatever the hub's client raises, the adapter is what cannot be opened
         raise BouquetError(
-            "the adapter cannot be had",
+            "the adapter cannot be opened",
             where="model.adapter, model.adapter-revision",
             got=f"'{name}' at '{model.adapter_revision}' ({(str(error) or type(error).__name__).splitlines()[0]})",
             cure="Name an absolute path, or a hub id (offline: in the hub cache).",
@@ -109,7 +109,7 @@ def _settings(folder: Path) -> Mapping[str, Any]:
         raise _unreadable(folder / SETTINGS, error) from error
     if kind != "LORA":
         raise BouquetError(
-            "the adapter is no LoRA", where=f"{folder / SETTINGS}, peft_type", expected="LORA", got=str(kind)
+            "the adapter is not a LoRA", where=f"{folder / SETTINGS}, peft_type", expected="LORA", got=str(kind)
         )
     plain: dict[str, Any] = peft.LoraConfig().to_dict()  # type: ignore[no-untyped-call]
     for key in sorted(told.keys() - UNDERSTOOD - ELSEWHERE):
@@ -117,15 +117,15 @@ def _settings(folder: Path) -> Mapping[str, Any]:
             raise BouquetError(
                 "the adapter is more than a LoRA",
                 where=f"{folder / SETTINGS}, {key}",
-                expected="an adapter of A and B alone",
+                expected="an adapter with only A and B",
                 got=str(told[key])[:80],
                 cure="Merge it into its base with PEFT's merge_and_unload, and name that as model.name.",
             )
     if start not in STARTS:
         raise BouquetError(
-            "the adapter stands on a base that its start has changed",
+            "the adapter belongs to a base that its initialisation changed",
             where=f"{folder / SETTINGS}, init_lora_weights",
-            expected="an adapter of the base as it is",
+            expected="an adapter of the unchanged base",
             got=str(start),
             cure="Save it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...).",
         )
@@ -141,7 +141,7 @@ def _named(folder: Path, prefix: str) -> Tensors:
             where=str(folder),
             expected=WEIGHTS,
             got="adapter_model.bin, a pickle, which may run code" if pickled else "none",
-            cure="Load it with PEFT where you trust it, and save it again." if pickled else "",
+            cure="If you trust it, load it with PEFT and save it again." if pickled else "",
         )
     named, unknown = Tensors(), []
     try:
@@ -154,7 +154,7 @@ def _named(folder: Path, prefix: str) -> Tensors:
             named |= {key_of(name): tensor for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(folder, error) from error
-    _check_known(folder, unknown, (), "tensors that are no factors of a LoRA", "")
+    _check_known(folder, unknown, (), "tensors that are not factors of a LoRA", "")
     return named
 
 
@@ -175,7 +175,7 @@ def _check_fits(folder: Path, named: Tensors, shapes: Mapping[Key, tuple[int, ..
                 where=f"{folder}, {key}",
                 expected=f"shape {shape}",
                 got=got,
-                cure=f"Its base is {base}: name that, or its like, as model.name.",
+                cure=f"Its base is {base}: name that, or an equivalent, as model.name.",
             )
 
 

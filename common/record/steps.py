@@ -1,4 +1,4 @@
-"""How far the nodes of this machine are within their rounds: a small file of each node's own, while it trains.
+"""Progress of this machine's nodes within their rounds: a small file of each node's own, while it trains.
 
 It is for whoever stands at the machine, and nothing of it is in a message or in the record of a run. Of a private round
 it holds no figure that is counted from records (docs/privacy.md).

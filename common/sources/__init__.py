@@ -1,1 +1,1 @@
-"""Where examples come from: one reader for every file, and how records are dealt out."""
+"""Where examples come from: one reader for every file, and how records are divided among nodes."""

@@ -47,8 +47,8 @@ class Counts:
         records = whole.get("records", 0)
         if set(whole) != known or set(numbers) != known or sum(left_out.values()) + whole["cut"] > records:
             raise BouquetError(
-                "counts of a data set of unknown form",
-                expected=f"whole numbers from 0 that fit each other: {', '.join(sorted(known))}",
+                "malformed counts of a data set",
+                expected=f"consistent whole numbers from 0: {', '.join(sorted(known))}",
                 got=f"{len(numbers)} others",
             )
         return cls(records, left_out, whole["cut"], whole["examples"], whole["length"])

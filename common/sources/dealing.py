@@ -1,4 +1,4 @@
-"""Where examples come from, and how a plain run deals them out to its nodes.
+"""Where examples come from, and how a plain run divides them among its nodes.
 
 A private run's dealing, which knows no other record, is in ``common/sources/stable.py``.
 """
@@ -92,7 +92,7 @@ def _partition(found: Sequence[Placed], data: DataConfig, node: NodeConfig, seed
                 return _chosen(found, partitioner.load_partition(node.partition_id))
     except ValueError as error:
         raise BouquetError(
-            "the records cannot be dealt out to so many nodes",
+            "the records cannot be divided among so many nodes",
             where=f"data.partition = '{data.partition}', data.dirichlet-alpha = {data.dirichlet_alpha:g}",
             expected=f"at least 2 for each of {node.num_partitions} nodes",
             got=f"{len(found)} records",

@@ -46,11 +46,11 @@ def words(value: Any, name: str) -> str:
     if isinstance(value, int | float | Decimal | date | time):
         return str(value)
     raise BouquetError(
-        "a field is not a text",
+        "a field is not text",
         where=f"field '{name}'",
-        expected="a text, a number, true or false",
+        expected="text, a number, true or false",
         got="a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__,
-        cure="Set task.name=chat for conversations; else name another field with the task.* keys.",
+        cure="Set task.name=chat for conversations; otherwise name another field with the task.* keys.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Which files a source of data is, and whether they are still what they were."""
+"""Which files make up a data source, and whether they have changed."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,17 +32,17 @@ def files(source: str, setting: str = "data.source") -> list[Path] | None:
         found = [path] if path.is_file() else sorted(file for file in path.iterdir() if form(file))
         if not found or not all(map(form, found)):
             raise BouquetError(
-                "no file of a known form",
+                "no file in a known format",
                 where=str(path),
                 expected=f"{', '.join(FORMS)} (or .gz or .zst of one)",
                 got=path.name,
             )
         if len(kinds := sorted({form(file) for file in found})) > 1:
             raise BouquetError(
-                "files of several forms in one folder",
+                "files of several formats in one folder",
                 where=str(path),
                 got=", ".join(kinds),
-                cure="Name one file, or leave files of one form in the folder.",
+                cure="Name one file, or keep only files of one format in the folder.",
             )
         return found
     if path.is_absolute() or source.startswith((".", "~")) or form(path):

@@ -73,7 +73,7 @@ class ImageFile:
         except BouquetError:
             raise
         except reader.UnidentifiedImageError as error:
-            raise self._unreadable("another form, or none") from error
+            raise self._unreadable("another format, or none") from error
         except Exception as error:  # a boundary: decoders raise whatever they come upon
             raise self._unreadable(f"{type(error).__name__}: {error}") from error
 
@@ -89,7 +89,7 @@ class ImageFile:
         if width * height > MOST_PIXELS:
             raise self._too_large(f"at most {MOST_PIXELS:,} pixels", f"{width:,} x {height:,}")
         if max(width, height) > MOST_RATIO * min(width, height):
-            raise self._too_large(f"sides of 1 to {MOST_RATIO} at most", f"{width:,} x {height:,}")
+            raise self._too_large(f"an aspect ratio of at most {MOST_RATIO}", f"{width:,} x {height:,}")
 
     def _too_large(self, expected: str, got: str) -> BouquetError:
         return BouquetError(
@@ -140,7 +140,7 @@ def _decoded(url: str, name: str) -> bytes:
     header, comma, encoded = url.partition(",")
     try:
         if not comma or not header.endswith(";base64"):
-            raise ValueError("no base64")
+            raise ValueError("invalid base64")
         return _bounded(base64.b64decode(encoded, validate=True), name)
     except ValueError as error:
         raise _no_image(name, f"a data URL that cannot be read ({error})") from error
@@ -160,7 +160,7 @@ def _bounded(content: bytes, name: str) -> bytes:
 def _within(path: str, name: str, folder: Path | None) -> Path:
     """The file that a path means. Raises :class:`BouquetError` unless it is one, within the folder."""
     if folder is None:
-        raise _no_image(name, "a path, in data that are in no folder")
+        raise _no_image(name, "a path, in data that is not in a folder")
     try:
         root = folder.resolve(strict=True)
         file = (root / path).resolve(strict=True)
@@ -170,7 +170,7 @@ def _within(path: str, name: str, folder: Path | None) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         raise _no_image(name, f"{path[:80]!r} ({type(error).__name__})") from error
     if inside:
-        raise _no_image(name, f"{path[:80]!r}, which is no file")
+        raise _no_image(name, f"{path[:80]!r}, which is not a file")
     raise BouquetError(
         "an image outside the data's folder",
         where=f"field '{name}'",
@@ -182,7 +182,7 @@ def _within(path: str, name: str, folder: Path | None) -> Path:
 
 def _no_image(name: str, got: str) -> BouquetError:
     return BouquetError(
-        "a field names no image",
+        "a field does not hold an image",
         where=f"field '{name}'",
         expected="the path of a file, relative to the data's folder, a data URL, or the bytes of a file",
         got=got,
@@ -204,7 +204,7 @@ def pillow() -> tuple[Any, Any]:
         from PIL import Image, ImageOps  # an optional dependency
     except ImportError as error:
         raise BouquetError(
-            "what reads images is not installed",
+            "the library that reads images is not installed",
             where="task.name = 'vision'",
             expected="Pillow",
             cure="pip install 'bouquet[vision]', or pip install pillow.",

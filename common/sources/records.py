@@ -84,7 +84,7 @@ def values(found: Sequence[Placed], name: str) -> list[str]:
         raise BouquetError(
             "records without a value in the partition field",
             where=f"data.partition-field = '{name}'",
-            expected="a value in each, which says whose the record is",
+            expected="a value in each record, which says whose it is",
             got=told(empty, len(found)),
             cure="Correct them, name another field, or set data.partition = 'iid'.",
         )
@@ -182,7 +182,7 @@ def _table(opened: io.BufferedReader, delimiter: str) -> Iterator[Found]:
         yield "", BouquetError("the header of a table cannot be read", got=str(error), cure="Save it as CSV in UTF-8.")
         return
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        yield "", BouquetError("two columns of one name", got=", ".join(twice), cure="Give each a name of its own.")
+        yield "", BouquetError("two columns with the same name", got=", ".join(twice), cure="Give each its own name.")
         return
     while True:
         try:
@@ -208,7 +208,7 @@ def _cells(header: list[str], row: list[str]) -> Record | BouquetError:
             "a row has more cells than the header",
             expected=f"{len(header)} ({', '.join(header)})",
             got=str(len(row)),
-            cure="Put a text that holds the delimiter in quotation marks.",
+            cure="Quote text that contains the delimiter.",
         )
     return dict.fromkeys(header) | {name: cell or None for name, cell in zip(header, row, strict=False)}
 
@@ -219,7 +219,7 @@ def _texts(opened: io.BufferedReader, _: str) -> Iterator[Found]:
             yield (
                 f":{number}",
                 BouquetError(
-                    "a line is no text",
+                    "a line is not text",
                     expected="UTF-8",
                     got="zero bytes, as UTF-16 has",
                     cure="Save the file in UTF-8.",
@@ -250,8 +250,8 @@ def _object(line: str) -> Record | BouquetError:
     try:
         value = json.loads(line, parse_int=_whole_number)
     except (ValueError, RecursionError):
-        cure = "A file in UTF-16 has to be saved as UTF-8." if "\0" in line else ""
-        return BouquetError("a line is not JSON", expected="one JSON object a line", got=line.strip()[:80], cure=cure)
+        cure = "A UTF-16 file must be saved as UTF-8." if "\0" in line else ""
+        return BouquetError("a line is not JSON", expected="one JSON object per line", got=line.strip()[:80], cure=cure)
     return _usable(value)
 
 
@@ -263,7 +263,7 @@ def _whole_number(digits: str) -> int | str:
 def _usable(value: Any) -> Record | BouquetError:
     """An object; not one that is nested so deeply that whatever reads it again may fail."""
     if not isinstance(value, dict):
-        return BouquetError("a record is not an object", expected="one JSON object a record", got=repr(value)[:80])
+        return BouquetError("a record is not an object", expected="one JSON object per record", got=repr(value)[:80])
     if not _shallow(value):
         return BouquetError("a record is nested too deeply", expected=f"at most {DEEPEST} levels", got="more")
     return value

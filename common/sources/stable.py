@@ -1,4 +1,4 @@
-"""The records of a private node, dealt out each by itself: one more in its data is one more here, and no other changes.
+"""The records of a private node, each assigned independently: one more in its data is one more here, no other changes.
 
 Everything between the file and the engine is *1-stable*: each record is read, dealt out, kept or left out by itself. So
 nothing here shuffles, counts or cuts off; what has to choose does it by a hash of the record's own content. A record

@@ -1,4 +1,4 @@
-"""What a model is taught, one task a file, and the list of them."""
+"""What a model learns, one task per file, and the list of them."""
 
 from collections.abc import Mapping
 

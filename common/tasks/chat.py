@@ -1,4 +1,4 @@
-"""Conversations, of which only the assistant's turns are predicted and scored."""
+"""Conversations: only the assistant's turns are predicted and scored."""
 
 import random
 from collections.abc import Mapping, Sequence

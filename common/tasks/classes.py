@@ -32,7 +32,7 @@ class Classes:
                 where=f"field '{self._field}'",
                 expected=self._expected,
                 got=repr(got)[:80],
-                cure="Set task.classes to the labels in their order, with commas, or task.labels to their number.",
+                cure="Set task.classes to the labels in order, separated by commas, or task.labels to their number.",
             )
         return number
 

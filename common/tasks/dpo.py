@@ -1,4 +1,4 @@
-"""Direct preference optimisation: of two replies the better one gets likelier.
+"""Direct preference optimisation: the better of two replies becomes more likely.
 
 Rafailov et al., *Direct Preference Optimization: Your Language Model is Secretly a Reward Model*, arXiv:2305.18290.
 

@@ -1,4 +1,4 @@
-"""Embeddings: texts that belong together come to lie together, and apart from others.
+"""Embeddings: texts that belong together move together, and apart from others.
 
 InfoNCE over cosine similarities (van den Oord et al., *Representation Learning with Contrastive Predictive Coding*,
 arXiv:1807.03748), with in-batch negatives the multiple-negatives ranking loss of Henderson et al., *Efficient Natural

@@ -1,4 +1,4 @@
-"""What the tasks share in which a head says something of a text, or of a pair."""
+"""What tasks share in which a head predicts something about a text, or a pair of texts."""
 
 import random
 from abc import abstractmethod

@@ -1,4 +1,4 @@
-"""Instructions, of which only the answer is predicted and scored."""
+"""Instructions: only the answer is predicted and scored."""
 
 import random
 from collections.abc import Mapping

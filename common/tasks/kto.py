@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: from replies of which each is desirable or not, without pairs.
+"""Kahneman-Tversky optimisation: from replies that are each desirable or not, without pairs.
 
 Ethayarajh et al., *KTO: Model Alignment as Prospect Theoretic Optimization*, arXiv:2402.01306, equation 7.
 
@@ -46,9 +46,9 @@ class Kto(Preference):
             raise LeftOut("label")
         if (side := SAYS.get(label(said))) is None:
             raise BouquetError(
-                "a label that says neither",
+                "a label that is neither true nor false",
                 where=f"field '{self.config.label}'",
-                expected="true or 1 for a desirable reply, false or 0 for another",
+                expected="true or 1 for a desirable reply, false or 0 otherwise",
                 got=repr(said)[:80],
             )
         prompt, (reply,) = self.prompted(record, [self.config.answer])

@@ -1,4 +1,4 @@
-"""Several labels for a text: of every class whether it is one of them.
+"""Several labels for a text: for each class, whether it applies.
 
     L_i = 1/C sum_c BCE(z_ic, y_ic)        a class is said where z_ic > 0
 
@@ -55,7 +55,7 @@ class MultiLabel(Classed):
         found = [self._classes.number(self._word(each), each) for each in given]
         if len(set(found)) < len(found):
             raise BouquetError(
-                "a label stands twice",
+                "a label occurs twice",
                 where=f"field '{self.config.label}'",
                 expected=f"each class once, or a 0 or 1 for each of {len(self.classes)}",
                 got=repr(given)[:80],
@@ -77,7 +77,7 @@ class MultiLabel(Classed):
 
     def _word(self, value: Any) -> str:
         if not (said := words(value, self.config.label)):
-            raise BouquetError("a label without a word", where=f"field '{self.config.label}'", got=repr(value))
+            raise BouquetError("an empty label", where=f"field '{self.config.label}'", got=repr(value))
         return said
 
     def any_label(self, draw: random.Random) -> list[str]:

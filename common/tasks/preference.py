@@ -1,4 +1,4 @@
-"""What the tasks share that learn from preferences: prompts, replies, and the base.
+"""What tasks share that learn from preferences: prompts, replies, and the base.
 
     r(x, y) = log p(y | x) - log p_base(y | x)        the reward is beta r
 
@@ -87,7 +87,7 @@ class Preference(Task):
 
     def _without_prompt(self, replies: Sequence[str]) -> BouquetError:
         return BouquetError(
-            "a reply to nothing",
+            "a reply without a prompt",
             where=f"field '{self.config.prompt}'",
             expected=f"a prompt, or conversations in {' and '.join(replies)} that begin with the same one",
             got="neither",
@@ -97,7 +97,7 @@ class Preference(Task):
     def ratios(self, output: Output) -> Tensor:
         """What r is of every row of a batch: 2 N values."""
         if output.reference is None:
-            raise ValueError("a preference is learned against the base, whose values are not there")
+            raise ValueError("preferences are learned against the base, whose values are missing")
         # Values are losses: the logarithm of a probability with the other sign.
         return output.reference().float().sum(1) - output.values.float().sum(1)
 

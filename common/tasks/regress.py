@@ -52,7 +52,7 @@ class Regress(Headed):
         return [f"{self._least + self._span * share:g}" for share in example.labels]
 
     def facts(self) -> Mapping[str, str]:
-        return {"labels": f"from {self._least:g} to {self._most:g}, which the head says as 0 and 1"}
+        return {"labels": f"from {self._least:g} to {self._most:g}, which the head outputs as 0 and 1"}
 
     def readings(self, values: Tensor) -> Mapping[str, float]:
         """The number, in its own unit."""
@@ -71,7 +71,7 @@ class Regress(Headed):
                 where=f"field '{self.config.label}'",
                 expected=f"a number from {self._least:g} to {self._most:g}",
                 got=repr(record[self.config.label])[:80],
-                cure="Set task.range to the least and the most that a label may be, such as '0,5'.",
+                cure="Set task.range to the lowest and the highest label, such as '0,5'.",
             )
         return [(number - self._least) / self._span]
 

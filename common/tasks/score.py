@@ -1,4 +1,4 @@
-"""Sums over held-out examples, of which a task's figures are made."""
+"""Sums over held-out examples, from which a task's figures are computed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

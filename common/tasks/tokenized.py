@@ -1,4 +1,4 @@
-"""What a tokenizer makes of texts, whatever becomes of it over them."""
+"""What a tokenizer makes of texts, whatever errors they cause in it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,4 +33,4 @@ def tokenizing() -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise BouquetError("the tokenizer breaks down over a text", got=str(error)) from error
+        raise BouquetError("the tokenizer fails on a text", got=str(error)) from error

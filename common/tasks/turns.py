@@ -80,7 +80,7 @@ def turn_of(turn: Any, field: str) -> Turn:
     who, said = named.get("role", named.get("from")), named.get("content", named.get("value"))
     if (role := ROLES.get(str(who).casefold())) is None:
         raise BouquetError(
-            "a turn of nobody's",
+            "a turn with an unknown role",
             where=f"field '{field}'",
             expected=f"one of {', '.join(ROLES)} as its 'role' or 'from'",
             got=repr(who)[:80],
@@ -187,8 +187,8 @@ def _rendered(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools
         return _applied(turns, tokenizer, tools, **options)
     except Exception as error:  # a boundary: a template is a program of somebody else's
         raise BouquetError(
-            "the model's chat template does not take a conversation",
-            expected="turns in the order and of the roles that its template knows",
+            "the model's chat template rejects a conversation",
+            expected="turns with the roles and in the order that its template allows",
             got=f"{', '.join(str(turn['role']) for turn in turns)} ({error})",
         ) from error
 
@@ -225,8 +225,8 @@ def _around(turns: Sequence[Turn], tokenizer: "PreTrainedTokenizerBase", tools: 
     place = after.rfind(_content(last)) if _content(last) else -1
     if place < 0:
         raise BouquetError(
-            "the model's chat template changes what was said before a turn",
-            expected="the same text before the assistant's turn, with the turn and without it",
+            "the model's chat template changes the text before a turn",
+            expected="the same text before the assistant's turn, with and without that turn",
             cure="Choose a model with another template, or give its tokenizer one.",
         )
     return before, before + after[place:]

@@ -107,7 +107,7 @@ class Vision(Instruct):
     @property
     def _eyes(self) -> Sight:
         if self._sight is None:
-            raise ValueError("a task of images that no model has been given to see them")
+            raise ValueError("an image task without a model that takes images")
         return self._sight
 
     def _turns(self, record: Mapping[str, Any], count: int) -> list[Turn]:
@@ -127,9 +127,9 @@ class Vision(Instruct):
             for mark in {MARK, self._eyes.mark} - ({MARK} if turn["role"] == "user" else set()):
                 if mark in turn["content"]:
                     raise BouquetError(
-                        "the mark of an image where none can be",
-                        expected=f"{MARK} alone, and where the user says something",
-                        got=f"{mark} in a turn of the {turn['role']}'s",
+                        "an image placeholder where none is allowed",
+                        expected=f"only {MARK}, and only in the user's turns",
+                        got=f"{mark} in a turn of the {turn['role']}",
                     )
         own = [turn for turn in turns if turn["role"] == "user"]
         marks = sum(turn["content"].count(MARK) for turn in own)
@@ -141,7 +141,7 @@ class Vision(Instruct):
             ]
         if marks != count:
             raise BouquetError(
-                "images and their marks differ in number",
+                "the numbers of images and placeholders differ",
                 expected=f"as many {MARK} in the user's turns as images, or none",
                 got=f"{marks} for {count}",
             )
@@ -159,7 +159,7 @@ class Vision(Instruct):
         got = max(len(self._places(tokens)) for tokens, _ in read)
         if not least <= got <= most:
             raise BouquetError(
-                "the model's chat template does not write the images of a conversation",
+                "the model's chat template does not render the images of a conversation",
                 expected=f"{self._eyes.mark} for each of {least}",
                 got=str(got),
                 cure="Choose a model whose template does, or give its tokenizer one.",

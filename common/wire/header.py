@@ -93,8 +93,8 @@ def read_header(record: "ArrayRecord", most: int = MOST_TENSORS) -> Header:
     """
     if set(record) - {"mask"} != {"header", "values"}:
         raise BouquetError(
-            "a message of unknown form",
-            expected="the arrays header and values, and perhaps mask",
+            "a message in an unknown format",
+            expected="the arrays header and values, and optionally mask",
             got=", ".join(sorted(record)) or "none",
         )
     inflate = zlib.decompressobj()
@@ -104,7 +104,7 @@ def read_header(record: "ArrayRecord", most: int = MOST_TENSORS) -> Header:
         if not inflate.eof or inflate.unused_data:
             raise BouquetError("a message header is too long or cut short", expected=f"at most {longest:,} bytes")
         if text.count(b",") > COMMAS_A_TENSOR * most + SPARE_COMMAS:
-            raise BouquetError("a message header names too much", expected=f"at most {most:,} tensors")
+            raise BouquetError("a message header names too many tensors", expected=f"at most {most:,} tensors")
         return Header.model_validate_json(text)
     except zlib.error as error:
         raise BouquetError("a message header cannot be read", got=str(error)) from error
@@ -143,5 +143,5 @@ def check_header(header: Header, kind: str, rule: str) -> Header:
 def raw(record: "ArrayRecord", name: str) -> bytes:
     """The bytes of one array; what Flower's own fields say of it is not looked at."""
     if record[name].stype != FORM:
-        raise BouquetError("an array of unknown form", where=name, expected=FORM, got=record[name].stype[:80])
+        raise BouquetError("an array in an unknown format", where=name, expected=FORM, got=record[name].stype[:80])
     return record[name].data

@@ -129,7 +129,7 @@ def unpack_update(
     if header.relative:
         start = {key: _start(received or {}, key, tensor, header.slots) for key, tensor in tensors.items()}
         known = {key: tuple(tensor.shape) for key, tensor in start.items() if tensor.numel()}
-        check_shapes(tensors, known, "an update is a difference from what was never sent")
+        check_shapes(tensors, known, "an update is a difference from a state that was never sent")
         tensors = {key: tensor + start[key] for key, tensor in tensors.items()}
     return header, _update(header, tensors)
 

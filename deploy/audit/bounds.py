@@ -1,4 +1,4 @@
-"""How much privacy was lost at least, from how often a guesser was right.
+"""A lower bound on the privacy lost, from how often a guesser was right.
 
 Both bounds hold for every mechanism, since they are about guesses and know nothing of the mechanism; what they are sure
 of is a share of all audits. An audit that says little has tried little: only a bound above the claim proves anything.

@@ -1,4 +1,4 @@
-"""Canaries: records that are unlike all others, so that a trace of them is easy to see.
+"""Canaries: records unlike all others, so that traces of them are easy to see.
 
 A canary is what one of two neighbouring data sets has more: a record, or where a person is protected, all the records
 of a person. They are made of the operator's own records, so that they have all their fields, and of the vocabulary.

@@ -46,12 +46,16 @@ def add_to(commands: Commands) -> None:
     """Add the subcommand."""
     parser = commands.add_parser("audit", help="try to break the promise of a private run", description=EXAMPLE)
     default = Wanted()
-    parser.add_argument("--method", choices=METHODS, default=default.method, help="how canaries are looked for")
-    parser.add_argument("--canaries", type=int, default=default.canaries, help="how many, for one-run")
-    parser.add_argument("--runs", type=int, default=0, help="of the node: 1 for one-run, 100 pairs for paired")
-    parser.add_argument("--confidence", type=float, default=default.confidence, help="of the lower bound of epsilon")
-    parser.add_argument("--policy", default="", metavar="FILE", help="the node's own (default: one that allows all)")
-    parser.add_argument("--nodes", type=int, default=1, help="deal the data out to so many, and audit the first")
+    parser.add_argument("--method", choices=METHODS, default=default.method, help="how canaries are searched for")
+    parser.add_argument("--canaries", type=int, default=default.canaries, help="the number of canaries, for one-run")
+    parser.add_argument("--runs", type=int, default=0, help="runs of the node: 1 for one-run, 100 pairs for paired")
+    parser.add_argument(
+        "--confidence", type=float, default=default.confidence, help="confidence of the lower bound on epsilon"
+    )
+    parser.add_argument(
+        "--policy", default="", metavar="FILE", help="the node's own policy (default: one that allows everything)"
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="divide the data among so many nodes, and audit the first")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="run config, or a TOML file of it")
     parser.set_defaults(work=_work)
 
@@ -67,7 +71,7 @@ def _work(options: argparse.Namespace) -> int:
     for finding in audit(config, wanted, say):
         say(str(finding))
         held &= finding.held
-    say("nothing was found" if held else "THE PROMISE IS BROKEN")
+    say("no violation was found" if held else "THE PROMISE IS BROKEN")
     return 0 if held else 1
 
 
@@ -106,7 +110,7 @@ def audit(config: RunConfig, wanted: Wanted, say: Callable[[str], None]) -> Iter
         trial = trials.one_run if wanted.method == "one-run" else trials.paired
         yield trial(bench, own, canaries, wanted.runs or RUNS[wanted.method], wanted.confidence, say)
         if bench.failed:
-            say(f"the node told its operator {bench.failed} times that training failed with its records")
+            say(f"{bench.failed} times the node reported to its operator that training failed with its records")
 
 
 def _invariants(bench: "Bench", own: Sequence["Record"], canaries: Sequence["Canary"]) -> Iterator[Finding]:
@@ -138,9 +142,9 @@ def _check(config: RunConfig, wanted: Wanted) -> None:
         raise BouquetError("a run without privacy has no promise", where="privacy.mode", cure="Set it to 'example'.")
     if TASKS[config.task.name].sees:
         raise BouquetError(
-            "an audit makes records up, and none of them has an image",
+            "an audit makes up its records, and none of them has an image",
             where="task.name",
-            expected="a task of words",
+            expected="a text-only task",
             got=config.task.name,
             cure="Audit the same run with task.name = 'instruct'.",
         )
@@ -150,11 +154,11 @@ def _check(config: RunConfig, wanted: Wanted) -> None:
             where="privacy.mode",
             expected="example or update-local",
             got=privacy.mode,
-            cure="What is promised there is of the mean of all nodes, which no audit of one node can try.",
+            cure="The promise there concerns the mean of all nodes, which an audit of one node cannot test.",
         )
     if privacy.whole_change and wanted.method != "paired":
         raise BouquetError(
-            "where a whole change is noised, one run says nothing of many canaries",
+            "where a whole change is noised, one run says nothing about many canaries",
             where="--method",
             expected="paired",
             got=wanted.method,

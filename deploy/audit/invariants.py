@@ -1,4 +1,4 @@
-"""What has to hold of every run, so that no statistics are needed: most faults of private training show here.
+"""What must hold for every run, so that no statistics are needed: most faults of private training show here.
 
 **Structure.** All that a node says for two neighbouring data sets is the same, but for the values that are noised.
 **Stability.** One unit more in the data is one unit more to train on, and nothing else.
@@ -64,7 +64,7 @@ def unreadable(own: Sequence[Record], config: RunConfig) -> Iterator[Neighbour]:
     for name, value in (("nothing", None), ("a number", 7), ("a list", []), ("a wrong label", config.task.labels)):
         yield Neighbour(f"{name} in every field added", [*own, {**first, **dict.fromkeys(fields, value)}])
     yield Neighbour("a record without fields added", [*own, {}])
-    yield Neighbour("a line that is no JSON added", [*own, '{"text": '])
+    yield Neighbour("a line that is not JSON added", [*own, '{"text": '])
 
 
 def structure(bench: Bench, own: Sequence[Record], others: Sequence[Neighbour]) -> Finding:
@@ -72,7 +72,7 @@ def structure(bench: Bench, own: Sequence[Record], others: Sequence[Neighbour]) 
     expected = _said(bench.node(own, **SHORT))
     broken = [other.change for other in others if _said(bench.node(other.lines, **SHORT)) != expected]
     if broken:
-        said = f"it says something else, or in another form, with {_few(broken)}"
+        said = f"what it sends differs, in content or form, with {_few(broken)}"
     else:
         said = f"the same records, names, shapes, sizes and words for {len(others)} neighbouring data sets"
     return Finding("structure", not broken, said)
@@ -92,9 +92,9 @@ def stability(bench: Bench, own: Sequence[Record], others: Sequence[Neighbour]) 
         moved[other.change] = (after - before).total() + (before - after).total()
     worst = max(moved, key=lambda change: moved[change])
     if moved[worst] <= 1:
-        said = f"one unit more or less is one more or less to train on, {len(others)} times"
+        said = f"one unit more or less changes what is trained on by one unit, {len(others)} times"
     else:
-        said = f"{moved[worst]} of {before.total()} units come or go with {worst}, and not one"
+        said = f"{moved[worst]} of {before.total()} units change with {worst}, not one"
     return Finding("stability", moved[worst] <= 1, said)
 
 

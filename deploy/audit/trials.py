@@ -143,7 +143,7 @@ def _change(node: Node, turn: Turn) -> Mapping[Key, Tensor]:
             sent[key] = tensor if node.recipe.rule.relative else tensor - start
     if not sent:
         raise BouquetError(
-            "what is sent is not what is trained, and no canary is looked for in it", got=node.recipe.rule.name
+            "what is sent is not what is trained, so no canary is searched for in it", got=node.recipe.rule.name
         )
     return sent
 

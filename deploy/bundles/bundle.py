@@ -31,7 +31,7 @@ def digest(content: bytes) -> str:
         with zipfile.ZipFile(BytesIO(content)) as bundle:
             for entry in bundle.infolist():
                 if entry.filename in files:
-                    raise BouquetError("a bundle with two files of one name", where=repr(entry.filename))
+                    raise BouquetError("a bundle with two files of the same name", where=repr(entry.filename))
                 with bundle.open(entry) as file:
                     unpacked = file.read(left + 1)
                 if len(unpacked) > left:
@@ -68,14 +68,14 @@ def allowed(file: Path) -> frozenset[str]:
             "the allowed bundles cannot be read",
             where=str(file),
             got=str(error),
-            cure="bouquet bundle writes those of the release that is installed here.",
+            cure="bouquet bundle writes the one of the release installed here.",
         ) from error
     found = set[str]()
     for number, line in enumerate(text.splitlines(), start=1):
         name = line.partition("#")[0].strip()
         if name and not re.fullmatch(r"[0-9a-f]{64}", name):
             raise BouquetError(
-                "a line that is no digest", where=f"{file}, line {number}", expected="64 hex digits", got=repr(name)
+                "a line that is not a digest", where=f"{file}, line {number}", expected="64 hex digits", got=repr(name)
             )
         if name:
             found.add(name)
@@ -93,7 +93,7 @@ def check(content: bytes) -> str:
             "a bundle that is not allowed here",
             where=named,
             got=found,
-            cure="The coordinator runs another release than the one installed here, or other code. Whoever answers for "
-            "this machine looks at it and adds the digest, or does not.",
+            cure="The coordinator runs another release than this machine, or other code. Whoever is responsible for "
+            "this machine decides whether to add the digest.",
         )
     return found

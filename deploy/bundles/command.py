@@ -12,7 +12,7 @@ RELEASE = f"bouquet {version('bouquet')}"
 EXAMPLE = """\
 Example: bouquet bundle                      # this release's digest
          bouquet bundle > bundles.txt        # allow it, and nothing else
-         bouquet bundle other.fab            # a bundle's that somebody has sent"""
+         bouquet bundle other.fab            # the digest of a bundle that somebody sent"""
 
 
 def add_to(commands: Commands) -> None:

@@ -1,4 +1,4 @@
-"""Flower's SuperExec and task processes, held to the bundles that this machine allows.
+"""Flower's SuperExec and task processes, limited to the bundles that this machine allows.
 
 Flower 1.39 asks nobody before it imports a bundle, so the processes that do it are started through these: installed
 code, which reads the bundle as bytes and decides before any of it is unpacked.

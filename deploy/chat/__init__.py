@@ -1,1 +1,1 @@
-"""`bouquet chat`: an adapter tried in the terminal."""
+"""`bouquet chat`: try an adapter in the terminal."""

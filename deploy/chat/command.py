@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 EXAMPLE = """Example: bouquet chat runs/flu
          bouquet chat exports/flu --prompt "What is a fever?" --base
          bouquet chat exports/chest --image 17.png --prompt "Is a lung inflamed?"
-Every text stands for itself, as in training. A classifier answers with the probability of each class; two texts that
-are to be compared have a tab between them. /quit, or the end of the input, ends it."""
+Every text is independent, as in training. A classifier answers with the probability of each class; separate two texts
+to be compared with a tab. /quit, or the end of the input, ends the chat."""
 QUIT = "/quit"
 
 
@@ -27,11 +27,15 @@ def add_to(commands: Commands) -> None:
     """Add the subcommand."""
     chat = add_command(commands, "chat", help="try an adapter in the terminal", example=EXAMPLE)
     chat.add_argument("source", type=Path, help="a run directory, or an adapter folder")
-    chat.add_argument("--prompt", help="answer this text and end")
-    chat.add_argument("--image", type=Path, action="append", default=[], help="what the texts are about; several")
+    chat.add_argument("--prompt", help="answer this text and exit")
+    chat.add_argument(
+        "--image", type=Path, action="append", default=[], help="an image that the texts are about; may be repeated"
+    )
     chat.add_argument("--base", action="store_true", help="let the base model answer too, without the adapter")
     chat.add_argument("--tokens", type=int, default=128, help="the longest answer, in tokens (default 128)")
-    chat.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 (default) takes the likeliest")
+    chat.add_argument(
+        "--temperature", type=float, default=0.0, help="sampling temperature; 0 (default) takes the likeliest token"
+    )
     add_place(chat)
     chat.set_defaults(work=_chat)
 

@@ -1,4 +1,4 @@
-"""A model with an adapter, to which a person talks."""
+"""A model with an adapter, for a person to talk to."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ class Model:
         self._images = [ImageFile(image) for image in images]
         if images and not self._task.sees:
             raise BouquetError(
-                "an adapter that was trained on words alone sees no images",
+                "an adapter trained on text only does not take images",
                 where="--image",
                 expected="an adapter of task.name = 'vision'",
                 got=f"task.name = '{config.task.name}'",
@@ -57,7 +57,7 @@ class Model:
             raise BouquetError(
                 "the base model has no head of its own",
                 where="--base",
-                cure="The head came with training: leave it out.",
+                cure="The head was added in training: leave it out.",
             )
 
     @torch.no_grad()

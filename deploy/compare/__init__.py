@@ -1,1 +1,1 @@
-"""Rules compared on one task: a profile, its cells, their runs, and what they come to."""
+"""Rules compared on one task: a profile, its cells, their runs, and their results."""

@@ -14,23 +14,23 @@ from deploy.settings import Commands, add_command
 
 EXAMPLE = """Example: bouquet compare sst2 --data /data/sst2/train.jsonl.gz --model /models/all-MiniLM-L6-v2
          bouquet compare stdlib train.steps=16 num-server-rounds=3 --output /tmp/steps
-A profile says what is compared; profiles/ has some, and docs/comparing.md says how to write one. Broken off, the same
-command goes on where it was: finished runs are kept."""
+A profile says what is compared; profiles/ has some, and docs/comparing.md says how to write one. After an interruption,
+the same command resumes: finished runs are kept."""
 
 
 def add_to(commands: Commands) -> None:
     """Add the subcommand."""
     compare = add_command(commands, "compare", help="compare rules on one task, by simulation", example=EXAMPLE)
     compare.add_argument("profile", help="a TOML file, or the name of one in profiles/")
-    over = "directly after the profile: run config laid over its own, or a TOML file of it"
+    over = "directly after the profile: run config that overrides its own, or a TOML file of it"
     compare.add_argument("settings", nargs="*", metavar="key=value", help=over)
     compare.add_argument("--data", help="the examples: the run config's data.source")
     compare.add_argument("--model", help="the base model: the run config's model.name")
     compare.add_argument("--output", type=Path, help="where everything goes (default comparisons/<profile>)")
-    compare.add_argument("--quick", action="store_true", help="two rules, one seed, few steps: does it run at all?")
+    compare.add_argument("--quick", action="store_true", help="two rules, one seed, few steps: a smoke test")
     compare.add_argument("--dry-run", action="store_true", help="list the runs and start none")
-    compare.add_argument("--cpus", type=int, default=1, help="CPU cores a node (default 1)")
-    compare.add_argument("--gpus", type=float, default=0.0, help="share of a GPU a node (default 0)")
+    compare.add_argument("--cpus", type=int, default=1, help="CPU cores per node (default 1)")
+    compare.add_argument("--gpus", type=float, default=0.0, help="share of a GPU per node (default 0)")
     compare.set_defaults(work=_compare)
 
 

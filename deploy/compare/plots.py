@@ -1,4 +1,4 @@
-"""The pictures of a comparison. Colours are Okabe and Ito's, which colour-blind people can tell apart."""
+"""The plots of a comparison. Colours are Okabe and Ito's, which colour-blind people can tell apart."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -108,7 +108,7 @@ class Pictures:
                 colour, marker = self._style[row.method]
                 axis.errorbar(row.megabytes, figure.mean, figure.deviation, color=colour, marker=marker, capsize=2)
                 labels.append(Label(row.megabytes, figure.mean, row.method, colour))
-        _logarithmic(axis, "MB up and down over all nodes and rounds (logarithmic)")
+        _logarithmic(axis, "MB up and down over all nodes and rounds (log scale)")
         return labels
 
     def _epsilon(self, axis: Axes, rows: list[Row]) -> list[Label]:
@@ -125,7 +125,7 @@ class Pictures:
                 epsilons, means, deviations = zip(*line, strict=True)
                 axis.errorbar(epsilons, means, deviations, color=colour, marker=marker, capsize=2)
                 labels.append(Label(epsilons[-1], means[-1], method, colour))
-        _logarithmic(axis, "epsilon of each node (logarithmic); less is more private")
+        _logarithmic(axis, "epsilon of each node (log scale); lower is more private")
         axis.set_xticks([*bounds, without], [*(f"{bound:g}" for bound in bounds), "none"])
         return labels
 

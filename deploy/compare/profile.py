@@ -1,4 +1,4 @@
-"""A profile: what a comparison crosses, as a TOML file."""
+"""A profile: what a comparison varies, as a TOML file."""
 
 import re
 import tomllib
@@ -55,11 +55,13 @@ def find(name: str) -> Path:
     if path.suffix == ".toml" or len(path.parts) > 1:
         if path.is_file():
             return path
-        raise BouquetError("there is no such profile", got=str(path), cure=f"Profiles that come along: {_known()}.")
+        raise BouquetError(
+            "there is no such profile", got=str(path), cure=f"Profiles that ship with Bouquet: {_known()}."
+        )
     if (path := FOLDER / f"{name}.toml").is_file():
         return path
     raise BouquetError(
-        "there is no profile of this name",
+        "there is no profile with this name",
         where=str(FOLDER),
         expected=f"one of {_known()}, or a path",
         got=f"'{name}'",
@@ -87,10 +89,10 @@ def _mistakes(profile: Profile, over: Settings) -> Iterator[str]:
     for name in ("seeds", "ranks"):
         values = getattr(profile, name)
         if len(set(values)) < len(values):
-            yield f"{name}: expected every value once, got {values}"
+            yield f"{name}: expected each value once, got {values}"
     base = profile.base(over)
     if own := sorted({"seed", "run-name", "run-directory", "resume", "min-nodes"} & base.keys()):
-        yield f"config: {', '.join(own)} cannot be set here. A comparison sets it for every run: see seeds, --output"
+        yield f"config: {', '.join(own)} cannot be set here: the comparison sets it for every run (seeds, --output)"
     if "data.source" not in base:
         yield "config: data.source is missing. Set it, or name the data with --data"
     if profile.quality == "central" and not base.get("evaluation.source"):

@@ -1,4 +1,4 @@
-"""What a comparison leaves beside its runs: tables, pictures, and one page with both."""
+"""What a comparison writes besides its runs: tables, plots, and one page with both."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ from deploy.compare.results import Result, rows
 
 NOTE = (
     "Mean ± standard deviation over the seeds. base: the model before training. local: every node alone. centralised: "
-    "one adapter trained on all nodes' examples, as many steps as all nodes together. Spread: standard deviation over "
-    "the nodes. MB: what crossed in training, all nodes and rounds."
+    "one adapter trained on all nodes' examples, for as many steps as all nodes together. Spread: standard deviation "
+    "over the nodes. MB: what was transferred in training, over all nodes and rounds."
 )
 
 

@@ -1,4 +1,4 @@
-"""What the runs of a comparison came to: one cell's figures, and those of one row over its seeds."""
+"""The results of a comparison's runs: one cell's figures, and those of one row over its seeds."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence

@@ -1,1 +1,1 @@
-"""`bouquet config`: what a run is told, and what every key of it means."""
+"""`bouquet config`: the settings of a run, and what every key means."""

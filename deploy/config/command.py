@@ -1,4 +1,4 @@
-"""The command line of `bouquet config`: the config of a run as it comes out, and its keys explained."""
+"""The command line of `bouquet config`: the resolved config of a run, and its keys explained."""
 
 import argparse
 import json
@@ -13,11 +13,11 @@ from strategies import AXES, Recipe
 
 EXAMPLE = """Examples:
 
-bouquet config profiles/private.toml lora.rank=4      every key as that run has it
-bouquet config --explain train.steps                  what a key means, and what it may be
-bouquet config --explain mean                         the same of a section; without a name, of all
+bouquet config profiles/private.toml lora.rank=4      every key with its value in that run
+bouquet config --explain train.steps                  what a key means, and its range
+bouquet config --explain mean                         the same for a section; without a name, for all
 
-What is printed without --explain is TOML, which `bouquet run` reads again.
+Without --explain the output is TOML, which `bouquet run` can read.
 """
 
 
@@ -27,7 +27,9 @@ def add_to(commands: settings.Commands) -> None:
         commands, "config", help="show the settings of a run, and explain them", example=EXAMPLE
     )
     parser.add_argument("settings", nargs="*", help="key=value or a TOML file of such keys")
-    parser.add_argument("--explain", nargs="?", const="", metavar="KEY", help="a key or a section; all of them without")
+    parser.add_argument(
+        "--explain", nargs="?", const="", metavar="KEY", help="a key or a section; without a name, all of them"
+    )
     parser.set_defaults(work=work)
 
 
@@ -61,7 +63,7 @@ def explained(name: str) -> Iterator[str]:
     if not found:
         known = [*(entry.key for entry in (*run, *node)), *catalogue.sections(), *RENAMED]
         cure = did_you_mean(name, known) or "bouquet config --explain lists all keys."
-        raise BouquetError("no config has such a key", got=name, cure=cure)
+        raise BouquetError("there is no such key", got=name, cure=cure)
     if name in RENAMED:
         yield told(name)
     for entry, whose in found:

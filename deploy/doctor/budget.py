@@ -49,7 +49,7 @@ def budget(config: RunConfig, node: NodeConfig) -> str:
     after = cost_over(spent)
     _check(after, limit, rounds, "the privacy budget of this node", "privacy-epsilon")
     costs = f"epsilon {after(rounds):.4g} at delta {delta:g} after the run, {after(0):.4g} before"
-    return f"{costs}, of {limit:g}" if limit else f"{costs}; the node has no limit"
+    return f"{costs}, out of {limit:g}" if limit else f"{costs}; the node has no limit"
 
 
 def _check(after: Callable[[int], float], limit: float, rounds: int, what: str, where: str) -> None:
@@ -62,7 +62,7 @@ def _check(after: Callable[[int], float], limit: float, rounds: int, what: str, 
             where=where,
             expected=f"at most {limit:g}",
             got=f"{after(1):.4g} with one round",
-            cure="bouquet ledger show says what it was spent on; bouquet plan what a run costs.",
+            cure="bouquet ledger show says what it was spent on; bouquet plan says what a run costs.",
         )
     raise WarningError(
         f"{what} will not last",

@@ -1,4 +1,4 @@
-"""`bouquet doctor`: one line a check; the exit code is 1 if one failed."""
+"""`bouquet doctor`: one line per check; the exit code is 1 if one failed."""
 
 import argparse
 from pathlib import Path
@@ -28,15 +28,15 @@ def add_to(commands: Commands) -> None:
             name, help=f"check a {name}'s machine", description=f"Example: bouquet doctor {name} {example}"
         )
         place.add_argument("folder", type=Path, help=folder)
-        place.add_argument("settings", nargs="*", metavar="key=value", help="the run config of the run to come")
+        place.add_argument("settings", nargs="*", metavar="key=value", help="the run config of the planned run")
         place.set_defaults(work=work)
 
     health = places.add_parser(
         "health",
-        help="whether one of Flower's processes serves",
+        help="check whether one of Flower's processes is serving",
         description="Example: bouquet doctor health 127.0.0.1:9095",
     )
-    health.add_argument("address", help="of its health service: a SuperNode's port and 1, flwr's port and 1")
+    health.add_argument("address", help="address of its health service: a SuperNode's port + 1, flwr's port + 1")
     health.set_defaults(work=_health)
 
 

@@ -12,7 +12,7 @@ from deploy.site.install import EGRESS, KEPT, UNITS, egress, of_this_machine, se
 from deploy.site.kit import mode_of, write_scripts
 from deploy.site.kit_facts import KitFacts
 
-CURE = "sudo bouquet site install, with the kit or the site's folder."
+CURE = "Run sudo bouquet site install, with the kit or the site's folder."
 
 
 def installed(kit: Path) -> str:
@@ -35,9 +35,9 @@ def installed(kit: Path) -> str:
     _rights(there, facts, [*expected, bundle.FILE])
     if different:
         raise WarningError(
-            "what is installed is not the kit's and this release's",
+            "what is installed differs from the kit and this release",
             where=str(there),
-            got=f"another {', '.join(different)}",
+            got=f"a different {', '.join(different)}",
             cure=CURE,
         )
     return f"{there}, for {facts.user}" + (f" and {facts.keys_user}" if facts.keys_user else "")
@@ -54,9 +54,9 @@ def units(kit: Path, folder: Path = UNITS) -> str:
             wrong.append(f"{file.parent.name}/{EGRESS}")
     if wrong or not ours:
         raise WarningError(
-            "the units of this machine are not those of the kit",
+            "the units of this machine differ from those of the kit",
             where=str(folder),
-            got=f"none or another {', '.join(wrong) or 'unit'}",
+            got=f"a missing or different {', '.join(wrong) or 'unit'}",
             cure=CURE,
         )
     return f"{len(ours)} in {folder}"
@@ -91,7 +91,7 @@ def _rights(there: Path, facts: KitFacts, names: Iterable[str]) -> None:
             ) from error
         if (found.st_uid, found.st_mode & 0o777) != (pwd.getpwnam(expected).pw_uid, mode):
             raise BouquetError(
-                "a file that is not as it was installed",
+                "a file that has changed since it was installed",
                 where=str(there / name),
                 expected=f"{expected}, mode {mode:o}",
                 got=f"user {found.st_uid}, mode {found.st_mode & 0o777:o}",
@@ -103,14 +103,14 @@ def _folder(folder: Path, user: str) -> None:
     try:
         owner = pwd.getpwnam(user)
     except KeyError:
-        raise BouquetError("a user that is not there", where=user, cure=CURE) from None
+        raise BouquetError("a user that does not exist", where=user, cure=CURE) from None
     try:
         found = folder.stat()
     except OSError as error:
         raise BouquetError("a folder is missing", where=str(folder), got=str(error.strerror), cure=CURE) from error
     if found.st_uid != owner.pw_uid or found.st_mode & 0o077:
         raise BouquetError(
-            "a folder that is not kept for its user",
+            "a folder that is not reserved for its user",
             where=str(folder),
             expected=f"{user}, mode 700",
             got=f"user {found.st_uid}, mode {found.st_mode & 0o777:o}",

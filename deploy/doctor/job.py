@@ -74,10 +74,10 @@ def data(config: RunConfig, node: NodeConfig) -> str:
     nobody = sum(not canonical(content(placed).get(unit)) for placed in good) if unit != "record" else 0
     if nobody == len(good) and unit != "record":
         raise BouquetError(
-            "no record says whose it is",
+            "no record says whom it belongs to",
             where=f"{source}, privacy.unit",
             expected=f"the field '{unit}'",
-            got="none that has it",
+            got="no record with it",
             cure="Name the field that holds the person, or 'record', in the run and in the policy.",
         )
     own = len(dealing.node_records(config.data, node, config.seed))
@@ -100,7 +100,7 @@ def policy(config: RunConfig, node: NodeConfig) -> str:
     own, recipe = Policy.of(node), Recipe.build(config)
     own.check_run(recipe, node)
     own.check_size(recipe, node.lora_rank or config.lora.rank)
-    return f"{node.policy or 'without a file, what is harmless'}: the run is allowed"
+    return f"{node.policy or 'no policy file, which allows what is harmless'}: the run is allowed"
 
 
 def memory(config: RunConfig, node: NodeConfig) -> str:
@@ -170,8 +170,8 @@ def traffic(config: RunConfig) -> str:
     spec = adapted.describe(config.model, config.lora, config.task, recipe.structure)
     planned = planned_bytes(recipe, spec, nodes)
     up, down = readable.size(planned.up), readable.size(planned.down)
-    once = "; model.adapter is sent beside it" if config.model.adapter else ""
-    return f"{up} up, {down} down, a node and round at most ({config.rule}, {config.wire.up}, {nodes} nodes){once}"
+    once = "; model.adapter is sent as well" if config.model.adapter else ""
+    return f"at most {up} up, {down} down per node and round ({config.rule}, {config.wire.up}, {nodes} nodes){once}"
 
 
 def _numel(spec: Spec) -> int:

@@ -35,7 +35,7 @@ def versions(constraints: Path = CONSTRAINTS) -> str:
             wrong.append(f"{name} {found} (tested: {tested[name]})")
     if wrong:
         raise BouquetError(
-            "other versions than were tested", got=", ".join(wrong), cure="pip install -c constraints.txt bouquet."
+            "versions other than those tested", got=", ".join(wrong), cure="pip install -c constraints.txt bouquet."
         )
     return f"{len(needed)} packages as tested, flwr {version('flwr')}, torch {version('torch')}"
 
@@ -66,7 +66,7 @@ def _quantisation(device: torch.device) -> str:
             "bitsandbytes does not work here",
             where=str(device),
             got=str(broken).splitlines()[0],
-            cure="See python -m bitsandbytes; or run with model.quantization=none.",
+            cure="Run python -m bitsandbytes to see why, or set model.quantization=none.",
         ) from broken
     if not (losses[1] < losses[0] and error < 0.2):
         raise BouquetError(
@@ -103,7 +103,7 @@ def disk(folder: Path, least: int = LEAST_FREE) -> str:
             "a state directory that cannot be written",
             where=str(folder),
             got=str(error.strerror),
-            cure=f"Make it belong to the user that runs Flower: chown <user> {folder}.",
+            cure=f"Give it to the user that runs Flower: chown <user> {folder}.",
         ) from error
     if free < least:
         raise BouquetError(
@@ -119,7 +119,7 @@ def disk(folder: Path, least: int = LEAST_FREE) -> str:
 def clock() -> str:
     """Whether the clock is kept right: node keys sign the time, and certificates have a first day."""
     if not shutil.which("timedatectl"):
-        raise WarningError("nobody here knows whether the clock is right", cure="Run chrony or systemd-timesyncd.")
+        raise WarningError("nothing here knows whether the clock is right", cure="Run chrony or systemd-timesyncd.")
     asked = subprocess.run(
         ["timedatectl", "show", "--property=NTPSynchronized", "--value"], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""What stands between the machines: keys, certificates, ports, and the SuperLink itself."""
+"""What lies between the machines: keys, certificates, ports, and the SuperLink itself."""
 
 import os
 import socket
@@ -45,7 +45,7 @@ def node_key(file: Path, public: Path) -> str:
     """The node's private key, in the form that Flower takes, and that the site knows its other half."""
     found = secret(file)
     if not os.access(file, os.R_OK):
-        return f"{found}, kept from this user, as it should be from the one that runs the code of runs"
+        return f"{found}, not readable by this user, as it should be for the one that executes runs"
     try:
         key = load_ssh_private_key(file.read_bytes(), None)
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -54,7 +54,7 @@ def node_key(file: Path, public: Path) -> str:
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise BouquetError(
-            "a key of another kind",
+            "a key of the wrong type",
             where=str(file),
             expected="an elliptic-curve key",
             got=type(key).__name__,
@@ -62,10 +62,10 @@ def node_key(file: Path, public: Path) -> str:
         )
     if openssh(key.public_key()) != read_public_key(public):
         raise BouquetError(
-            "a private key of another pair",
+            "a private key from a different pair",
             where=str(file),
-            expected=f"that of {public}",
-            cure="Unpack the newest kit, or have the site take this key: bouquet site rotate --public-key.",
+            expected=f"the one that matches {public}",
+            cure="Unpack the newest kit, or register this key at the site: bouquet site rotate --public-key.",
         )
     return f"{found}, {key.curve.name}"
 
@@ -89,7 +89,7 @@ def certificate(file: Path, issuer: Path | None = None, addresses: Sequence[str]
             found.verify_directly_issued_by(read_certificate(issuer))
         except (InvalidSignature, ValueError, TypeError) as error:
             raise BouquetError(
-                "a certificate of another root",
+                "a certificate from a different root",
                 where=str(file),
                 expected=f"signed by {issuer}",
                 cure=f"Renew it: {renew}.",
@@ -104,7 +104,7 @@ def certificate(file: Path, issuer: Path | None = None, addresses: Sequence[str]
         )
     left = f"{(ends - now).days} days left"
     if ends - now < SOON:
-        raise WarningError("a certificate ends soon", where=str(file), got=left, cure=f"Renew it: {renew}.")
+        raise WarningError("a certificate expires soon", where=str(file), got=left, cure=f"Renew it: {renew}.")
     return f"{file.name}, {left}"
 
 
@@ -121,7 +121,7 @@ def port_is_free(port: int, cure: str) -> str:
 
 def ours_or_free(port: int, root: Path) -> str:
     """A port of the SuperLink: free before it is started, and its own afterwards."""
-    cure = "Stop it, or make the site with another --fleet-port or --control-port."
+    cure = "Stop it, or create the site with another --fleet-port or --control-port."
     return _free_or(port, lambda: superlink(f"127.0.0.1:{port}", root), cure)
 
 
@@ -140,7 +140,7 @@ def _free_or(port: int, ask: Callable[[], str], cure: str) -> str:
             return ask()
         except BouquetError as silent:
             raise BouquetError(
-                "a port in use by another program or by one that no longer serves",
+                "a port in use by another program, or by one that has stopped serving",
                 where=f"port {port}",
                 got=str(silent),
                 cure=cure,
@@ -157,10 +157,10 @@ def health(address: str) -> str:
         try:
             answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=TIMEOUT)
         except grpc.RpcError as error:
-            raise BouquetError("nobody says that it serves", where=address, got=_status(error)) from error
+            raise BouquetError("nothing answers the health check", where=address, got=_status(error)) from error
     if answer.status != HealthCheckResponse.SERVING:
-        raise BouquetError("a process that says it does not serve", where=address, got=str(answer.status))
-    return f"{address} serves"
+        raise BouquetError("a process that reports that it is not serving", where=address, got=str(answer.status))
+    return f"{address} is serving"
 
 
 def _status(error: object) -> str:
@@ -196,7 +196,7 @@ def superlink(address: str, root: Path) -> str:
             "the SuperLink cannot be reached",
             where=address,
             got=str(error),
-            cure="Is it started (superlink.sh)? Is the port open from here? Is the address right (kit.toml)?",
+            cure="Has it been started (superlink.sh)? Is the port open from here? Is the address right (kit.toml)?",
         ) from error
 
 
@@ -211,7 +211,7 @@ def _call(address: str, root: Path) -> None:
             if error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
                 return
             raise BouquetError(
-                "something listens for nodes and serves nobody",
+                "something listens on the nodes' port but does not serve them",
                 where=address,
                 expected="an answer of Flower's Fleet API",
                 got=_status(error),

@@ -1,1 +1,1 @@
-"""`bouquet export`: a run's adapter in the form that others load."""
+"""`bouquet export`: a run's adapter in a form that other programs load."""

@@ -106,7 +106,7 @@ def _header(export: Export) -> str:
 def _body(export: Export, name: str) -> str:
     source, config = export.source, export.source.config
     what = "A model" if export.merged else "A LoRA adapter"
-    trained = "It is the own model of one node" if source.node else "It was"
+    trained = "It is one node's own model" if source.node else "It was"
     about = (
         f"{what} from `{_named(config.model)}`, fine-tuned with Bouquet, federated LoRA on Flower. {trained}"
         f"{', ' if source.node else ' '}trained on several machines, none of which saw another's data."
@@ -114,7 +114,7 @@ def _body(export: Export, name: str) -> str:
     facts = "\n".join(f"| {title} | {value} |" for title, value in _facts(export))
     return (
         f"# {name}\n\n{about}\n\n| | |\n|---|---|\n{facts}\n\n"
-        f"It has been scored on nothing but what is above.\n\n"
+        f"It has not been scored on anything other than the above.\n\n"
         f"## Loading\n\n```python\n{_loading(export, name)}\n```\n\n"
         f"## Checked\n\nReloaded after writing and compared with the run's own model: {export.check}.\n"
     )
@@ -127,7 +127,7 @@ def _facts(export: Export) -> Iterator[tuple[str, str]]:
     yield "base model", f"`{_named(config.model)}`" + (f", revision {commit}" if commit else "")
     if start := config.model.adapter:
         on_hub = not Path(start).expanduser().is_absolute()
-        yield "started from", f"the adapter `{start}`" if on_hub else "an adapter that was there before"
+        yield "started from", f"the adapter `{start}`" if on_hub else "an existing adapter"
     yield "base while training", config.model.quantization if config.model.quantization != "none" else "not quantised"
     yield "rank", export.made
     yield "task", config.task.name
@@ -138,10 +138,10 @@ def _facts(export: Export) -> Iterator[tuple[str, str]]:
     if sizes:
         yield "nodes", str(len(sizes))
     if private:
-        yield "training examples", "not told: the run was private"
+        yield "training examples", "not disclosed: the run was private"
     elif sizes and all(sizes.values()):
         low, high = min(sizes.values()), max(sizes.values())
-        yield "training examples", f"{sum(sizes.values()):,}, from {low:,} to {high:,} a node"
+        yield "training examples", f"{sum(sizes.values()):,}, from {low:,} to {high:,} per node"
     yield "privacy", _privacy(config.privacy, source.node)
     yield from _scores(source)
     yield "licence", export.licence or "as the base model's"
@@ -156,7 +156,7 @@ def _named(model: ModelConfig) -> str:
 def _privacy(privacy: PrivacyConfig, node: str) -> str:
     """What is promised, in words that promise no more."""
     if not privacy.on:
-        return "none: plain updates left the nodes"
+        return "none: updates left the nodes in the clear"
     if node and not privacy.per_example:
         return f"none: under {privacy.mode} noise covers what left the node, and this stayed there"
     unit = "one example" if privacy.per_example else "all data of one node"

@@ -11,7 +11,7 @@ EXAMPLE = """Example: bouquet export runs/flu --to exports/flu
          bouquet export runs/flu --to exports/flu-merged --form merged --dtype bf16
          bouquet export runs/flu --to exports/ward-1 --node ward-1
          bouquet export runs/flu --to exports/flu --push my-lab/flu --private
-What is written is loaded again and compared with the run's own model; what differs too much is not left behind."""
+What is written is loaded again and compared with the run's own model; it is deleted if it differs too much."""
 
 
 def add_to(commands: Commands) -> None:
@@ -22,13 +22,13 @@ def add_to(commands: Commands) -> None:
     export.add_argument("source", type=Path, help="a run directory, or an adapter folder")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="the new folder")
     export.add_argument("--form", choices=["peft", "merged"], default="peft", help="an adapter, or a whole model")
-    export.add_argument("--rank", type=int, help="cut the adapter to this rank (default: all there is)")
-    export.add_argument("--dtype", choices=["bf16", "fp16"], help="of a merged model (default bf16)")
-    export.add_argument("--licence", default="", help="for the model card (default: as the base model's)")
+    export.add_argument("--rank", type=int, help="truncate the adapter to this rank (default: its full rank)")
+    export.add_argument("--dtype", choices=["bf16", "fp16"], help="type of a merged model (default bf16)")
+    export.add_argument("--licence", default="", help="licence for the model card (default: the base model's)")
     export.add_argument("--prompt", action="append", default=[], help="a text to compare on; may be repeated")
     export.add_argument("--tolerance", type=float, help="the largest difference, as a share of the adapter's effect")
     export.add_argument("--push", default="", metavar="OWNER/NAME", help="publish it on the hub")
-    export.add_argument("--private", action="store_true", help="publish it for yourself and your organisation alone")
+    export.add_argument("--private", action="store_true", help="make the published repository private")
     add_place(export)
     export.set_defaults(work=_export)
 

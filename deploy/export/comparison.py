@@ -67,7 +67,7 @@ class Logits:
             raise BouquetError(
                 "the adapter changes nothing",
                 expected="other logits than the base model's",
-                cure="It has not been trained, or not on anything like these texts.",
+                cure="It has not been trained, or not on texts like these.",
             )
         return Comparison(_largest(self.own, others), effect, len(self.own))
 

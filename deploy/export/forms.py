@@ -1,4 +1,4 @@
-"""The forms of an export: one LoRA, whole or cut to a rank, and a merged model."""
+"""The forms of an export: one LoRA, whole or truncated to a rank, and a merged model."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,9 +31,9 @@ def cut(state: State, rank: int) -> tuple[State, float]:
     whole = one_lora(state)
     if not 1 <= rank <= whole.rank:
         raise BouquetError(
-            "a rank that the adapter cannot be cut to",
+            "a rank that the adapter cannot be truncated to",
             where="--rank",
-            expected=f"1 to {whole.rank}, which is all there is",
+            expected=f"1 to {whole.rank}, its full rank",
             got=str(rank),
         )
     factors = {key: tensor for key, tensor in whole.adapter.items() if key.part in HEAD}
@@ -71,7 +71,7 @@ def write_merged(state: State, config: RunConfig, folder: Path, dtype: str, devi
         raise BouquetError(
             "Transformers has no model with this head",
             where="model.pooling = 'mean'",
-            cure="Export --form peft: the README in it has the lines that load it.",
+            cure="Export --form peft: the README in it has the code that loads it.",
         )
     plain = unquantised(config, DTYPES[dtype])
     with TemporaryDirectory() as temporary:

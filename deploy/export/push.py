@@ -24,14 +24,14 @@ def check(repository: str, model: ModelConfig, *, merged: bool) -> None:
     """Raise :class:`BouquetError` where a push cannot succeed; told before anything is computed for it."""
     owner, _, name = repository.partition("/")
     if not (owner and name):
-        raise BouquetError("no name of a repository", where="--push", expected="OWNER/NAME", got=repository)
+        raise BouquetError("not a repository name", where="--push", expected="OWNER/NAME", got=repository)
     if not merged and Path(base.location(model.name)).is_absolute():
         raise BouquetError(
-            "an adapter of a base that nobody finds on the hub",
+            "an adapter of a base that is not on the hub",
             where="--push",
             expected="a base by its hub id",
             got=f"'{model.name}', on this machine",
-            cure="Name it as the hub has it, --model OWNER/BASE, or push --form merged.",
+            cure="Give its hub id, --model OWNER/BASE, or push --form merged.",
         )
     api = HfApi()
     with _asking(repository):
@@ -49,7 +49,7 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
         url = api.create_repo(repository, private=private or None, exist_ok=True)
         if private and not api.model_info(repository).private:
             raise BouquetError(
-                "a public repository has this name",
+                "a public repository with this name exists",
                 where=f"--push {repository} --private",
                 cure=f"Name another, or make it private first. The export is in {folder}.",
             )
@@ -65,21 +65,21 @@ def _asking(repository: str, cure: str = "") -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise BouquetError("no name of a repository", where="--push", got=repository, cure=str(error)) from error
+        raise BouquetError("not a repository name", where="--push", got=repository, cure=str(error)) from error
     except LocalTokenNotFoundError as error:
-        raise BouquetError("there is no token for the hub", where="--push", cure=LOG_IN) from error
+        raise BouquetError("there is no hub token", where="--push", cure=LOG_IN) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise BouquetError(
-            REFUSED.get(status, "the hub does not take the export"),
+            REFUSED.get(status, "the hub rejects the export"),
             where=f"--push {repository}",
             got=f"HTTP {status}",
             cure=" ".join(filter(None, [LOG_IN if status in REFUSED else "", cure])),
         ) from error
     except (OSError, httpx.HTTPError, RuntimeError) as error:  # the last of an upload, from whatever broke it
         raise BouquetError(
-            "the hub cannot be reached, or has broken off",
+            "the hub cannot be reached, or broke off the transfer",
             where=HfApi().endpoint,
             got=type(error.__cause__ or error).__name__,
-            cure=cure or "HF_ENDPOINT names another; HF_HUB_OFFLINE must not be set.",
+            cure=cure or "HF_ENDPOINT names another hub; HF_HUB_OFFLINE must not be set.",
         ) from error

@@ -1,4 +1,4 @@
-"""What is exported: the state that a run came to, or the own adapter of a node."""
+"""What is exported: the final state of a run, or one node's own adapter."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +90,7 @@ def _state(run: RunDirectory) -> State:
     if summary := Summary.read(run.folder):
         state = checkpoint.load(checkpoint.file_of(folder, summary.rounds), rule.name)
         if digest(state.adapter | state.offset) != summary.adapter_digest:
-            raise BouquetError("a checkpoint is of another run", where=str(folder), expected=f"{SUMMARY}'s digest")
+            raise BouquetError("a checkpoint belongs to another run", where=str(folder), expected=f"{SUMMARY}'s digest")
     else:
         newest = checkpoint.latest(folder, rule.name)
         if newest is None:
@@ -98,7 +98,7 @@ def _state(run: RunDirectory) -> State:
                 "the run has no checkpoint",
                 where=str(folder),
                 expected="round-0001.safetensors or a later one",
-                cure="A run leaves the first after its first round that counts.",
+                cure="A run writes the first one after its first round that counts.",
             )
         print(f"the run is not finished: its state after round {newest.round} is exported")
         state = newest

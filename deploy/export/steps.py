@@ -1,4 +1,4 @@
-"""The steps of an export: write, load again, compare, and only then leave the folder."""
+"""The steps of an export: write, reload, compare, and only then keep the folder."""
 
 import argparse
 import shlex
@@ -48,7 +48,7 @@ def export(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     """Raise :class:`BouquetError` on arguments that contradict each other, and on a target that is there."""
     if options.to.exists():
-        raise BouquetError("there is something already", where=str(options.to), cure="Name a new folder with --to.")
+        raise BouquetError("the target already exists", where=str(options.to), cure="Name a new folder with --to.")
     if options.private and not options.push:
         raise BouquetError("nothing is published", where="--private", expected="--push OWNER/NAME", got="none")
     if options.form == "merged" and options.rank is not None:
@@ -66,7 +66,7 @@ def _peft(source: Source, folder: Path, texts: comparison.Texts, options: argpar
     if options.rank is not None:
         state, energy = forms.cut(source.state, options.rank)
         made, form = (
-            f"{state.rank} in every layer, cut from {whole.rank}, which keeps {energy:.2%} of the energy",
+            f"{state.rank} in every layer, truncated from {whole.rank}, which keeps {energy:.2%} of the energy",
             "cut",
         )
     print(f"rank {made}")
@@ -102,10 +102,10 @@ def _demand(compared: Comparison, form: str, tolerance: float | None) -> None:
     if not compared.share <= limit:
         cure = {"peft": "", "cut": "Keep a larger --rank", "bf16": "Use --dtype fp16", "fp16": "Use --form peft"}[form]
         raise BouquetError(
-            "the export is not the run's model, and was not kept",
+            "the export differs from the run's model, and was not kept",
             expected=f"at most {limit:g} of what the adapter changes",
             got=str(compared),
-            cure=f"{cure or 'This should not happen: please report it'}, or state a --tolerance.",
+            cure=f"{cure or 'This should not happen: please report it'}, or set a --tolerance.",
         )
 
 
@@ -113,13 +113,13 @@ def _next_steps(export: card.Export, target: Path) -> Iterator[str]:
     """What serves the folder."""
     config = export.source.config
     if (classes := tasks.classes(config.task)) is None:
-        yield "an embedding model: its README.md has the lines that load it"
+        yield "an embedding model: its README.md has the code that loads it"
         return
     if classes:
-        yield "a model with a head: its README.md has the lines that load it; vLLM and llama.cpp serve language models"
+        yield "a model with a head: its README.md has the code that loads it; vLLM and llama.cpp serve language models"
         return
     if tasks.TASKS[config.task.name].sees:
-        yield "a model that sees images: its README.md has the lines that load it"
+        yield "a model that takes images: its README.md has the code that loads it"
         return
     place, path = base.location(config.model.name), target.resolve()
     if export.merged:

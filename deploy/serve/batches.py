@@ -87,7 +87,7 @@ class Batches:
             self._waiting.put_nowait((request, answer))
         except queue.Full:
             raise BusyError(
-                "too many requests are waiting", got=str(self._waiting.maxsize), cure="Try later."
+                "too many requests are waiting", got=str(self._waiting.maxsize), cure="Try again later."
             ) from None
         return answer.result()
 

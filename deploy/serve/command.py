@@ -15,15 +15,17 @@ EXAMPLE = """Example: bouquet serve exports/flu exports/colds
          bouquet serve flu=runs/flu/adapter --port 8080 --engine peft
          curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
              -d '{"model": "flu", "prompt": "A fever is", "max_tokens": 32}'
-All adapters are of one base model, which is served too, under its own name. A prompt is continued as it stands: one for
-an instruction model must be in that model's own form. Requests for different adapters are answered in one batch."""
+All adapters share one base model, which is served too, under its own name. A prompt is continued as it stands: one for
+an instruction model must be in that model's own format. Requests for different adapters are answered in one batch."""
 
 
 def add_to(commands: Commands) -> None:
     """Add the subcommand."""
     serve = add_command(commands, "serve", help="serve adapters on an OpenAI-compatible address", example=EXAMPLE)
     serve.add_argument("adapters", nargs="+", metavar="[NAME=]DIR", help="adapter folders, or run directories")
-    serve.add_argument("--engine", choices=["auto", "vllm", "peft"], default="auto", help="auto: vLLM if it is there")
+    serve.add_argument(
+        "--engine", choices=["auto", "vllm", "peft"], default="auto", help="auto: vLLM if it is installed"
+    )
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, default=8000, help="the port (default 8000)")
     serve.add_argument("--batch", type=int, default=8, help="requests answered together (peft; default 8)")
@@ -45,7 +47,7 @@ def _serve(options: argparse.Namespace) -> int:
                 where=f"{first}, {name}",
                 expected=f"'{configs[first].model.name}' for all",
                 got=f"'{configs[name].model.name}'",
-                cure="Serve them apart; --model says where the base model of all of them is.",
+                cure="Serve them separately; --model says where their common base model is.",
             )
     for name, config in configs.items():
         adapters.demand_language(name, config)
@@ -63,7 +65,7 @@ def named(arguments: list[str]) -> dict[str, Path]:
         folder = Path(place if equals else argument)
         name = name if equals else folder.resolve().name
         if not name or name in found:
-            raise BouquetError("two adapters of one name", got=repr(name), cure="Give each its own: NAME=DIR.")
+            raise BouquetError("two adapters with the same name", got=repr(name), cure="Give each its own: NAME=DIR.")
         found[name] = folder
     return found
 
@@ -93,9 +95,11 @@ def _peft(folders: Mapping[str, Path], options: argparse.Namespace) -> int:
         Batches(folders, config, options.device, most=options.batch) as batches,
         Server((options.host, options.port), batches, models, options.max_tokens) as server,
     ):
-        print(f"serving {', '.join(models)} on http://{options.host}:{server.server_port}/v1, Ctrl-C ends", flush=True)
+        print(
+            f"serving {', '.join(models)} on http://{options.host}:{server.server_port}/v1, Ctrl-C to stop", flush=True
+        )
         if options.host not in ("127.0.0.1", "::1", "localhost"):
-            print("whoever reaches this address can use it, unencrypted: put a proxy with TLS and keys before it")
+            print("whoever reaches this address can use it, unencrypted: put a proxy with TLS and keys in front of it")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -17,11 +17,11 @@ def command(base: str, adapters: Mapping[str, Path], rank: int) -> list[str]:
     allowed = next((limit for limit in RANKS if limit >= rank), None)
     if allowed is None:
         raise BouquetError(
-            "vLLM serves no adapter of this rank",
+            "vLLM cannot serve an adapter of this rank",
             where="--max-lora-rank",
             expected=f"at most {RANKS[-1]}",
             got=str(rank),
-            cure=f"Cut it: bouquet export ... --rank {RANKS[-1]}; or merge it: bouquet export ... --form merged.",
+            cure=f"Truncate it: bouquet export ... --rank {RANKS[-1]}; or merge it: bouquet export ... --form merged.",
         )
     named = [f"{name}={folder}" for name, folder in adapters.items()]
     return ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(allowed), "--lora-modules", *named]

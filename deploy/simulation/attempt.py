@@ -44,7 +44,7 @@ class Attempt:
 
     def tell_failed(self, reason: str, *, too_few: bool) -> int:
         """Say why the run did not complete; its exit code."""
-        said = f"Everything that was said is in {self.log}."
+        said = f"The full log is in {self.log}."
         print(f"bouquet: the run did not complete: {reason}\n{said}", file=sys.stderr)
         return TOO_FEW_NODES if too_few else FAILED
 

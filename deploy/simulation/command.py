@@ -19,10 +19,12 @@ def add_to(commands: Commands) -> None:
         description="Example: bouquet run --nodes 3 rule.name=ffa-lora train.learning-rate=0.01",
     )
     run.add_argument("--nodes", type=int, default=4, help="simulated nodes (default 4)")
-    run.add_argument("--cpus", type=int, default=1, help="CPU cores a node (default 1)")
-    run.add_argument("--gpus", type=float, default=0.0, help="share of a GPU a node (default 0)")
-    run.add_argument("--in-process", action="store_true", help="in this program, without Flower's simulation")
-    run.add_argument("--directory", type=Path, default=Path("runs"), help="where run directories go (default runs)")
+    run.add_argument("--cpus", type=int, default=1, help="CPU cores per node (default 1)")
+    run.add_argument("--gpus", type=float, default=0.0, help="share of a GPU per node (default 0)")
+    run.add_argument("--in-process", action="store_true", help="in one program, without Flower's simulation")
+    run.add_argument(
+        "--directory", type=Path, default=Path("runs"), help="the folder of run directories (default runs)"
+    )
     run.add_argument("settings", nargs="*", metavar="key=value", help="run config, or a TOML file of it")
     run.set_defaults(work=_run)
 

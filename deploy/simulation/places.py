@@ -36,5 +36,5 @@ def _shares(visible: Sequence[str], gpus: float) -> list[str]:
 def _check(option: str, wanted: float, there: int) -> None:
     if wanted > there:
         raise BouquetError(
-            "more for each node than this machine has", where=option, expected=f"at most {there}", got=f"{wanted:g}"
+            "more per node than this machine has", where=option, expected=f"at most {there}", got=f"{wanted:g}"
         )

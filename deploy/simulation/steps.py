@@ -1,4 +1,4 @@
-"""The steps of the nodes under what a run says, where a terminal shows it."""
+"""The steps of the nodes below a run's output, on a terminal."""
 
 import time
 from collections.abc import Iterator

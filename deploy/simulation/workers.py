@@ -166,8 +166,8 @@ class _Worker:
     def _ended(self, log: Path) -> BouquetError:
         code = self._process.wait() if self._process else None
         return BouquetError(
-            "the node's process ended before it had answered",
+            "the node's process ended before it answered",
             where=str(log),
             got=f"exit code {code}",
-            cure="Read the log. Exit code -9 without a word is memory: try fewer nodes at once, by --cpus or --gpus.",
+            cure="Read the log. Exit code -9 alone means out of memory: run fewer nodes at once (--cpus, --gpus).",
         )

@@ -44,7 +44,7 @@ def issue(authority: Signed, addresses: Sequence[str], days: int) -> Signed:
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     signer = serialization.load_pem_private_key(authority.key, password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise BouquetError("a root key of another kind", expected="an elliptic-curve key", got=type(signer).__name__)
+        raise BouquetError("a root key of the wrong type", expected="an elliptic-curve key", got=type(signer).__name__)
     key = ec.generate_private_key(ec.SECP384R1())
     names = [_alternative_name(address) for address in dict.fromkeys((*addresses, *LOOPBACK))]
     builder = (
@@ -77,7 +77,7 @@ def read_public_key(file: Path) -> str:
         ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise BouquetError(
-            "a public key of another kind",
+            "a public key of the wrong type",
             where=str(file),
             expected="an elliptic-curve key",
             got=type(key).__name__,

@@ -1,4 +1,4 @@
-"""`bouquet site`: certificates, keys and kits of a federation, and who is let in."""
+"""`bouquet site`: certificates, keys and kits of a federation, and who is admitted."""
 
 import argparse
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def add_to(commands: Commands) -> None:
     """The command's arguments."""
     site = commands.add_parser(
         "site",
-        help="make certificates, keys and node kits, and let nodes in or shut them out",
+        help="make certificates, keys and node kits; admit nodes and revoke them",
         description="Example: bouquet site create hospitals --address fl.example.org --nodes ward-1 ward-2",
     )
     parts = site.add_subparsers(dest="part", required=True)
@@ -28,13 +28,11 @@ def add_to(commands: Commands) -> None:
     add.add_argument("node")
     add.add_argument("--public-key", type=Path, help="the node's own public key; without it the site makes the pair")
     add.add_argument("--weight", type=float, default=1.0, help="see bouquet site weigh (default 1)")
-    weigh = _part(
-        parts, "weigh", _weigh, "say what a node counts for in runs with declared weights", "hospitals ward-3 1200"
-    )
+    weigh = _part(parts, "weigh", _weigh, "set a node's weight in runs with declared weights", "hospitals ward-3 1200")
     weigh.add_argument("node")
-    weigh.add_argument("weight", type=float, help="such as its number of examples; one figure for all runs to come")
+    weigh.add_argument("weight", type=float, help="such as its number of examples; used in all future runs")
     _part(parts, "register", _register, "make the running SuperLink accept exactly the site's nodes", "hospitals")
-    revoke = _part(parts, "revoke", _revoke, "shut a node out, now and for good", "hospitals ward-3")
+    revoke = _part(parts, "revoke", _revoke, "revoke a node, at once and for good", "hospitals ward-3")
     revoke.add_argument("node")
     rotate = _part(
         parts, "rotate", _rotate, "replace a node's key, or the coordinator's certificate", "hospitals ward-1"
@@ -43,7 +41,9 @@ def add_to(commands: Commands) -> None:
     rotate.add_argument("--public-key", type=Path, help="the node's own new public key")
     rotate.add_argument("--days", type=int, default=825, help="how long a certificate lasts (default 825)")
     _add_install(parts)
-    _part(parts, "list", _list, "list the nodes, their state at the SuperLink, and when certificates end", "hospitals")
+    _part(
+        parts, "list", _list, "list the nodes, their state at the SuperLink, and when certificates expire", "hospitals"
+    )
 
 
 def _part(
@@ -62,7 +62,7 @@ def _add_create(parts: Commands) -> None:
     create = _part(parts, "create", _create, "make a site: its root, the coordinator's certificate, node keys", example)
     create.add_argument("--name", default="", help="the federation's name for flwr run (default: the folder's name)")
     create.add_argument(
-        "--address", nargs="+", required=True, help="where nodes reach the coordinator, the first in kits"
+        "--address", nargs="+", required=True, help="addresses at which nodes reach the coordinator; kits use the first"
     )
     create.add_argument("--nodes", nargs="*", default=[], help="names of nodes to make keys for")
     create.add_argument("--fleet-port", type=int, default=9092, help="the port for nodes (default 9092)")
@@ -83,7 +83,7 @@ def _add_kit(parts: Commands) -> None:
         "--port",
         type=int,
         default=9094,
-        help="SuperNode's port on its own machine; the two after it are taken too (default 9094)",
+        help="SuperNode's port on its own machine; the next two are used too (default 9094)",
     )
     make.add_argument("--keys-user", default="bouquet-keys", help="the user that holds the key (default bouquet-keys)")
     _add_place(make, "/etc/bouquet/<node>")
@@ -95,20 +95,20 @@ def _add_kit(parts: Commands) -> None:
 def _add_install(parts: Commands) -> None:
     put = parts.add_parser(
         "install",
-        help="put a kit, or the coordinator's folder of a site, where it belongs on this machine",
-        description="As root: users, folders, modes, units, and the bundles that may run. It can be run again. "
+        help="install a kit, or the coordinator's folder of a site, on this machine",
+        description="As root: users, folders, modes, units, and the bundles that may run. It can be repeated. "
         "Example: bouquet site install ward-1.tar.gz",
     )
     put.add_argument("kit", type=Path, help="a packed or unpacked kit, or a site's folder")
-    put.add_argument("--units", type=Path, default=UNITS, help=f"where units go (default {UNITS})")
-    put.add_argument("--replace", action="store_true", help="in the place of another site's or node's kit")
+    put.add_argument("--units", type=Path, default=UNITS, help=f"the folder of units (default {UNITS})")
+    put.add_argument("--replace", action="store_true", help="replace the kit of another site or node")
     put.set_defaults(work=_install)
 
 
 def _add_place(parser: argparse.ArgumentParser, installed: str) -> None:
-    parser.add_argument("--installed", default=installed, help=f"where the kit will lie (default {installed})")
-    parser.add_argument("--programs", default="/opt/bouquet/.venv/bin", help="where flower-supernode will lie")
-    parser.add_argument("--user", default="bouquet", help="the user that runs the code of runs (default bouquet)")
+    parser.add_argument("--installed", default=installed, help=f"where the kit will be installed (default {installed})")
+    parser.add_argument("--programs", default="/opt/bouquet/.venv/bin", help="where flower-supernode will be installed")
+    parser.add_argument("--user", default="bouquet", help="the user that executes runs (default bouquet)")
     parser.add_argument("--image", default="", help="the container image, by its digest: registry/name@sha256:...")
 
 
@@ -130,7 +130,7 @@ def _create(options: argparse.Namespace) -> int:
 def _add(options: argparse.Namespace) -> int:
     key = read_public_key(options.public_key) if options.public_key else ""
     Site.open(options.site).add([options.node], key, options.weight)
-    print(f"{options.node} is added: bouquet site kit, then bouquet site register")
+    print(f"{options.node} is added; next: bouquet site kit, then bouquet site register")
     return 0
 
 
@@ -151,7 +151,7 @@ def _kit(options: argparse.Namespace) -> int:
 def _weigh(options: argparse.Namespace) -> int:
     site = Site.open(options.site)
     site.weigh(options.node, options.weight)
-    print(f"{options.node} counts for {options.weight:g}: {_carried(site)}")
+    print(f"{options.node} has weight {options.weight:g}: {_carried(site)}")
     return 0
 
 
@@ -173,15 +173,15 @@ def _rotate(options: argparse.Namespace) -> int:
     site = Site.open(options.site)
     if options.node:
         site.rotate(options.node, read_public_key(options.public_key) if options.public_key else "")
-        print(f"{options.node} has a new key: bouquet site kit, then bouquet site register")
+        print(f"{options.node} has a new key; next: bouquet site kit, then bouquet site register")
     else:
         site.certify(options.days)
-        print(f"{site.coordinator / 'server.crt'} is new: start the SuperLink again")
+        print(f"{site.coordinator / 'server.crt'} is new: restart the SuperLink")
     return 0
 
 
 def _carried(site: Site) -> str:
-    return f"who is who is in {site.coordinator / roster.FILE}: bouquet site install takes it to the coordinator"
+    return f"the roster is {site.coordinator / roster.FILE}: bouquet site install copies it to the coordinator"
 
 
 def _install(options: argparse.Namespace) -> int:
@@ -193,7 +193,7 @@ def _list(options: argparse.Namespace) -> int:
     site = Site.open(options.site)
     for file in (site.authority / "ca.crt", site.coordinator / "server.crt"):
         left = read_certificate(file).not_valid_after_utc - datetime.now(UTC)
-        print(f"{file.name:12} ends in {left.days} days")
+        print(f"{file.name:12} expires in {left.days} days")
     statuses = superlink.statuses(site)
     for name, node in site.facts.nodes.items():
         print(f"{name:12} {statuses.get(node.id, 'not registered')}")

@@ -68,7 +68,7 @@ class Site:
     def create(cls, folder: Path, facts: SiteFacts, *, root_days: int, server_days: int) -> Self:
         """A new site with its root and the coordinator's certificate. Raises :class:`BouquetError` if there is one."""
         if (folder / "site.json").exists():
-            raise BouquetError("there is a site already", where=str(folder), cure="Add nodes to it: bouquet site add.")
+            raise BouquetError("a site already exists", where=str(folder), cure="Add nodes to it: bouquet site add.")
         for address in facts.addresses:
             _check(r"[A-Za-z0-9.:-]+", address, "an address", "a host name or an IP address")
         _check(NAME.pattern, facts.name, "a site's name", "lower-case letters, digits, dots and hyphens")
@@ -88,7 +88,9 @@ class Site:
         try:
             return cls(folder, SiteFacts.model_validate_json((folder / "site.json").read_text()))
         except FileNotFoundError:
-            raise BouquetError("there is no site", where=str(folder), cure="Make one: bouquet site create.") from None
+            raise BouquetError(
+                "there is no site here", where=str(folder), cure="Make one: bouquet site create."
+            ) from None
         except (OSError, ValidationError) as error:
             raise BouquetError(
                 "a site cannot be read", where=str(folder / "site.json"), got=str(error).splitlines()[0]
@@ -141,10 +143,10 @@ class Site:
         for name in names:
             _check(NAME.pattern, name, "a node's name", "lower-case letters, digits, dots and hyphens")
             if not is_node_name(name):
-                raise BouquetError("a node's name that means something else", where=name, cure="Choose another.")
+                raise BouquetError("a node name with another meaning", where=name, cure="Choose another.")
             if name in self.facts.nodes:
                 raise BouquetError(
-                    "there is a node of this name", where=name, cure="Replace its key: bouquet site rotate."
+                    "a node with this name exists", where=name, cure="Replace its key: bouquet site rotate."
                 )
         for name in names:
             self.facts.nodes[name] = NodeFacts(public_key=self._key(name, public_key), weight=weight)
@@ -174,7 +176,7 @@ class Site:
         """One node. Raises :class:`BouquetError` where there is none of this name."""
         if name not in self.facts.nodes:
             raise BouquetError(
-                "there is no node of this name",
+                "there is no node with this name",
                 where=name,
                 cure=did_you_mean(name, self.facts.nodes) or "See bouquet site list.",
             )

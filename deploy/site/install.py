@@ -1,4 +1,4 @@
-"""`bouquet site install`: a kit put where its scripts and units expect it.
+"""`bouquet site install`: installs a kit where its scripts and units expect it.
 
 What a run's code could use to change what it may do belongs to root: scripts, units, policy, and the list of bundles.
 """
@@ -81,7 +81,7 @@ def _check_same(kit: Path, facts: KitFacts) -> None:
             where=str(there),
             expected=f"{own.name} of {own.site}, by the same root",
             got=f"{facts.name} of {facts.site}" + ("" if same_root else ", by another root"),
-            cure="If it is to take the place of that one: bouquet site install --replace.",
+            cure="To replace it: bouquet site install --replace.",
         )
 
 
@@ -90,10 +90,13 @@ def _check_places(facts: KitFacts) -> None:
     for name in {facts.user, facts.keys_user} - {""}:
         found = pwd.getpwnam(name)
         if found.pw_uid == 0:
-            raise BouquetError("a kit for root", where=facts.name, expected="a user without rights", got=name)
+            raise BouquetError("a kit that runs as root", where=facts.name, expected="an unprivileged user", got=name)
         if os.geteuid() == 0 and Path(found.pw_shell).name not in ("nologin", "false"):
             raise BouquetError(
-                "a kit for somebody who logs in here", where=facts.name, expected="a user without a shell", got=name
+                "a kit that runs as a user who logs in here",
+                where=facts.name,
+                expected="a user without a shell",
+                got=name,
             )
     for folder, user in facts.folders:
         place = Path(folder)
@@ -138,8 +141,8 @@ def _user(name: str, home: str) -> list[str]:
             [*command, "--shell", "/usr/sbin/nologin", name], capture_output=True, text=True, check=False
         )
     if made.returncode:
-        raise BouquetError("a user cannot be made", where=name, got=made.stderr.strip())
-    return [f"made the user {name}"]
+        raise BouquetError("a user cannot be created", where=name, got=made.stderr.strip())
+    return [f"created the user {name}"]
 
 
 def _own_folder(folder: Path, user: str) -> None:
@@ -232,7 +235,7 @@ def egress(superlink: str) -> str:
             "the SuperLink's name cannot be resolved",
             where=superlink,
             got=str(error),
-            cure="Install again once it can, or when its address has changed.",
+            cure="Install again once it resolves, or when its address changes.",
         ) from error
     resolvers = _resolvers() if not _is_address(host.strip("[]")) else set()
     return f"[Service]\nIPAddressAllow={' '.join(sorted(found | resolvers))}\n"

@@ -1,4 +1,4 @@
-"""What the machines of a site are given: a folder that starts a node, and one that starts the coordinator."""
+"""The kits of a site's machines: a folder that starts a node, and one that starts the coordinator."""
 
 import io
 import os
@@ -151,7 +151,7 @@ def _facts(*, place: Place, **facts: Any) -> KitFacts:
     except ValidationError as error:
         wrong = error.errors()[0]
         raise BouquetError(
-            "a kit that cannot be made",
+            "a kit that cannot be created",
             where=f"{facts['name']}, {wrong['loc'][0]}",
             expected="a plain name, or an absolute path of letters, digits, dots, hyphens and underscores",
             got=repr(wrong["input"]),

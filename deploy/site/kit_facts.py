@@ -1,4 +1,4 @@
-"""`kit.toml`: what a machine has to know of its kit to install it and to be checked."""
+"""`kit.toml`: what a machine must know about its kit, to install and check it."""
 
 import tomllib
 from pathlib import Path

@@ -25,14 +25,14 @@ NOT_IN_INT8 = " and ".join(f"`{name}`" for name, kind in STRUCTURES.items() if "
 
 OPENING = f"""# Methods
 
-A run chooses one member on each axis: `rule.name=ffa-lora adapter.name=dylora init.name=eva`. What goes with what is
-found here by building every pair; where two clash, a run is refused by name before it starts. Every choice takes a base
-in NF4 or unquantised, in int8 all but {NOT_IN_INT8}; is resumed; and leaves an adapter that plain PEFT loads, which is
-one LoRA for every structure but {OTHERS}. `tests/laws/test_composition.py` runs each over NF4, private, and resumed.
-When to choose which is in [choosing.md](choosing.md), every option in [config.md](config.md). This page is made from
-the code, by `make generate`.
+A run chooses one member on each axis: `rule.name=ffa-lora adapter.name=dylora init.name=eva`. Which choices
+are compatible is found here by building every pair; where two clash, a run is refused by name before it starts. Every
+choice supports a base in NF4 or unquantised, all but {NOT_IN_INT8} one in int8; can be resumed; and exports an adapter
+that plain PEFT loads, which is one LoRA for every structure but {OTHERS}. `tests/laws/test_composition.py` runs each
+over NF4, private, and resumed. When to choose which is in [choosing.md](choosing.md), every option in
+[config.md](config.md). This page is generated from the code, by `make generate`.
 
-Bytes are those of a layer of {EXAMPLE[0]} x {EXAMPLE[0]} at rank {EXAMPLE[1]}, in float32, from a node in a round."""
+Bytes are for a layer of {EXAMPLE[0]} x {EXAMPLE[0]} at rank {EXAMPLE[1]}, in float32, from one node in one round."""
 
 PRIVACY: Mapping[str, str] = {"example": "example", "local": "update-local", "central": "update-central"}
 SEEN: Mapping[str, str] = {
@@ -95,8 +95,8 @@ def _structures() -> Iterator[str]:
 def _inits() -> Iterator[str]:
     yield "## Starts: `init.name`"
     yield (
-        "A start that has to see something is worked out by the coordinator, and sent to each node once. Whatever it "
-        "adds to the base model is taken off again, by the offset, but for `lora-sb`, which is a first step."
+        "A start that has to see something is computed by the coordinator, and sent to each node once. Whatever it "
+        "adds to the base model is subtracted again by the offset, except for `lora-sb`, which is a first step."
     )
     rows = [
         [*_about(INITS, name), SEEN[kind.sees], _rules(INITS, name), _among(INITS, name, STRUCTURES)]

@@ -10,12 +10,12 @@ from strategies import AXES
 
 OPENING = """# Every setting
 
-    bouquet config --explain train.steps       # the same in the terminal: of a key, of a section, or of all
-    bouquet config profiles/private.toml       # what comes out of settings, and what differs from the defaults
+    bouquet config --explain train.steps       # the same in the terminal: for a key, a section, or everything
+    bouquet config profiles/private.toml       # the resolved settings, and what differs from the defaults
 
-A run is told `key=value` on the command line of `bouquet run`, or TOML files of such keys, such as those in
-`profiles/`; what is left out has its default. A node is told its own facts with `--node-config`. This page is made from
-the code, by `make generate`."""
+Set `key=value` on the command line of `bouquet run`, or pass TOML files of such keys, such as those in
+`profiles/`; a key left out has its default. A node's own facts are set with `--node-config`. This page is generated
+from the code, by `make generate`."""
 
 
 def reference(_: str) -> str:
@@ -45,7 +45,7 @@ def _renamed() -> Iterator[str]:
     yield "## Renamed"
     yield (
         "Every `bouquet` command reads an old name as the new one for two minor versions, and says so. "
-        "Flower's own `flwr run` knows the names of today alone."
+        "Flower's own `flwr run` knows only the current names."
     )
     yield table(["was", "is"], ([code(old), ", ".join(map(code, new))] for old, new in RENAMED.items()))
 

@@ -24,14 +24,14 @@ FIRST = {
 }
 PACKAGES = ("bouquet", "common", "strategies", "client_app", "server_app", "deploy")
 LAST = {
-    "profiles/": "Run configs, and comparisons, that come along.",
+    "profiles/": "Ready-made run configs and comparisons.",
     "tests/": "Laws over every axis, oracles from the papers, published bugs as mutants, whole runs.",
     "benchmarks/": "The measured claims, each one command.",
-    "docs/": "What there is to read; generate/ writes what the code knows better.",
+    "docs/": "The documentation; generate/ writes what the code already says.",
 }
 PLAIN = {
     "images": "Dockerfiles of the coordinator and of a GPU node.",
-    "templates": "What a site's machines are given, to be filled in.",
+    "templates": "Templates of the files that a site's machines get.",
 }
 """Folders without modules."""
 

@@ -1,4 +1,4 @@
-"""Small pictures of figures over rounds, as SVG inside a page: they take the page's colours, light and dark."""
+"""Small charts of figures over rounds, as SVG inside a page: they take the page's colours, light and dark."""
 
 import math
 from collections.abc import Mapping

@@ -50,7 +50,7 @@ def headline(run: Run) -> Html:
         note = f"{readable.size(trained)} in training{share}"
         tiles.append(_tile(f"Bytes {way}", readable.size(run.tally.crossed[way]), note))
     failed = run.tally.failures.total()
-    tiles.append(_tile("Failures", str(failed), "the reasons are below" if failed else "every node did its part"))
+    tiles.append(_tile("Failures", str(failed), "the reasons are below" if failed else "no node failed"))
     return element("dl", *tiles, class_="headline")
 
 

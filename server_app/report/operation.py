@@ -70,7 +70,7 @@ def size(run: Run) -> Html:
         rows += [[f"{way}, {what}", readable.size(size), *[NOTHING] * 3] for what, size in beside.items() if size]
         rows.append([f"{way}, all", readable.size(run.tally.crossed[way]), *[NOTHING] * 3])
     head = ["", "crossed", "the values alone", "share", "codec"]
-    note = "Beside its values a message has a header, which counts where it is small."
+    note = "Besides its values a message has a header, which matters in a small one."
     return section("Bytes", table(head, rows), element("p", note))
 
 
@@ -84,7 +84,7 @@ def time(run: Run) -> Html:
     ]
     trained = (event for events in run.by_node(Train).values() for event in events.values())
     peaks = [event.peak_memory for event in trained if event.peak_memory]
-    memory = [["a node, the most of all", readable.size(max(peaks))]] if peaks else []
+    memory = [["a node, at most", readable.size(max(peaks))]] if peaks else []
     if coordinator := run.history(Merge, lambda event: event.peak_memory):
         memory.append(["the coordinator", readable.size(max(coordinator.values()))])
     parts = [table(["phase", "time", "share", ""], rows, "shares")] if rows else []
@@ -116,7 +116,7 @@ def setting(run: Run) -> Html:
     if run.summary and run.summary.adapter_digest:
         facts["adapter's digest"] = run.summary.adapter_digest
     if run.torn:
-        facts["unreadable lines"] = f"{run.torn} of metrics.jsonl, passed over"
+        facts["unreadable lines"] = f"{run.torn} of metrics.jsonl, skipped"
     defaults = RunConfig().to_flower()
     if own:
         defaults["train.learning-rate"] = rate
@@ -150,7 +150,7 @@ def _incident(event: Event) -> str:
         case Void():
             return f"The round did not count: {event.replies} replied, {event.needed} were needed."
         case Dropped():
-            return "The round was not merged: the scores that came with it ended the run before it."
+            return "The round was not merged: the scores that arrived with it ended the run at the round before."
         case SitOut():
             return f"Left out for {event.rounds} rounds after {event.failures} failures in a row."
         case Late():
@@ -158,7 +158,7 @@ def _incident(event: Event) -> str:
         case Stalled():
             return event.said
         case Against():
-            return f"Went against the other nodes (cosine {event.cosine:.2f}); merged all the same."
+            return f"Went against the other nodes (cosine {event.cosine:.2f}); still merged."
         case Camps():
             return f"Two camps: {event.smaller} of {event.nodes} nodes went against the others; none is named."
     return ""

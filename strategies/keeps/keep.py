@@ -1,4 +1,4 @@
-"""The contract of what a node keeps for itself, and how it joins that to what comes."""
+"""What a node keeps for itself, and how it joins that to what it receives: the contract."""
 
 from dataclasses import dataclass
 from typing import ClassVar

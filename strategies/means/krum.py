@@ -1,4 +1,4 @@
-"""Multi-Krum: the mean of the updates that lie nearest to their neighbours.
+"""Multi-Krum: the mean of the updates nearest to their neighbours.
 
 Blanchard et al., *Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent*, arXiv:1703.02757. The score
 of an update is the sum of its squared distances to the K - hostile - 2 nearest others; all but the ``hostile`` updates

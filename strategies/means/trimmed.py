@@ -1,4 +1,4 @@
-"""Means that go by the order of the values, coordinate by coordinate.
+"""Means by order statistics, coordinate by coordinate.
 
 Yin et al., *Byzantine-Robust Distributed Learning*, arXiv:1803.01498: the median of definition 1 and the trimmed mean
 of definition 2. Every node has one vote, because a weight is what a hostile node would lie about, and all updates are

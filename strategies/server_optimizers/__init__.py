@@ -1,4 +1,4 @@
-"""How the server goes from its state towards the mean of the nodes."""
+"""How the server steps from its state towards the mean of the nodes."""
 
 from common.method import Registry
 from strategies.server_optimizers.adam import FedAdam

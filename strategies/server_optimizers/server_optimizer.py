@@ -1,4 +1,4 @@
-"""The contract of a server optimizer: the mean of the nodes is a direction to go, not always the place to be.
+"""The contract of a server optimizer: the mean of the nodes is a direction, not always the destination.
 
 Reddi et al., *Adaptive Federated Optimization*, arXiv:2003.00295, algorithm 2. With x the state and ``mean`` the nodes'
 mean, the direction is D = mean - x.

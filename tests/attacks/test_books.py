@@ -79,7 +79,7 @@ def test_a_witness_that_cannot_be_written_is_told_by_the_roll_call(tmp_path):
     node = Node(tmp_path / "node", privacy_witness=str(tmp_path / "file" / "head"))
     answer = node.ask("query")
     assert refused(answer)
-    assert "a folder of the node's cannot be written" in failure(answer)
+    assert "one of the node's folders cannot be written to" in failure(answer)
 
 
 @pytest.mark.parametrize("loss", LOST)

@@ -102,7 +102,7 @@ def test_a_refusal_costs_nothing_and_lasts(tmp_path):
 @pytest.mark.parametrize(
     "run",
     [
-        {"privacy.clip-quantile": 0.5},  # a batch too small for its count to be noised beside the sum
+        {"privacy.clip-quantile": 0.5},  # a batch too small to noise its count beside the sum
         {"lora.targets": "no_such_layer"},
         {"gradient.name": "hooks", "model.gradient-checkpointing": True},
     ],

@@ -141,7 +141,7 @@ def test_a_model_trains_and_plain_peft_loads_what_it_leaves(
 ) -> None:
     if (family, quantisation) == ("deepseek", "int8"):
         # bitsandbytes' own int8 product fails on the shape of its attention.
-        with pytest.raises(BouquetError, match="the model cannot compute a text as it has been loaded"):
+        with pytest.raises(BouquetError, match="the model, as loaded, cannot process a text"):
             loaded(settings(checkpoint(family), task, quantisation))
         return
     if family in DECODERS or (family in ENCODERS and task in ("classify", "embed")):

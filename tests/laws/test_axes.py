@@ -118,7 +118,7 @@ def test_two_members_of_one_name_are_refused():
     class Other(OPTIMIZERS["adamw"]):
         """Of the same name."""
 
-    said = r"two members of one name \(optimizer.name\): expected a name for each, got 'adamw' of AdamW and of .*Other"
+    said = r"two members with the same name .*: expected a unique name for each, got 'adamw' of AdamW and of .*Other"
     with pytest.raises(BouquetError, match=said):
         Registry("optimizer", OPTIMIZERS["adamw"], Other, default="adamw", chooses="")
 

@@ -52,7 +52,7 @@ def test_a_file_that_is_half_there_or_a_pointer_is_named(tmp_path: Path) -> None
         (whole[: len(whole) // 2], "a whole safetensors file, got .* bytes"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-            "got a pointer of git-lfs.*git lfs pull",
+            "got a git-lfs pointer.*git lfs pull",
         ),
     ):
         file.write_bytes(content)
@@ -129,7 +129,7 @@ def test_a_base_that_has_been_quantised_is_told(saved: str, wanted: str, said: s
 
 def test_an_adapter_is_no_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(BouquetError, match=r"an adapter is no base model.*Name its base model"):
+    with pytest.raises(BouquetError, match=r"an adapter is not a base model.*Name its base model"):
         base.location(str(tmp_path))
 
 

@@ -74,6 +74,6 @@ def test_what_sees_is_not_trained_with_a_gradient_for_each_example(targets: str)
     """Its rows are images, and an example may have several."""
     config = settings("llava", **{"lora.targets": targets})
     (task, chosen), model = examples(config), loaded(config)
-    said = "what sees images has no gradient for each example .*got model.(vision_tower|multi_modal_projector)"
+    said = "the vision layers have no gradient for each example .*got model.(vision_tower|multi_modal_projector)"
     with pytest.raises(BouquetError, match=said):
         train_here(model, chosen, Release(1.0, 1.0, 1), task=task)

@@ -144,7 +144,9 @@ def test_a_clip_stays_where_no_quantile_is_asked_for_and_within_its_range():
 
 
 def test_a_batch_too_small_to_count_is_refused():
-    with pytest.raises(BouquetError, match=r"too small for its count .*expected an expected batch above 10, got 8"):
+    with pytest.raises(
+        BouquetError, match=r"too small to noise its count .*expected an expected batch above 10, got 8"
+    ):
         adaptive(0.5, batch=8)
 
 

@@ -121,7 +121,7 @@ def test_a_split_whose_draw_depends_on_the_count_is_found(bench, own, monkeypatc
     monkeypatch.setattr(units, "_gathered", gathered)
     found = invariants.stability(halved, own, others)
     assert not found.held
-    assert "units come or go with" in found.said
+    assert "units change with" in found.said
 
 
 def test_an_error_that_one_record_makes_of_all_is_found(bench, own, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_word_that_the_records_choose_is_found(bench, own, monkeypatch):
 
     monkeypatch.setattr(Session, "answer_roll_call", told)
     found = invariants.structure(audited, own, others)
-    assert (found.held, found.said) == (False, "it says something else, or in another form, with random added")
+    assert (found.held, found.said) == (False, "what it sends differs, in content or form, with random added")
 
 
 def test_the_sum_is_seen_before_the_step_scales_it(bench, own):
@@ -237,7 +237,7 @@ def test_every_task_has_canaries_that_the_node_uses(bench, task, unit):
     [
         ("none", [], "a run without privacy has no promise"),
         ("update-central", [], "a node sends its change in the clear"),
-        ("update-local", [], "one run says nothing of many canaries"),
+        ("update-local", [], "one run says nothing about many canaries"),
         ("example", ["--confidence", "1"], "--confidence): expected a share between 0 and 1, got 1.0"),
         ("example", ["--policy", "/nowhere.toml"], "the node's policy cannot be read"),
     ],

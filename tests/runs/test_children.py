@@ -188,7 +188,7 @@ def test_a_private_round_whose_child_dies_is_one_without_records(settings, tmp_p
     assert tried[0][0] > tried[1][0] == 0
     assert failures(tmp_path / "run") == []
     assert [row.round for row in spent(tmp_path, "node-000")] == [1]
-    assert "another process of this node ended before it had answered" in capfd.readouterr().err
+    assert "another process of this node ended before it answered" in capfd.readouterr().err
 
 
 def test_a_round_of_a_warm_node_of_two_processes_is_that_of_one(settings, tmp_path):

@@ -47,7 +47,7 @@ def test_mistakes_are_told_before_anything_is_started(settings, message, capsys,
         (["=5"], "a setting cannot be read: expected key=value, or a .toml file, got =5"),
         (["run-name=" + 100 * "\u4e2d"], "run-name: expected at most 100 letters, digits, dots and hyphens, and 200"),
         (["--directory", "/proc/x"], "a run directory cannot be written (/proc/x/"),
-        (["bad.toml"], "a file of settings cannot be read (bad.toml): got 'utf-8' codec can't decode"),
+        (["bad.toml"], "a settings file cannot be read (bad.toml): got 'utf-8' codec can't decode"),
     ],
 )
 def test_what_cannot_be_run_is_told_at_once_in_a_sentence(arguments, message, capsys, tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_the_ledger_is_shown_verified_and_exported(spent, capsys):
     shown = say("show")
     assert [line.split("│")[6].strip() for line in shown.splitlines() if "│ flu" in line] == ["1", "2", "3"]
     assert f"node: epsilon {rows[-1].epsilon:.4g} at delta 1e-05" in shown
-    assert say("verify") == f"3 releases, nothing changed or missing; the last digest is {rows[-1].digest}\n"
+    assert say("verify") == f"3 releases, none changed or missing; the last digest is {rows[-1].digest}\n"
     assert [ledger.Entry(**json.loads(line)) for line in say("export").splitlines()] == rows
 
 
@@ -181,7 +181,7 @@ def test_a_nodes_config_names_its_ledger_and_its_witness(spent, tmp_path, capsys
     witness_of(spent).parent.rename(elsewhere.parent)
     node = tmp_path / "node.toml"
     node.write_text(f'state-directory = "{spent}"\nprivacy-witness = "{elsewhere}"\n')
-    for action, said in (("verify", "3 releases, nothing changed"), ("show", "node: epsilon"), ("export", '"flu"')):
+    for action, said in (("verify", "3 releases, none changed"), ("show", "node: epsilon"), ("export", '"flu"')):
         assert main(["ledger", action, "--node", str(node)]) == 0
         assert said in capsys.readouterr().out
     assert main(["ledger", "verify", "--directory", str(spent)]) == 2
@@ -198,7 +198,7 @@ def test_a_ledger_that_was_changed_is_told(spent, capsys):
         connection.execute("UPDATE release SET steps = 1 WHERE number = 2")
     connection.close()
     assert main(["ledger", "verify", "--directory", str(spent)]) == 2
-    assert "bouquet: the privacy ledger is not as it was written" in capsys.readouterr().err
+    assert "bouquet: the privacy ledger differs from what was written" in capsys.readouterr().err
 
 
 def test_a_ledger_that_is_not_there_is_told_and_not_made(tmp_path, capsys):

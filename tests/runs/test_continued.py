@@ -57,7 +57,7 @@ def test_a_run_goes_on_from_the_adapter_of_another(settings, tmp_path, capsys):
     assert ended < 0.95 * base
     slower = {**whole, "train.learning-rate": 0.002, "model.adapter": str(adapter), "run-name": "second"}
     run_in_process(settings(**slower), nodes=2)
-    assert f"starts from the adapter {adapter}: rank 8 in 42 layers; it is the factors" in capsys.readouterr().out
+    assert f"starts from the adapter {adapter}: rank 8 in 42 layers; it becomes the factors" in capsys.readouterr().out
     assert summary(tmp_path / "second")["before"]["all"] == pytest.approx(ended, rel=1e-6)
     assert summary(tmp_path / "second")["after"]["all"] < ended
     # The export stands by itself: it tells neither where the adapter was nor needs it.
@@ -69,10 +69,11 @@ def test_a_run_goes_on_from_the_adapter_of_another(settings, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_start_of_its_own_or_a_smaller_rank_keeps_the_whole_adapter(settings, tmp_path, capsys):
     flat, before = {**SHORT, "model.adapter": made(tmp_path)}, []
-    under = "it is the offset under a start of its own"
+    under = "it becomes the offset beneath the run's own start"
+    cut = "% of its energy goes into the factors, the rest into the offset"
     for rule, rank, said, parts, own in (
-        ("fedit", 8, "it is the factors", [{"A", "B"}] * 4, {}),
-        ("ffa-lora", 4, "% of its energy is in the factors, the rest is the offset", [{*"ABQP"}] * 2 + [{"B"}] * 2, {}),
+        ("fedit", 8, "it becomes the factors", [{"A", "B"}] * 4, {}),
+        ("ffa-lora", 4, cut, [{*"ABQP"}] * 2 + [{"B"}] * 2, {}),
         ("fed-sb", 8, under, [{*"RQP"}] * 2 + [{"R"}] * 2, {}),
         ("rolora", 8, under, [{*"ABQP"}] * 2 + [{*"AB"}] * 2, {"objective.name": "orthogonal"}),
     ):

@@ -61,7 +61,7 @@ def test_terminal_summary_record_and_report_agree(settings, tmp_path, capsys):
     assert own["down"] > Run.read(folder).trained("down") > 0
     assert own == {way: summary[f"bytes_{way}"] for way in own}
     up, down = (readable.size(own[way]) for way in ("up", "down"))
-    assert f"bytes that crossed: {up} up, {down} down" in terminal
+    assert f"bytes transferred: {up} up, {down} down" in terminal
     assert f"Bytes up {up}" in report
     assert f"Bytes down {down}" in report
     failures = [event["node"] for event in events if event["phase"] == "failure"]
@@ -95,7 +95,7 @@ def test_doctor_plan_and_record_say_the_same_of_a_rules_bytes(name, codec):
 def test_every_rule_is_planned_for():
     for name in RULES:
         config = read_config({"rule.name": name})
-        assert re.match(r"[\d.]+ \w+ up, [\d.]+ \w+ down, a node and round at most", job.traffic(config)), name
+        assert re.match(r"at most [\d.]+ \w+ up, [\d.]+ \w+ down per node and round", job.traffic(config)), name
 
 
 def test_runs_and_reports_are_read_without_torch(settings, tmp_path):

@@ -147,7 +147,7 @@ def test_the_norm_of_a_change_counts_from_what_the_node_received(rule):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (RecordDict(), "an answer to the roll call of unknown form"),
+        (RecordDict(), "a malformed answer to the roll call"),
         (RecordDict({"node": ConfigRecord({"name": "../x", "rank": 8})}), "expected a name of letters a to z, digits"),
         (RecordDict({"node": ConfigRecord({"name": "x", "rank": "many"})}), "got 'x', 'many'"),
     ],
@@ -162,7 +162,10 @@ def test_a_hostile_answer_to_the_roll_call_is_left_out(answer, reason, settings,
     ("metrics", "reason"),
     [
         ({"loss": float("inf"), "correct": 1, "count": 2}, "a metric is not a number"),
-        ({"loss": 1.0, "correct": 1, "count": 0}, "a score of nothing: expected a count of 1 to 2,147,483,648, got 0"),
+        (
+            {"loss": 1.0, "correct": 1, "count": 0},
+            "a score over no examples: expected a count of 1 to 2,147,483,648, got 0",
+        ),
         ({"loss": 1.0}, "a reply lacks metrics: expected loss, correct, count, got none named correct, count"),
     ],
 )

@@ -98,7 +98,7 @@ def test_personal_factors_survive_a_resume(settings, tmp_path):
 
 def test_a_name_that_is_taken_is_refused(settings):
     run_in_process(settings(**{"num-server-rounds": 1}), nodes=2)
-    with pytest.raises(BouquetError, match=r"there is a run of this name already .*Choose another run-name"):
+    with pytest.raises(BouquetError, match=r"a run with this name already exists .*Choose another run-name"):
         run_in_process(settings(), nodes=2)
 
 
@@ -174,7 +174,7 @@ def test_the_best_round_is_exported_or_the_last(export, settings, tmp_path):
     state = checkpoint.load(tmp_path / f"run/checkpoints/round-{exported:04d}.safetensors", "fedit")
     assert summary["adapter_digest"] == digest(state.adapter | state.offset)
     assert json.loads((tmp_path / "run/adapter/bouquet.json").read_text())["round"] == exported
-    said = f"round {best} of 4 is exported: the least held-out loss (evaluation.export=last takes the last)"
+    said = f"round {best} of 4 is exported: the lowest held-out loss (evaluation.export=last exports the last)"
     assert (said in (tmp_path / "run/run.log").read_text()) == (export == "best")
 
 

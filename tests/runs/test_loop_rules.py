@@ -42,7 +42,7 @@ def test_fed_sb_starts_from_a_public_gradient_and_sends_its_frames_once(settings
         "lora.rank": 16,
     }
     grid = run_in_process(settings(**changes, **{"train.learning-rate": 0.02, "train.steps": 8}), nodes=2)
-    assert f"the start is taken from the base model and 50 examples of {public}" in capsys.readouterr().out
+    assert f"the adapter is initialised from the base model and 50 examples of {public}" in capsys.readouterr().out
     train = [m for m in grid.sent if m.metadata.message_type == "train"]
     headers = [wire.unpack_state(m.content.array_records["state"], rule="fed-sb")[0] for m in train]
     assert [{part for _, part, _ in header.tensors} for header in headers] == [{"A", "B", "R"}] * 2 + [{"R"}] * 2
@@ -93,7 +93,7 @@ def test_a_node_that_lost_its_frames_gets_them_again(settings, tmp_path):
         return content
 
     run_in_process(settings(**changes), nodes=2, tamper={1: lose})
-    assert ["other frozen tensors" in reason for reason in failures(tmp_path / "run")] == [True]
+    assert ["frozen tensors differ" in reason for reason in failures(tmp_path / "run")] == [True]
     merges = [line for line in lines(tmp_path / "run") if line["phase"] == "merge"]
     assert [(line["nodes"], line["asked"]) for line in merges] == [(2, 2), (1, 2), (2, 2)]
 
@@ -156,7 +156,7 @@ def test_fedspeed_goes_on_from_what_a_node_remembers(settings, tmp_path):
 
 
 def test_a_robust_mean_or_an_optimizer_for_a_rule_that_stacks_is_refused(settings):
-    with pytest.raises(BouquetError, match=r"'flora' takes more than a mean .*Rules that take these are fedit"):
+    with pytest.raises(BouquetError, match=r"'flora' needs more than a mean .*Rules that support these are fedit"):
         run_in_process(settings(**{"rule.name": "flora", "mean.name": "median"}), nodes=2)
 
 

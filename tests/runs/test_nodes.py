@@ -52,7 +52,7 @@ def test_a_node_is_called_as_its_key_and_no_stranger_takes_part(settings, tmp_pa
     monkeypatch.setenv(roster.VARIABLE, str(tmp_path / "nodes.json"))
     run_in_process(settings(**{"num-server-rounds": 1, "min-nodes": 1}), nodes=3)
     assert failures(tmp_path / "run") == [
-        "a node under another name than its key's: expected 'ward-7', got 'node-001'",
+        "a node under a name other than its key's: expected 'ward-7', got 'node-001'",
         "a node that the site does not know: got 'node-002'. Run bouquet site register.",
     ]
     (start,) = [line for line in lines(tmp_path / "run") if line["phase"] == "start"]
@@ -178,7 +178,7 @@ def test_who_has_another_base_than_the_coordinator_takes_no_part(settings, tmp_p
     assert len(failures(tmp_path / "run")) == 2
     for said in failures(tmp_path / "run"):
         assert re.fullmatch(
-            r"a node with another base model than the run's \(model.name = 'embedded'\): expected the weights and "
+            r"a node whose base model differs from the run's \(model.name = 'embedded'\): expected the weights and "
             r"words [0-9a-f]{16}, got 0123456789abcdef. Give every machine the same files of one model.revision.",
             said,
         )

@@ -112,7 +112,7 @@ def test_a_port_for_prometheus_that_is_taken_is_named(settings):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = read_config(settings(**{"metrics.port": taken.getsockname()[1]}))
         with pytest.raises(
-            BouquetError, match=r"the port for Prometheus cannot be opened .*Choose another metrics.port"
+            BouquetError, match=r"the port for Prometheus cannot be opened .*choose another metrics.port"
         ):
             Record(config, 1)
 
@@ -135,12 +135,12 @@ def test_a_tracker_that_breaks_down_does_not_end_the_run(settings, tmp_path, cap
         tell(record)
     written = [line["phase"] for line in lines(tmp_path / "run")]
     assert written == ["opened", "merge", *(event.phase for event in EVENTS)]
-    assert capsys.readouterr().out.count("tensorboard takes no more figures of this run") == 1
+    assert capsys.readouterr().out.count("tensorboard receives no more figures of this run") == 1
 
     with Record(read_config(settings(**{"tracking.to": "tensorboard", "run-name": "last"})), 1) as record:
         monkeypatch.setattr(SummaryWriter, "close", gone)
         record.event(events.Stalled(round=0, said="nothing came of it"))
-    assert "tensorboard did not take its last figures" in capsys.readouterr().out
+    assert "tensorboard did not receive the run's last figures" in capsys.readouterr().out
 
 
 def test_a_reason_is_said_in_full_once_even_an_empty_one(settings, capsys):

@@ -87,7 +87,7 @@ def test_a_process_that_dies_is_an_error_of_its_node_and_replaced(workers, setti
     os.kill(*processes(), signal.SIGKILL)  # which imports for seconds before it answers
     died = replies.get(timeout=60)
     assert died.has_error()
-    assert f"the node's process ended before it had answered ({tmp_path}/log): got exit code -9." in died.error.reason
+    assert f"the node's process ended before it answered ({tmp_path}/log): got exit code -9." in died.error.reason
     ask()
     answer = replies.get(timeout=60)
     assert answer.content.config_records["node"]["name"] == "node-000"
@@ -102,7 +102,7 @@ def test_what_is_said_beside_a_run_that_fails_is_in_its_log(workers, settings, t
     assert "report: " in told.out
     assert told.err == (
         "bouquet: the run did not complete: too few nodes: expected 3 within 0.2 s (min-nodes, round.wait), got 2. "
-        "Why others were left out is above; start more flower-supernode, or a simulation with --nodes N.\n"
+        "Why others were left out is above; start more nodes, or a simulation with --nodes N.\n"
         f"Everything that was said is in {log}.\n"
     )
     assert "Traceback" in log.read_text()
@@ -112,7 +112,7 @@ def test_what_is_said_beside_a_run_that_fails_is_in_its_log(workers, settings, t
 def test_an_option_that_the_machine_has_no_room_for_is_told(capsys, tmp_path):
     own = ["run", "--in-process", "--directory", str(tmp_path), "--cpus", str(CORES + 1)]
     assert main(own) == 2
-    said = f"more for each node than this machine has (--cpus): expected at most {CORES}, got {CORES + 1}"
+    said = f"more per node than this machine has (--cpus): expected at most {CORES}, got {CORES + 1}"
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

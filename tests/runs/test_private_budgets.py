@@ -127,7 +127,7 @@ def test_a_round_that_is_tried_again_is_charged_again_within_the_plan(settings, 
     assert [row.round for row in rows] == [1, 1, 2] * 2
     reasons = [failure["reason"] for failure in events(tmp_path, "failure") if failure["round"] == 3]
     assert len(reasons) == 2
-    assert "this run has cost the node what it said it would" in reasons[0]
+    assert "this run has spent the epsilon that it declared" in reasons[0]
     assert "stopped after round 2" in capsys.readouterr().out
     assert max(row.epsilon for row in rows) <= 8.0
 

@@ -68,7 +68,7 @@ def test_the_coordinators_noise_is_trusted_only_where_the_policy_says_so(setting
     run_in_process(flat, nodes=2, node_config=nodes)
     (failure,) = events(tmp_path, "failure")
     assert failure["node"].startswith("node ")
-    assert "expected noise of this node's own (privacy-epsilon), got 'update-central'" in failure["reason"]
+    assert "expected noise added by this node (privacy-epsilon), got 'update-central'" in failure["reason"]
     assert [line["nodes"] for line in events(tmp_path, "merge")] == [1, 1, 1]
 
 

@@ -106,14 +106,14 @@ def test_a_node_with_bad_data_is_left_out_at_the_roll_call(settings, tmp_path):
     bad.write_text('{"text": "fine"}\n{"text": \n')
     run_in_process(settings(**{"num-server-rounds": 1, "min-nodes": 1}), nodes=2, node_config={1: {"data": str(bad)}})
     (reason,) = failures(tmp_path / "run")
-    assert f"got 1 of 2: {bad}:2: a line is not JSON: expected one JSON object a line" in reason
+    assert f"got 1 of 2: {bad}:2: a line is not JSON: expected one JSON object per line" in reason
 
 
 def test_mixed_ranks_are_refused_at_the_roll_call(settings, tmp_path):
     run_in_process(settings(**{"num-server-rounds": 1, "min-nodes": 1}), nodes=2, node_config={1: {"lora-rank": 4}})
     (reason,) = failures(tmp_path / "run")
     assert "a rank that the rule 'fedit' cannot serve (node-001, lora-rank): expected 8 on every node, got 4" in reason
-    assert "rules that serve smaller ranks are ravan, flora, flexlora" in reason
+    assert "rules that allow smaller ranks are ravan, flora, flexlora" in reason
 
 
 def test_a_node_that_runs_other_code_is_refused(settings, tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_a_node_that_runs_other_code_is_refused(settings, tmp_path, monkeypatch)
     with pytest.raises(BouquetError, match="no node can take part"):
         run_in_process(settings(), nodes=2)
     assert re.search(
-        r"runs other code than the coordinator \(node-000, .*expected the code of .*", failures(tmp_path / "run")[0]
+        r"code differs from the coordinator's \(node-000, .*expected the code of .*", failures(tmp_path / "run")[0]
     )
 
 
@@ -132,7 +132,7 @@ def test_two_nodes_of_one_name_do_not_both_take_part(settings, tmp_path):
         node_config={0: {"name": "twin"}, 1: {"name": "twin"}},
     )
     (reason,) = failures(tmp_path / "run")
-    assert "two nodes of one name: got 'twin'" in reason
+    assert "two nodes with the same name: got 'twin'" in reason
 
 
 def test_nobody_left_ends_the_run(settings):

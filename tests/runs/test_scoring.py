@@ -132,7 +132,7 @@ def test_a_run_that_stops_early_drops_the_round_that_told_it_so(settings, tmp_pa
     for way in ("bytes_up", "bytes_down"):
         assert summary[way] == sum(line[way] for line in told) > 0
     report = (tmp_path / "run/report.html").read_text()
-    assert "The round was not merged: the scores that came with it ended the run before it." in report
+    assert "The round was not merged: the scores that arrived with it ended the run at the round before." in report
 
 
 @pytest.mark.slow

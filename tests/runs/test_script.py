@@ -114,22 +114,28 @@ def test_a_private_run_that_does_not_fit_is_not_told_that_the_script_has_worked(
     """Else a coordinator would learn by it, at no cost, that the records let the script come to its end."""
     node, flat = {"script": str(script), "policy": OPEN}, settings(**RUN, **PRIVATE, **{"lora.rank": 4})
     assert type(ScriptSession(Context(1, 1, node, RecordDict(), flat)).load()) is LoraModel
-    assert "another rank than the run's (lora.rank): expected 4, got 8" in capsys.readouterr().err
+    assert "a rank other than the run's (lora.rank): expected 4, got 8" in capsys.readouterr().err
 
 
 REFUSED = {
-    "optimizer": ({"optimizer.name": "lora-pro"}, "optimizer.name: expected 'adamw' as it is by default, got LoraPro"),
+    "optimizer": ({"optimizer.name": "lora-pro"}, "optimizer.name: expected 'adamw' with its defaults, got LoraPro"),
     "decay": ({"optimizer.adamw.weight-decay": 0.1}, r"got AdamW\(weight_decay=0.1\)"),
-    "objective": ({"objective.name": "fedprox"}, "objective.name: expected 'none' as it is by default, got FedProx"),
-    "rule": ({"rule.name": "hetlora"}, "rule.name: expected a mean of LoRA's factors without a term in the loss"),
-    "structure": ({"rule.name": "fed-sb"}, "rule.name: expected a mean of LoRA's factors"),
+    "objective": ({"objective.name": "fedprox"}, "objective.name: expected 'none' with its defaults, got FedProx"),
+    "rule": (
+        {"rule.name": "hetlora"},
+        "rule.name: expected one that averages LoRA's factors and adds no term to the loss",
+    ),
+    "structure": ({"rule.name": "fed-sb"}, "rule.name: expected one that averages LoRA's factors"),
     "privacy": ({**PRIVATE, "privacy.mode": "example"}, "privacy.mode: expected none, update-local or update-central"),
     "head": ({"task.name": "classify"}, "task.name: expected a language model's, got 'classify', which has a head"),
-    "vectors": ({"task.name": "embed"}, "a language model's, got 'embed', which wants the vectors of texts"),
-    "rank": ({"lora.rank": 4}, r"another rank than the run's \(lora.rank\): expected 4, got 8"),
-    "scale": ({"lora.alpha": 8.0}, r"another scale than the run's \(lora.alpha\): expected 1 \(alpha / rank\), got 2"),
+    "vectors": ({"task.name": "embed"}, "a language model's, got 'embed', which needs the vectors of texts"),
+    "rank": ({"lora.rank": 4}, r"a rank other than the run's \(lora.rank\): expected 4, got 8"),
+    "scale": ({"lora.alpha": 8.0}, r"a scale other than the run's \(lora.alpha\): expected 1 \(alpha / rank\), got 2"),
     "layers": ({"lora.targets": "q_proj"}, r"expected 6 layers, got also \S+, \S+, \S+ and 33 more"),
-    "base": ({"model.quantization": "nf4"}, r"held otherwise than the run's \(model.quantization\): expected nf4"),
+    "base": (
+        {"model.quantization": "nf4"},
+        r"quantised differently from the run's \(model.quantization\): expected nf4",
+    ),
 }
 
 
@@ -143,14 +149,15 @@ def test_a_run_that_the_trainer_cannot_take_part_in_is_refused_by_name(changes, 
 
 def test_another_gradient_than_the_trainers_is_refused_by_name():
     (mistake,) = mistakes(replace(Recipe.read(read_config(RUN).to_flower()), gradient=Fast()))
-    assert mistake == "gradient.name: expected 'backward' as it is by default, got Fast()"
+    assert mistake == "gradient.name: expected 'backward' with its defaults, got Fast()"
 
 
 def test_a_script_is_refused_that_hands_nothing_over(tmp_path):
     for text, message in {
-        "import json": "hands over no trainer .*Let it call bouquet.patch.trainer. where it would call trainer.train",
-        "import sys; sys.exit(3)": r"a node's script ends itself \(\S+broken.py\): got exit 3",
-        "import sys; assert len(sys.argv) == 1 and __name__ == '__main__'; exit()": "ends itself",
+        "import json": "does not hand over a trainer .*Let it call bouquet.patch.trainer. where it would call "
+        "trainer.train",
+        "import sys; sys.exit(3)": r"a node's script exits early \(\S+broken.py\): got exit 3",
+        "import sys; assert len(sys.argv) == 1 and __name__ == '__main__'; exit()": "exits early",
     }.items():
         file = broken(tmp_path, text)["script"]
         with pytest.raises(BouquetError, match=message):
@@ -161,12 +168,10 @@ def test_a_script_that_is_not_there_is_named(settings, tmp_path):
     missing = {"script": str(tmp_path / "none.py"), "policy": OPEN}
     with pytest.raises(RefusalError, match=r"cannot be read \(script, of the node's config\): got \S+none.py: No such"):
         ScriptSession(Context(1, 1, missing, RecordDict(), settings(**RUN))).examples()
-    with pytest.raises(
-        ConfigError, match=r"data: expected none beside a script, which has its own, got '/notes.jsonl'"
-    ):
+    with pytest.raises(ConfigError, match=r"data: expected none with a script, which has its own, got '/notes.jsonl'"):
         NodeConfig.from_flower({"script": "/notes.py", "data": "/notes.jsonl"})
     for several in ("cuda:0,cuda:1", "cuda:0+cuda:1"):
-        with pytest.raises(ConfigError, match=r"device: expected one beside a script, .* got 'cuda:0.cuda:1'"):
+        with pytest.raises(ConfigError, match=r"device: expected one with a script, .* got 'cuda:0.cuda:1'"):
             NodeConfig.from_flower({"script": "/notes.py", "device": several})
 
 
@@ -184,7 +189,7 @@ def test_a_release_of_a_script_is_not_charged_to_a_data_set_that_the_coordinator
 def test_doctor_says_whether_a_script_works_and_fits(tmp_path, script):
     node = NodeConfig(script=str(script))
     assert job.data(read_config(RUN), node) == f"{script}: a SFTTrainer that fits the run, with 32 examples"
-    with pytest.raises(RefusalError, match="another rank than the run's"):
+    with pytest.raises(RefusalError, match="a rank other than the run's"):
         job.data(read_config({**RUN, "lora.rank": 4}), node)
     with pytest.raises(BouquetError, match=r"the node's script fails \(\S+broken.py\): got ValueError: no"):
         job.data(read_config(RUN), NodeConfig(**broken(tmp_path, "raise ValueError('no')")))
@@ -199,7 +204,7 @@ def trainer(**changes: object) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": object()}, "cannot begin anew in every round .*expected none of them, got an optimizer"),
+        ({"optimizer": object()}, "cannot start afresh in every round .*expected none of them, got an optimizer"),
         ({"model_init": object()}, "got model_init"),
         ({"train_dataset": iter([1])}, r"cannot be counted \(train_dataset\): expected one with a length"),
         ({"eval_dataset": {"a": [1]}}, r"cannot be counted \(eval_dataset\): .*got dict"),

@@ -133,7 +133,7 @@ def test_a_task_is_learned_in_private(task, gradient, of, tmp_path):
 
 
 def test_what_looks_at_its_companions_is_refused_by_name(of):
-    said = "an example of the task 'kto' has a loss that depends on its .* expected text, .*embed, got kto. Choose"
+    said = "in the task 'kto' an example's loss depends on the rest .* expected text, .*embed, got kto. Choose"
     with pytest.raises(BouquetError, match=said):
         Recipe.build(read_config(of("kto", **PRIVATE)))
     whole = {"privacy.mode": "update-local", "train.weighting": "uniform"}

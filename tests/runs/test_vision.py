@@ -105,7 +105,7 @@ def test_it_says_what_it_sees(learned, place, capsys):
 @pytest.mark.slow
 def test_it_is_exported_with_a_card_and_loaded_again(learned, place, capsys):
     assert main(["export", str(learned), "--to", str(place / "left"), "--device", "cpu"]) == 0
-    assert "a model that sees images: its README.md has the lines that load it" in capsys.readouterr().out
+    assert "a model that takes images: its README.md has the code that loads it" in capsys.readouterr().out
     card = (place / "left/README.md").read_text()
     assert "| task | vision |" in card
     names: dict = {}
@@ -120,7 +120,7 @@ def test_it_is_exported_with_a_card_and_loaded_again(learned, place, capsys):
     exec(lines.replace('"whole"', f'"{place / "whole"}"'), names)
     assert type(names["model"]).__name__ == "LlavaForConditionalGeneration"
     assert main(["serve", str(place / "left")]) != 0
-    assert "an adapter that sees images is not served here" in capsys.readouterr().err
+    assert "an adapter that takes images is not served here" in capsys.readouterr().err
 
 
 def test_a_check_shows_an_image_once(place, capsys):
@@ -171,7 +171,7 @@ def test_two_processes_see_what_one_does(private, place, tmp_path, capfd):
 def test_an_audit_is_refused(place):
     private = read_config(config(place, **PRIVATE))
     wanted = Wanted(method="paired", canaries=1, runs=4, confidence=0.9, nodes=1, policy="")
-    with pytest.raises(BouquetError, match=r"an audit makes records up, and none of them has an image .task.name"):
+    with pytest.raises(BouquetError, match=r"an audit makes up its records, and none of them has an image .task.name"):
         next(iter(audit(private, wanted, print)))
 
 
@@ -185,7 +185,7 @@ def test_a_record_that_is_no_image_stops_a_plain_run_and_is_absent_in_a_private_
     changes |= {"train.steps": 1, "task.max-length": 64, "data.partition": "none"}
     with pytest.raises(BouquetError):
         run_in_process(config(place, **changes), nodes=2)
-    said = "an image outside the data's folder|a field names no image|an image cannot be read"
+    said = "an image outside the data's folder|a field does not hold an image|an image cannot be read"
     (reason, *_) = failures(tmp_path / "run")
     assert len([each for each in said.split("|") if each in reason]) == 1
     assert "seen.jsonl:9" in reason

@@ -68,7 +68,7 @@ def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path, capsys)
     once = {"num-server-rounds": 1, "min-nodes": 1, "evaluation.every": 0}
     run_in_process(settings(**once), nodes=2, node_config={1: somewhere})
     (reason,) = failures(tmp_path / "run")
-    assert "a config with mistakes; this node's own log says more" in reason
+    assert "a config with mistakes; see this node's own log" in reason
     said = capsys.readouterr().err
     assert "state-directory: expected an absolute path, since an app does not run where it was started" in said
     deep = tmp_path / ("x" * 120)
@@ -102,7 +102,9 @@ def holder(tmp_path, monkeypatch) -> Iterator[ForkProcess]:
 
 
 def test_a_gpu_has_one_worker_and_is_free_when_that_is_killed(tmp_path, holder):
-    with pytest.raises(BouquetError, match=rf"has this GPU \(GPU-1\): got process {holder.pid}, /srv/ward-1. Give"):
+    with pytest.raises(
+        BouquetError, match=rf"is using this GPU \(GPU-1\): got process {holder.pid}, /srv/ward-1. Give"
+    ):
         gpu.reserve("GPU-1", tmp_path)
     gpu.reserve("GPU-2", tmp_path).close()
     assert gpu.identities(["cpu", "cpu"]) == []
@@ -154,7 +156,7 @@ def test_a_worker_whose_gpu_is_taken_ends_and_says_so_in_its_log(settings, tmp_p
     second.join(60)
     assert second.exitcode == 0
     said = failures(tmp_path / "run")[0]
-    assert "the worker ended before it had answered" in said
+    assert "the worker ended before it answered" in said
     assert "GPU" not in said, "what a log holds may be the data's"
     told = (state / "worker.log").read_text()
-    assert f"another worker has this GPU (GPU-1): got process {holder.pid}, /srv/ward-1" in told
+    assert f"another worker is using this GPU (GPU-1): got process {holder.pid}, /srv/ward-1" in told

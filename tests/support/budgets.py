@@ -18,7 +18,7 @@ PRIVACY = PrivacyConfig.model_validate({"mode": "example", "accountant": "rdp", 
 RELEASE = Release(noise_multiplier=2.0, sample_rate=0.05, steps=10)
 DELTA = 1e-5
 FORK = multiprocessing.get_context("fork")
-BROKEN = "the privacy ledger is not as it was written"
+BROKEN = "the privacy ledger differs from what was written"
 
 
 def cost(releases: int) -> float:

@@ -36,16 +36,19 @@ def adapted(**changes):
     ("make", "message"),
     [
         (lambda network: network, r"without an adapter \(peft_config\): expected a PEFT model, got LlamaForCausalLM"),
-        (two, r"another adapter than one \(peft_config\): expected 'default', got default, other"),
-        (adapted(use_dora=True), r"no plain LoRA \(peft_config\): .*got LORA, another one at \S+q_proj, .* and 1 more"),
-        (adapted(target_modules=["q_proj", "embed_tokens"]), r"no plain LoRA .*embed_tokens"),
-        (adapted(modules_to_save=["lm_head"]), r"more is trained than an adapter \(requires_grad\): .*got \S+lm_head"),
-        (adapted(rank_pattern={"q_proj": 2}), r"several ranks or scales .*got rank 2 at scale 4, rank 4 at scale 2"),
+        (two, r"not exactly one adapter \(peft_config\): expected 'default', got default, other"),
+        (
+            adapted(use_dora=True),
+            r"not plain LoRA \(peft_config\): .*got LORA, a different one at \S+q_proj, .* and 1 more",
+        ),
+        (adapted(target_modules=["q_proj", "embed_tokens"]), r"not plain LoRA .*embed_tokens"),
+        (adapted(modules_to_save=["lm_head"]), r"more than an adapter is trained \(requires_grad\): .*got \S+lm_head"),
+        (adapted(rank_pattern={"q_proj": 2}), r"different ranks or scales .*got rank 2 at scale 4, rank 4 at scale 2"),
         (
             lambda network: peft.get_peft_model(
                 network, peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
             ),
-            "no plain LoRA .*got IA3",
+            "not plain LoRA .*got IA3",
         ),
     ],
 )
@@ -65,7 +68,7 @@ def test_another_base_is_refused(network, tmp_path):
     own = ModelConfig(name=str(tmp_path), quantization="none")
     model.check(model.spec, own)
     with pytest.raises(
-        RefusalError, match=r"another base model than the run's \(model.name\): expected embedded, got /"
+        RefusalError, match=r"a base model other than the run's \(model.name\): expected embedded, got /"
     ):
         model.check(model.spec, ModelConfig(quantization="none"))
     model.resize(dict.fromkeys(model.layers, 2))  # a smaller rank in a run does not make it another model for the next

@@ -41,7 +41,7 @@ def test_a_release_beyond_the_budget_is_refused_and_leaves_no_trace(state):
     assert str(refusal.value) == (
         f"the privacy budget of this node is spent (ward-3, privacy-epsilon): expected at most epsilon {cost(4):g} "
         "at delta 1e-05 over all runs, got more with this round. "
-        "Its operator sees what was spent with `bouquet ledger show`."
+        "Its operator can see what was spent with `bouquet ledger show`."
     )
     rows = read(state)
     assert len(rows) == 4
@@ -53,7 +53,9 @@ def test_the_operators_limit_of_a_run_counts_rows_not_declared_rounds(state):
     own = budget(state, releases=4, a_run=2)
     for turn in range(2):
         own.charge(RELEASE, PRIVACY, run="one-round", round=turn, rule="fedit")
-    with pytest.raises(RefusalError, match=r"what its operator allows for one \(ward-3, max-epsilon\): .*Plan the run"):
+    with pytest.raises(
+        RefusalError, match=r"what the node's operator allows for one run \(ward-3, max-epsilon\): .*Plan the run"
+    ):
         own.charge(RELEASE, PRIVACY, run="one-round", round=0, rule="fedit")
     # Names are the coordinator's: with a new one for each round it comes as far as the budget, and no farther.
     for turn in range(2):
@@ -66,7 +68,7 @@ def test_a_loose_delta_of_the_coordinators_buys_nothing(state):
     loose = PRIVACY.model_copy(update={"delta": 0.1, "noise_multiplier": 0.0, "epsilon": 8.0})
     own = budget(state, a_run=1)
     own.charge(RELEASE, loose, run="run", round=0, rule="fedit")
-    with pytest.raises(RefusalError, match="what its operator allows for one"):
+    with pytest.raises(RefusalError, match="what the node's operator allows for one"):
         own.charge(RELEASE, loose, run="run", round=1, rule="fedit")
 
 
@@ -75,7 +77,7 @@ def test_a_run_keeps_to_what_it_declared_though_rounds_are_repeated(state):
     own = budget(state)
     for turn in (0, 1, 1):
         own.charge(RELEASE, declared, run="run", round=turn, rule="fedit")
-    with pytest.raises(RefusalError, match=r"this run has cost the node what it said it would \(ward-3, privacy.eps"):
+    with pytest.raises(RefusalError, match=r"this run has spent the epsilon that it declared \(ward-3, privacy.eps"):
         own.charge(RELEASE, declared, run="run", round=2, rule="fedit")
     own.charge(RELEASE, declared, run="another", round=0, rule="fedit")
     budget(state, node="ward-4").charge(RELEASE, declared, run="run", round=0, rule="fedit")
@@ -91,7 +93,7 @@ def test_under_noise_of_the_coordinators_a_record_pays_for_twice_the_norm(state)
     halved = Release(release.noise_multiplier / 2, 1.0, 1)
     assert entry.epsilon == accounting.epsilon([halved] * 2, DELTA, "rdp") > 8.0
     # What the run declared is for one node more or less, and just reached.
-    with pytest.raises(RefusalError, match="this run has cost the node what it said it would"):
+    with pytest.raises(RefusalError, match="this run has spent the epsilon that it declared"):
         budget(state).charge(release, central, run="run", round=1, rule="fedit")
 
 
@@ -194,5 +196,5 @@ def test_no_value_of_a_record_raises(value):
 
 
 def test_a_budget_by_data_set_needs_fields():
-    with pytest.raises(RefusalError, match=r"without the fields that records are known by \(fields\)"):
+    with pytest.raises(RefusalError, match=r"without the fields that identify a record \(fields\)"):
         DataSet.of(RECORDS, [])

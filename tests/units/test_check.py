@@ -54,7 +54,7 @@ def test_a_private_run_is_shown_as_its_nodes_read_it(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"text": ["a"]}\n' * 2, "bouquet: records that cannot be used .*x.jsonl:1: a field is not a text"),
+        ('{"text": ["a"]}\n' * 2, "bouquet: records that cannot be used .*x.jsonl:1: a field is not text"),
         ('{"txt": "a"}\n' * 2, "expected a field 'text', got the fields txt. Did you mean 'txt'"),
     ],
 )

@@ -56,10 +56,16 @@ def test_a_number_without_end_is_a_label_like_another(digits):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"task.classes": "a,b,a"}, "task.classes: expected two or more different names, with commas, got 'a,b,a'"),
+        (
+            {"task.classes": "a,b,a"},
+            "task.classes: expected two or more different names, separated by commas, got 'a,b,a'",
+        ),
         ({"task.classes": "a"}, "task.classes: expected two or more different names"),
-        ({"task.classes": "a,b,c", "task.labels": 4}, "task.labels: expected 3, as many as task.classes has, got 4"),
-        ({"task.class-weights": "1,2,3"}, "task.class-weights: expected 'none', 'balanced', or 2 numbers from 0"),
+        (
+            {"task.classes": "a,b,c", "task.labels": 4},
+            "task.labels: expected 3, the number of names in task.classes, got 4",
+        ),
+        ({"task.class-weights": "1,2,3"}, "task.class-weights: expected 'none', 'balanced', or 2 numbers of 0 or more"),
         ({"task.class-weights": "heavy"}, "task.class-weights: .* got 'heavy'"),
         ({"task.class-weights": "nan,1"}, "task.class-weights: .* got 'nan,1'"),
         ({"privacy.mode": "example", "task.class-weights": "balanced"}, "the same on every node in a private run"),

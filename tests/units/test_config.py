@@ -222,5 +222,5 @@ def test_without_a_name_every_key_is_explained(capsys):
 
 def test_an_unknown_key_is_not_explained(capsys):
     assert main(["config", "--explain", "train.stesp"]) == 2
-    expected = "bouquet: no config has such a key: got train.stesp. Did you mean 'train.steps'?\n"
+    expected = "bouquet: there is no such key: got train.stesp. Did you mean 'train.steps'?\n"
     assert capsys.readouterr().err == expected

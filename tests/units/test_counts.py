@@ -28,7 +28,7 @@ def test_counts_travel_as_named_whole_numbers():
     "change", [{"records": -1}, {"records": 10**13}, {"records": 7}, {"cut": 773}, {"cut": 0.5}, {"more": 1}]
 )
 def test_counts_of_a_node_that_do_not_fit_are_refused(change):
-    with pytest.raises(BouquetError, match="counts of a data set of unknown form: expected whole numbers from 0"):
+    with pytest.raises(BouquetError, match="malformed counts of a data set: expected consistent whole numbers from 0"):
         Counts.read(COUNTS.numbers() | change)
 
 

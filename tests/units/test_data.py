@@ -101,7 +101,7 @@ def test_a_missing_source_is_named(source, message):
 
 def test_a_file_of_unknown_form_is_refused(tmp_path):
     (tmp_path / "x.doc").write_text("hello")
-    with pytest.raises(BouquetError, match=r"no file of a known form .*expected .jsonl, .json, .csv, .tsv, .txt"):
+    with pytest.raises(BouquetError, match=r"no file in a known format .*expected .jsonl, .json, .csv, .tsv, .txt"):
         dealing.read(str(tmp_path / "x.doc"))
 
 

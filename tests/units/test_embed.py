@@ -125,7 +125,7 @@ def test_the_readmes_lines_and_plain_peft_make_the_runs_vectors(family, tmp_path
     _, state = run_directory(tmp_path / "run", **{"model.name": folder, "task.name": "embed"})
     asked = [part for text in TEXTS for part in ("--prompt", text)]
     assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "left"), *asked]) == 0
-    assert "an embedding model: its README.md has the lines that load it" in capsys.readouterr().out
+    assert "an embedding model: its README.md has the code that loads it" in capsys.readouterr().out
     told = json.loads((tmp_path / "left/adapter_config.json").read_text())
     assert told["task_type"] == "FEATURE_EXTRACTION"
     assert not (tmp_path / "left/head.safetensors").exists()
@@ -171,9 +171,7 @@ def test_what_wants_words_of_it_is_refused_in_a_sentence(tmp_path, capsys):
     run_directory(tmp_path / "run", **{"model.name": str(save("bert", tmp_path / "bert")), "task.name": "embed"})
     for command in (["chat", str(tmp_path / "run"), "--prompt", "card"], ["serve", str(tmp_path / "run")]):
         assert main(command) == 2
-        assert (
-            "bouquet: an embedding model says nothing: what it makes of a text is a vector" in capsys.readouterr().err
-        )
+        assert "bouquet: an embedding model does not generate text: its output is a vector" in capsys.readouterr().err
 
 
 def test_an_encoder_decoder_has_no_vector_here(tmp_path):

@@ -62,7 +62,7 @@ def test_a_cut_is_the_nearest_of_its_rank_and_its_energy_is_true():
     assert energy == pytest.approx(kept / total, rel=1e-5)
     assert small.rank == 5
     with pytest.raises(
-        BouquetError, match=r"cannot be cut to \(--rank\): expected 1 to 40, which is all there is, got 41"
+        BouquetError, match=r"cannot be truncated to \(--rank\): expected 1 to 40, its full rank, got 41"
     ):
         forms.cut(state, 41)
 
@@ -109,7 +109,10 @@ def test_a_merged_model_is_the_base_and_the_update_in_its_type(name, dtype, tmp_
 def test_what_is_not_the_runs_model_is_not_left_behind(arguments, tmp_path, capsys):
     run_directory(tmp_path / "run")
     assert make(tmp_path, *TEXT, *arguments) == 2
-    assert "bouquet: the export is not the run's model, and was not kept: expected at most" in capsys.readouterr().err
+    assert (
+        "bouquet: the export differs from the run's model, and was not kept: expected at most"
+        in capsys.readouterr().err
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -133,8 +136,8 @@ def test_the_card_says_what_is_known_and_no_more(tmp_path):
         "| aggregation rule | `fedex-lora` (arXiv:2410.09432) |",
         "| rounds | 2 |",
         "| nodes | 2 |",
-        "| training examples | 203, from 101 to 102 a node |",
-        "| privacy | none: plain updates left the nodes |",
+        "| training examples | 203, from 101 to 102 per node |",
+        "| privacy | none: updates left the nodes in the clear |",
         "| held-out perplexity | 30.5 on all nodes' held-out examples, 90.25 before training |",
         'AutoPeftModelForCausalLM.from_pretrained("out")',
         "largest logit difference",
@@ -180,7 +183,7 @@ def test_the_card_of_a_private_run_tells_epsilon_and_no_size(tmp_path):
     assert make(tmp_path, *TEXT) == 0
     card = (tmp_path / "out/README.md").read_text()
     assert "(example) differential privacy of one example: epsilon at most 3 at delta 1e-05 for the whole run" in card
-    assert "| training examples | not told: the run was private |" in card
+    assert "| training examples | not disclosed: the run was private |" in card
     assert "| licence | as the base model's |" in card
 
 
@@ -192,11 +195,11 @@ def test_wrong_sources_are_told_apart(tmp_path, capsys):
         assert not (tmp_path / "out").exists()
         return capsys.readouterr().err
 
-    assert "there is neither a run nor an adapter" in refused(source="nothing")
-    assert "expected 1 to 8, which is all there is, got 9" in refused(*TEXT, "--rank", "9")
+    assert "there is no run or adapter here" in refused(source="nothing")
+    assert "expected 1 to 8, its full rank, got 9" in refused(*TEXT, "--rank", "9")
     assert "a merged model has no rank" in refused("--form", "merged", "--rank", "4")
     assert "a PEFT folder keeps the adapter's own values" in refused("--dtype", "bf16")
-    assert "the base model is not there (model.name): got /no/model. Say where it is now: --model" in refused(
+    assert "the base model is missing (model.name): got /no/model. Say where it is: --model" in refused(
         "--model", "/no/model"
     )
     shutil.rmtree(tmp_path / "run/checkpoints")
@@ -214,7 +217,7 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("mine")
     assert make(tmp_path, *TEXT) == 2
-    assert f"there is something already ({tmp_path / 'out'})" in capsys.readouterr().err
+    assert f"the target already exists ({tmp_path / 'out'})" in capsys.readouterr().err
     assert (tmp_path / "out/thesis.txt").read_text() == "mine"
 
 
@@ -268,10 +271,10 @@ def test_personal_adapters_are_found_with_their_node_and_by_their_folder(setting
     own = tmp_path / "state/runs/run/node-001/adapter"
     assert _weights(tmp_path / "out").keys() == _weights(own).keys()
     assert all(torch.equal(tensor, _weights(own)[name]) for name, tensor in _weights(tmp_path / "out").items())
-    assert "It is the own model of one node" in (tmp_path / "out/README.md").read_text()
+    assert "It is one node's own model" in (tmp_path / "out/README.md").read_text()
     assert make(tmp_path, source=own.relative_to(tmp_path)) == 2
     assert make(tmp_path, *TEXT, source=own.relative_to(tmp_path), to="again") == 0
-    assert "It is the own model of one node" in (tmp_path / "again/README.md").read_text()
+    assert "It is one node's own model" in (tmp_path / "again/README.md").read_text()
     assert make(tmp_path, *TEXT, "--node", "node-001", source=own.relative_to(tmp_path), to="third") == 2
     assert "this is an adapter already (--node node-001): expected a run directory" in capsys.readouterr().err
 

@@ -72,10 +72,10 @@ def test_a_path_that_leaves_the_folder_is_refused(folder, path):
         ("a\0b.png", "ValueError"),
         ("x" * 5000, "OSError"),
         ("https://example.org/own.png", "FileNotFoundError"),
-        ("deep", "'deep', which is no file"),
-        ("pipe", "'pipe', which is no file"),
+        ("deep", "'deep', which is not a file"),
+        ("pipe", "'pipe', which is not a file"),
         ("round", "'round' "),
-        ("data:image/png,raw", "a data URL that cannot be read .no base64"),
+        ("data:image/png,raw", "a data URL that cannot be read .invalid base64"),
         ("data:image/png;base64,?", "a data URL that cannot be read"),
         (7, "got int"),
         ({"path": "own.png"}, "an object without bytes"),
@@ -84,12 +84,12 @@ def test_a_path_that_leaves_the_folder_is_refused(folder, path):
 def test_what_is_no_image_is_told_by_what_it_is(folder, value, said):
     os.mkfifo(folder / "pipe")
     (folder / "round").symlink_to(folder / "round")
-    with pytest.raises(BouquetError, match=f"a field names no image .field 'photo'.*{said}.*task.image"):
+    with pytest.raises(BouquetError, match=f"a field does not hold an image .field 'photo'.*{said}.*task.image"):
         images(value, "photo", folder)
 
 
 def test_data_in_no_folder_have_no_paths():
-    with pytest.raises(BouquetError, match="a path, in data that are in no folder"):
+    with pytest.raises(BouquetError, match="a path, in data that is not in a folder"):
         images("own.png", "image", None)
     assert images(url(content()), "image", None)[0].size == SIZE
 
@@ -117,7 +117,7 @@ def bomb(width, height):
     [
         (bomb(60_000, 60_000), "an image cannot be read .* DecompressionBombError"),
         (bomb(9_000, 9_000), "an image is too large .* at most 67,108,864 pixels, got 9,000 x 9,000"),
-        (bomb(30_000, 100), "sides of 1 to 100 at most, got 30,000 x 100"),
+        (bomb(30_000, 100), "an aspect ratio of at most 100, got 30,000 x 100"),
         (content()[:60], "an image cannot be read .* one of JPEG, PNG, WEBP, GIF, BMP"),
         (bomb(40, 30), "an image cannot be read"),
         (b"\xff\xd8\xff" + b"\0" * 40, "an image cannot be read"),
@@ -185,6 +185,6 @@ def test_without_pillow_the_cure_is_told(monkeypatch):
     config = read_config({"task.name": "vision"})
     base.load_processor.cache_clear()
     with pytest.raises(
-        BouquetError, match=r"what reads images is not installed .*Pillow. pip install 'bouquet\[vision\]'"
+        BouquetError, match=r"the library that reads images is not installed .*Pillow. pip install 'bouquet\[vision\]'"
     ):
         lengths.widest(config)

@@ -57,7 +57,7 @@ def test_a_model_without_torchs_attention_says_so():
         )
     )
     model = LoraModel(network, LoraConfig.model_validate({"targets": "query_proj"}))
-    said = r"cannot compute \(attention = 'sdpa', .*expected one that the model has, got .*DebertaV2.*'auto'"
+    said = r"cannot compute with \(attention = 'sdpa', .*expected one that the model supports, got .*DebertaV2.*'auto'"
     with pytest.raises(RefusalError, match=said):
         kernels.choose(model, node(attention="sdpa"))
 
@@ -67,7 +67,7 @@ def test_flash_without_a_gpu_is_refused_at_the_roll_call_with_the_cure(settings)
     (context,) = simulated_nodes(1, 1, settings(**{"data.partition": "none"})).values()
     context.node_config |= {"attention": "flash", "policy": OPEN}
     said = (
-        "by which this machine cannot compute (attention = 'flash', of the node's config): expected a CUDA "
+        "that this machine cannot compute with (attention = 'flash', of the node's config): expected a CUDA "
         "device, and flash-attn built for it and for this torch, got a CPU. Install what is missing, or set attention"
     )
     with pytest.raises(RefusalError, match=re.escape(said)):
@@ -118,12 +118,12 @@ def test_a_machine_without_a_compiler_is_refused_with_the_cure(tmp_path):
 def test_a_run_that_looks_into_the_blocks_takes_no_compiled_ones(settings):
     (context,) = simulated_nodes(1, 1, settings(**PRIVATE, **{"data.partition": "none"})).values()
     context.node_config["compile"] = True
-    said = "compiled blocks do not tell the gradients of single examples .*expected false in a run with privacy.mode"
+    said = "compiled blocks hide the gradients of single examples .*expected false in a run with privacy.mode"
     with pytest.raises(RefusalError, match=said):
         Session(context)
 
 
 def test_a_scripts_model_is_computed_as_the_script_has_it():
     for setting in ({"compile": True}, {"attention": "sdpa"}, {"kernels": "liger"}):
-        with pytest.raises(ConfigError, match="attention, compile, kernels: expected none beside a script"):
+        with pytest.raises(ConfigError, match="attention, compile, kernels: expected none with a script"):
             node(script="/srv/notes.py", **setting)

@@ -48,7 +48,7 @@ def test_several_labels_are_read_in_every_form(label, expected):
 
 def test_another_mark_may_stand_between_labels():
     assert labels(task("multi-label", classes="ham,spam", separator="|"), "spam|ham") == [1, 1]
-    with pytest.raises(ConfigError, match=r"task.separator: expected a comma, or another mark, got ' '"):
+    with pytest.raises(ConfigError, match=r"task.separator: expected a comma or another separator, got ' '"):
         read_config({"task.separator": " "})
 
 
@@ -57,9 +57,9 @@ def test_another_mark_may_stand_between_labels():
     [
         (["ham", "coffee"], "a label is out of range .field 'label'.: expected one of ham, spam, tea, got 'coffee'"),
         ([0, 1, 0, 0], "out of range"),
-        (["ham", "ham"], "a label stands twice .*expected each class once, or a 0 or 1 for each of 3"),
-        ([None], "a label without a word"),
-        ({"a": 1}, "a field is not a text"),
+        (["ham", "ham"], "a label occurs twice .*expected each class once, or a 0 or 1 for each of 3"),
+        ([None], "an empty label"),
+        ({"a": 1}, "a field is not text"),
     ],
 )
 def test_labels_that_are_none_are_told(label, said):
@@ -100,7 +100,7 @@ def test_a_number_out_of_its_range_is_told(label):
 
 @pytest.mark.parametrize("range", ["5,0", "0", "a,b", "0,inf", "nan,1", ""])
 def test_a_range_that_is_none_is_a_mistake(range):
-    with pytest.raises(ConfigError, match=r"task.range: expected two numbers, the lesser first, with a comma"):
+    with pytest.raises(ConfigError, match=r"task.range: expected two numbers separated by a comma, the lower first"):
         read_config({"task.range": range})
 
 

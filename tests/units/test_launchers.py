@@ -59,9 +59,7 @@ def test_another_release_keeps_its_own_waits_and_says_so(release, monkeypatch, c
         assert said == ""
     else:
         assert started == [time]
-        assert said == (
-            "bouquet: the waits of Flower 1.39.7 are not known, as those of 1.39.0 are, and stay as they are\n"
-        )
+        assert said == ("bouquet: the waits of Flower 1.39.7 are unknown (known: 1.39.0) and are left unchanged\n")
 
 
 FORKING = """

@@ -17,8 +17,8 @@ SB = {"init.name": "lora-sb", "init.lora-sb.source": "/public.jsonl"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "in-batch negatives where every example is by itself": (
         {"task.name": "embed", **PRIVATE},
-        "with in-batch negatives an example has a loss that depends on its companions, so no clipping bounds what it "
-        "adds (task.negatives, privacy.mode = 'example'): expected own, got batch. Set task.negatives = 'own'",
+        "with in-batch negatives an example's loss depends on the rest of its batch, so clipping does not bound what "
+        "it adds (task.negatives, privacy.mode = 'example'): expected own, got batch. Set task.negatives = 'own'",
     ),
     "in-batch negatives in a batch of one": (
         {"task.name": "embed", "train.batch-size": 1},
@@ -27,12 +27,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a robust mean beside a rule that takes more": (
         {"rule.name": "flora", "mean.name": "median"},
-        "the rule 'flora' takes more than a mean (mean.name = 'median', server-optimizer.name = 'none'): expected "
-        "mean.name = 'weighted' and server-optimizer.name = 'none'. Rules that take these are fedit, ffa-lora,",
+        "the rule 'flora' needs more than a mean (mean.name = 'median', server-optimizer.name = 'none'): expected "
+        "mean.name = 'weighted' and server-optimizer.name = 'none'. Rules that support these are fedit, ffa-lora,",
     ),
     "a server optimizer beside a rule that takes more": (
         {"rule.name": "fedex-lora", "server-optimizer.name": "adam"},
-        "the rule 'fedex-lora' takes more than a mean (mean.name = 'weighted', server-optimizer.name = 'adam')",
+        "the rule 'fedex-lora' needs more than a mean (mean.name = 'weighted', server-optimizer.name = 'adam')",
     ),
     "a memory of nodes that are not asked": (
         {"objective.name": "fedspeed", "fraction-train": 0.5},
@@ -72,25 +72,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     },
     "a structure that the rule does not know": (
         {"rule.name": "flora", "adapter.name": "vera"},
-        "the rule 'flora' does not know what to do with this structure (adapter.name): expected 'auto', or lora or "
-        "dylora, got vera. Rules that take it are fedit, local.",
+        "the rule 'flora' does not support this structure (adapter.name): expected 'auto', or lora or "
+        "dylora, got vera. Rules that support it are fedit, local.",
     ),
     "a structure whose update is not linear in B": (
         {"rule.name": "ffa-lora", "adapter.name": "loldu"},
-        "the rule 'ffa-lora' does not know what to do with this structure (adapter.name): expected 'auto', or lora, "
+        "the rule 'ffa-lora' does not support this structure (adapter.name): expected 'auto', or lora, "
         "dylora or nlora, got loldu",
     ),
     **{
         f"moments of other factors, {rule}": (
             {"rule.name": rule, "train.optimizer-state": "kept"},
-            f"a node's optimizer cannot go on under the rule '{rule}', which gives it other factors or another rank "
-            "than it trained (train.optimizer-state): expected 'reset', or one of fedit,",
+            f"a node's optimizer state cannot be kept under the rule '{rule}', which gives the node "
+            "other factors or another rank than it trained (train.optimizer-state): expected 'reset', or one of fedit,",
         )
         for rule in ("fedsvd", "flora", "fedrot-lora", "hetlora")
     },
     "another keep than the rule's": (
         {"rule.name": "fedsa-lora", "keep.name": "nothing"},
-        "the rule 'fedsa-lora' goes with another choice (keep.name): expected 'b' or 'auto', got nothing",
+        "the rule 'fedsa-lora' requires another choice (keep.name): expected 'b' or 'auto', got nothing",
     ),
     "factors' start where a core is trained": (
         {"rule.name": "fed-sb", **GA},
@@ -99,31 +99,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a start where slots are cut": (
         {"rule.name": "hetlora", **GA},
-        "the rule 'hetlora' makes starts of its own, which its init has to agree with (init.name): expected 'auto' or "
+        "the rule 'hetlora' makes starts of its own, which its init has to match (init.name): expected 'auto' or "
         "'drawn', got lora-ga",
     ),
     "a start where every round has one": (
         {"rule.name": "flora", **GA},
-        "the rule 'flora' makes starts of its own, which its init has to agree with (init.name)",
+        "the rule 'flora' makes starts of its own, which its init has to match (init.name)",
     ),
     "a start that adds something where leading slots are trained without the others": (
         {"adapter.name": "dylora", "init.name": "pissa"},
-        "the structure 'dylora' trains leading slots without the others, of a start that is taken off the base with "
-        "all of them (init.name): expected 'auto', or drawn, eva or lora-sb, got pissa",
+        "the structure 'dylora' trains leading slots without the others, but the whole start is subtracted from "
+        "the base (init.name): expected 'auto', or drawn, eva or lora-sb, got pissa",
     ),
     "a start that adds something where some values are sent": (
         {"rule.name": "flasc", "init.name": "pissa"},
-        "the rule 'flasc' sends some of the values of a start that is taken off the base with all of them (init.name): "
+        "the rule 'flasc' sends only some values of a start that is subtracted from the base as a whole (init.name): "
         "expected 'auto', or drawn, eva or lora-sb, got pissa",
     ),
     "a start where the nodes find the frames": (
         {"rule.name": "fed-sb", "rule.fed-sb.start": "nodes", **SB},
-        "the rule 'fed-sb' makes starts of its own, which its init has to agree with (init.name): expected 'auto' or "
+        "the rule 'fed-sb' makes starts of its own, which its init has to match (init.name): expected 'auto' or "
         "'orthonormal', got lora-sb",
     ),
     "an optimizer of factors where a core is trained": (
         {"rule.name": "ravan", "optimizer.name": "lora-pro"},
-        "the optimizer 'lora-pro' does not know what the rule 'ravan' trains (optimizer.name): expected adamw, "
+        "the optimizer 'lora-pro' does not support what the rule 'ravan' trains (optimizer.name): expected adamw, "
         "adamw-8bit, muon, natural or svd-shrink, got lora-pro",
     ),
     "factors in turns where one never learns": (
@@ -132,8 +132,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "factors in turns by a gradient of all": (
         {**PRIVATE, "optimizer.name": "la-lora", "gradient.name": "hooks"},
-        "the gradient 'hooks' is of all that is trained, in every step (gradient.name, optimizer.name = 'la-lora'): "
-        "expected 'auto', or backward or fast, got hooks",
+        "the gradient 'hooks' covers everything that is trained, in every step (gradient.name, optimizer.name = "
+        "'la-lora'): expected 'auto', or backward or fast, got hooks",
     ),
     "an adapter to start from under what is no LoRA": (
         {"adapter.name": "ia3", "model.adapter": "/adapters/flu"},
@@ -163,8 +163,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     },
     "a start of zeros between frozen frames": (
         {"adapter.name": "loldu", "init.name": "drawn"},
-        "the structure 'loldu' cannot start there (init.name): expected 'auto', or another start than one whose B is "
-        "zero and stays so, or that leaves the base model, got drawn",
+        "the structure 'loldu' cannot start from this init (init.name): expected 'auto', or an init that neither "
+        "leaves B at zero nor moves the base model, got drawn",
     ),
     **{
         f"corrections by the mean, {key}={name}": (
@@ -224,8 +224,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "scales of heads in a private run": (
         {**PRIVATE, "rule.name": "ravan"},
-        "the rule 'ravan' trains what no linear layer holds, by which a single example has no gradient (rule.name, "
-        "privacy.mode = 'example'): expected a rule that trains R alone, got R, s. Leave it out where rule.ravan.* has "
+        "the rule 'ravan' trains tensors outside linear layers, which have no gradient for each example (rule.name, "
+        "privacy.mode = 'example'): expected a rule that trains only R, got R, s. Leave it out where rule.ravan.* has "
         "an option for that, or choose another rule.",
     ),
     "a clipped gradient in a plain run": (
@@ -241,7 +241,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     **{
         f"two gradients a step, {private['privacy.mode']}": (
             {**private, "objective.name": "fedspeed"},
-            "the objective 'fedspeed' lets more of the data out than a private run counts (objective.name, "
+            "the objective 'fedspeed' releases more of the data than a private run accounts for (objective.name, "
             f"privacy.mode = '{private['privacy.mode']}'): expected none, fedprox, orthogonal or "
             "group-sparsity, got fedspeed",
         )
@@ -249,12 +249,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     },
     "an example that looks at its companions": (
         {**PRIVATE, "task.name": "kto"},
-        "an example of the task 'kto' has a loss that depends on its companions, so no clipping bounds what it adds "
+        "in the task 'kto' an example's loss depends on the rest of its batch, so clipping does not bound what it adds "
         "(task.name, privacy.mode = 'example'): expected text,",
     ),
     "a reference that the start is not": (
         {"task.name": "dpo", "model.adapter": "/adapters/taught"},
-        "the task 'dpo' compares with the base, and not with an adapter on it that the run starts from (task.name, "
+        "the task 'dpo' compares with the bare base, not with an adapter that the run starts from (task.name, "
         "model.adapter): expected model.adapter = '', got /adapters/taught. Merge the adapter into its base",
     ),
     "noise on a mean that is not enough": (
@@ -269,7 +269,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a size that tells": (
         {**LOCAL, "rule.name": "hetlora"},
-        "with the rule 'hetlora' the size of a message tells what a node learned, and no noise covers a size "
+        "with the rule 'hetlora' the size of a message reveals what a node learned, and noise cannot hide a size "
         "(privacy.mode = 'update-local'): expected rule.hetlora.keep = 1.0. Choose another rule, or privacy.mode = "
         "'example', whose training is private as a whole.",
     ),

@@ -45,7 +45,7 @@ def test_what_others_may_touch_is_refused(name, bit, state):
     file.chmod(file.stat().st_mode | bit)
     for act in (read, charge):
         with pytest.raises(
-            RefusalError, match=r"one user alone should .*got mode 0\d\d\d. See who has changed it; then"
+            RefusalError, match=r"private to one user .*got mode 0\d\d\d. Find out who changed it; then"
         ):
             act(state)
 
@@ -57,14 +57,14 @@ def test_a_symbolic_link_is_refused(name, state):
     file.rename(file.with_name("elsewhere"))
     file.symlink_to(file.with_name("elsewhere"))
     for act in (read, charge):
-        with pytest.raises(RefusalError, match=r"what one user alone should read and write .*got a symbolic link"):
+        with pytest.raises(RefusalError, match=r"private to one user is open .*got a symbolic link"):
             act(state)
 
 
 def test_another_users_folder_is_refused_before_anything_is_made(state, monkeypatch):
     state.mkdir(mode=0o700)
     monkeypatch.setattr(owned.os, "geteuid", lambda: os.getuid() + 1)
-    with pytest.raises(RefusalError, match=r"what one user alone should read and write .*got another user's"):
+    with pytest.raises(RefusalError, match=r"private to one user is open .*got another user's"):
         charge(state)
     assert list(state.parent.iterdir()) == [state]
     assert not list(state.iterdir())
@@ -197,7 +197,7 @@ def test_a_witness_that_says_nothing_stops_the_node(text, state):
 
 def test_the_witness_lies_outside_the_folder(state):
     for witness in (state / "witness", state / "deep" / "witness"):
-        with pytest.raises(RefusalError, match=r"lies in the folder that it is to watch .*expected a file outside"):
+        with pytest.raises(RefusalError, match=r"lies in the folder that it guards .*expected a file outside"):
             Budget(state, witness, "ward", Limits(0, DELTA, 0)).charge(RELEASE, PRIVACY, run="r", round=0, rule="fedit")
 
 

@@ -147,17 +147,17 @@ def spoilt(folder: Path) -> None:
 REFUSED = {
     "dora": (
         lambda folder: changed(folder, use_dora=True),
-        r"more than a LoRA \(.*adapter_config.json, use_dora\): expected an adapter of A and B alone, got True",
+        r"more than a LoRA \(.*adapter_config.json, use_dora\): expected an adapter with only A and B, got True",
     ),
     "bias": (lambda folder: changed(folder, bias="all"), r"more than a LoRA \(.*, bias\)"),
     "what PEFT may bring": (lambda folder: changed(folder, use_novelty=[1]), r"more than a LoRA \(.*, use_novelty\)"),
     "another kind": (
         lambda folder: changed(folder, peft_type="VERA"),
-        r"no LoRA \(.*, peft_type\): expected LORA, got VERA",
+        r"not a LoRA \(.*, peft_type\): expected LORA, got VERA",
     ),
     "another base": (
         lambda folder: changed(folder, init_lora_weights="pissa"),
-        r"a base that its start has changed .*got pissa. Save it with PEFT's save_pretrained\(",
+        r"a base that its initialisation changed .*got pissa. Save it with PEFT's save_pretrained\(",
     ),
     "no rank": (lambda folder: changed(folder, r=0), "the adapter cannot be read .*ZeroDivisionError"),
     "a wrong rank": (
@@ -175,7 +175,7 @@ REFUSED = {
     ),
     "vocabulary": (
         lambda folder: renamed(folder, "q_proj.lora_A.weight", "embed_tokens.lora_embedding_A"),
-        "tensors that are no factors of a LoRA .*lora_embedding_A",
+        "tensors that are not factors of a LoRA .*lora_embedding_A",
     ),
     "whole layers": (
         lambda folder: renamed(folder, "q_proj.lora_A.weight", "lm_head.weight"),
@@ -188,7 +188,7 @@ REFUSED = {
     ),
     "a pickle": (
         lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"),
-        r"no weights that can be read .*got adapter_model.bin, a pickle, which may run code. Load it with PEFT where",
+        r"no weights that can be read .*got adapter_model.bin, a pickle, which may run code. If you trust it, load it",
     ),
 }
 
@@ -232,5 +232,7 @@ def test_an_adapter_that_is_not_there_is_told(adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BouquetError, match=r"expected an absolute path, or a hub id, got run\. Name the folder by its"):
         read("run")
-    with pytest.raises(BouquetError, match=r"cannot be had \(model.adapter, .*'some/adapter' at 'v2'.*the hub cache"):
+    with pytest.raises(
+        BouquetError, match=r"cannot be opened \(model.adapter, .*'some/adapter' at 'v2'.*the hub cache"
+    ):
         read("some/adapter", **{"model.adapter-revision": "v2"})

@@ -47,13 +47,13 @@ def test_what_cannot_be_split_is_named():
     with pytest.raises(BouquetError, match=r"a model without blocks cannot be split \(device\): got Linear\. Give the"):
         placement.split(torch.nn.Linear(2, 2), GPUS, [1.0] * 3)
     pooled = ModelConfig.model_validate({"pooling": "mean"})
-    with pytest.raises(BouquetError, match=r"head of our own cannot be split .*expected one device, got cpu\+cpu"):
+    with pytest.raises(BouquetError, match=r"Bouquet's own head cannot be split .*expected one device, got cpu\+cpu"):
         base.load(pooled, 2, CPU, CPU)
 
 
 def test_a_device_that_holds_nothing_is_refused():
     assert placement.find_devices("cpu + cuda:1") == [CPU, GPUS[1]]
-    with pytest.raises(BouquetError, match=r"a device that holds nothing \(device\): .*got meta"):
+    with pytest.raises(BouquetError, match=r"a device that stores nothing \(device\): .*got meta"):
         placement.find_devices("cpu+meta")
     with pytest.raises(BouquetError, match=r"an unknown device \(device\): .*got disk"):
         placement.find_devices("cpu+disk")

@@ -80,15 +80,15 @@ def test_noise_over_signal_is_the_measured_one():
             [100],
             r"100 records: delta 0.01 is not below 1/100: .*Set privacy.delta to 1e-03 or",
         ),
-        ({"privacy.expected-batch": 64}, [40], r"40 records: every one is in every step; sampling protects none"),
+        ({"privacy.expected-batch": 64}, [40], r"40 records: every record is in every step, so sampling protects none"),
         (
             {"privacy.epsilon": 0.1, "privacy.accountant": "prv"},
             [400],
             r"noise is [\d.]+ times the largest signal. Raise privacy.expected-batch",
         ),
-        ({"privacy.epsilon": 20.0}, [400], r"epsilon 20 promises little: it lets odds change 5e\+08-fold"),
+        ({"privacy.epsilon": 20.0}, [400], r"epsilon 20 promises little: odds may change 5e\+08-fold"),
         ({"privacy.mode": "update-local"}, [400], r"largest signal. Use privacy.mode = 'example'"),
-        ({"privacy.mode": "update-central"}, [400, 400], r"largest signal. It takes more nodes, or fewer values"),
+        ({"privacy.mode": "update-central"}, [400, 400], r"largest signal. It needs more nodes, or fewer values"),
     ],
 )
 def test_it_warns(changes, sizes, expected):
@@ -117,7 +117,7 @@ def test_a_plan_is_read_from_a_profile_and_overrides(capsys):
     ("arguments", "message"),
     [
         (["--records", "100"], "a run without privacy has no plan (privacy.mode). Set privacy.mode=example"),
-        (["--records", "100", "no.toml"], "a file of settings cannot be read (no.toml)"),
+        (["--records", "100", "no.toml"], "a settings file cannot be read (no.toml)"),
         (
             ["privacy.mode=example", "train.weighting=uniform"],
             "a plan needs the public number of each node's records (--records, privacy.records): got neither",

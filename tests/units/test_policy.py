@@ -184,7 +184,7 @@ def test_another_revision_than_the_main_one_has_to_be_named(tmp_path):
 
 def test_a_limit_for_one_run_needs_one_for_all_of_them(tmp_path):
     file = policy(tmp_path, "[privacy]\nmax-epsilon = 8.0\n")
-    with pytest.raises(RefusalError, match=r"a limit for one run and none .*max-epsilon\): expected privacy-epsilon"):
+    with pytest.raises(RefusalError, match=r"a limit for one run but none .*max-epsilon\): expected privacy-epsilon"):
         Policy.of(NodeConfig(policy=file))
 
 

@@ -95,12 +95,16 @@ def test_what_holds_nothing_is_left_out(name, record, reason):
         (
             "dpo",
             {"prompt": "Add", "chosen": "Two", "rejected": "Three"},
-            "a reply to nothing .field 'instruction'.: expected a prompt, or conversations in chosen and rejected that "
-            "begin with the same one, got neither. Name the field of the prompt with task.prompt",
+            "a reply without a prompt .field 'instruction'.: expected a prompt, or conversations in chosen and "
+            "rejected that begin with the same one, got neither. Name the field of the prompt with task.prompt",
         ),
-        ("dpo", {"chosen": [ASKED, SAID], "rejected": [AGAIN, WORSE]}, "a reply to nothing"),
-        ("dpo", {"instruction": "Add", "chosen": {"a": 1}, "rejected": "Three"}, "a field is not a text"),
-        ("kto", {"instruction": "Add", "output": "Two", "label": "good"}, "a label that says neither .*got 'good'"),
+        ("dpo", {"chosen": [ASKED, SAID], "rejected": [AGAIN, WORSE]}, "a reply without a prompt"),
+        ("dpo", {"instruction": "Add", "chosen": {"a": 1}, "rejected": "Three"}, "a field is not text"),
+        (
+            "kto",
+            {"instruction": "Add", "output": "Two", "label": "good"},
+            "a label that is neither true nor false .*got 'good'",
+        ),
     ],
 )
 def test_what_is_no_preference_is_told_with_its_field(name, record, said):

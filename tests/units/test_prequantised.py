@@ -193,7 +193,7 @@ def test_a_package_that_is_not_there_is_named(method, packages, tmp_path, monkey
     folder = save("llama", tmp_path)
     told(folder, quant_method=method, bits=4)
     with pytest.raises(
-        BouquetError, match=rf"what reads a base in {method} is not installed .*pip install {packages}, or"
+        BouquetError, match=rf"the packages that read a base in {method} are not installed .*pip install {packages}, or"
     ):
         load(folder, **{"model.quantization": method})
     # A coordinator, which only asks for shapes, needs none of them.

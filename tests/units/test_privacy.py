@@ -164,7 +164,9 @@ def test_a_tensor_that_did_not_move_ends_the_round():
             return {key: torch.ones(2) for key in self.keys}
 
     model = Corrupted(adapted.base.load(RunConfig().model, 0, torch.device("cpu")), LoraConfig())
-    with pytest.raises(BouquetError, match=r"Raise train.learning-rate if it is tiny; else what is trained is not"):
+    with pytest.raises(
+        BouquetError, match=r"Raise train.learning-rate if it is tiny; otherwise what is trained is not"
+    ):
         train_here(model, EXAMPLES, Release(1.0, 1.0, 1))
 
 
@@ -243,7 +245,7 @@ def test_a_change_that_is_not_finite_leaves_no_trace_of_itself(value, relative):
         ),
         (
             {"rule.name": "hetlora", "privacy.mode": "update-local"},
-            r"the size of a message tells what a node learned.*expected rule.hetlora.keep = 1.0",
+            r"the size of a message reveals what a node learned.*expected rule.hetlora.keep = 1.0",
         ),
         ({"rule.name": "fed-plora", "privacy.mode": "update-central"}, "needs more of the updates than their mean"),
     ],

@@ -79,7 +79,7 @@ def test_what_fails_counts_as_zero_and_takes_nothing_with_it(engine, where, caps
         assert training.tokens == 2 * sum(len(example.tokens) for example in EXAMPLES)
     assert float((seen[1] - seen[0]).norm()) < 1e-5 * float(seen[0].norm())
     printed = capsys.readouterr()
-    assert printed.err.count("2 physical batches failed and were done one unit at a time; 2 times a unit failed") == 1
+    assert printed.err.count("2 physical batches failed and were redone one unit at a time; 2 times a unit failed") == 1
     assert printed.out == ""
 
 

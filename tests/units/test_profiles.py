@@ -67,8 +67,8 @@ def test_every_mistake_is_told_at_once(tmp_path):
     told = str(error.value)
     assert f"7 mistakes in the profile {file}:" in told
     for part in (
-        "seeds: expected every value once, got [0, 0]",
-        "config: seed cannot be set here.",
+        "seeds: expected each value once, got [0, 0]",
+        "config: seed cannot be set here:",
         "config: data.source is missing. Set it, or name the data with --data",
         "config: train.step: unknown key. Did you mean 'train.steps'?",
         "rules.fedit: lora.rnak: unknown key. Did you mean 'lora.rank'?",
@@ -98,7 +98,7 @@ def test_a_profile_that_is_not_one_is_refused(text, message, tmp_path):
 
 def test_an_unknown_profile_is_answered_with_the_known(capsys):
     assert main(["compare", "sst3"]) == 2
-    assert f"there is no profile of this name ({FOLDER}): expected one of ag_news, " in (
+    assert f"there is no profile with this name ({FOLDER}): expected one of ag_news, " in (
         told := capsys.readouterr().err
     )
     assert "Did you mean 'sst2'?" in told

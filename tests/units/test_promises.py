@@ -89,14 +89,14 @@ TESTED = {
         "test_a_ledger_of_the_edition_before_counts_in_full_for_whatever_data",
         "test_a_run_of_the_release_before_is_listed_and_reported",
     ],
-    "On the coordinator there stay": ["test_what_stays_of_a_revoked_node_is_its_public_key_and_its_kit"],
+    "The coordinator keeps its name": ["test_what_stays_of_a_revoked_node_is_its_public_key_and_its_kit"],
     "Of a run's checkpoints the newest are kept": ["test_the_newest_are_kept_and_those_that_were_asked_for"],
     "`checkpoint.every` keeps more": ["test_the_newest_are_kept_and_those_that_were_asked_for"],
     "Whole runs stay until they are deleted": ["test_old_runs_are_deleted_and_all_else_stays"],
-    "a run goes on with `resume=true`": ["test_what_was_backed_up_is_put_back_and_the_run_goes_on"],
+    "a run continues with `resume=true`": ["test_what_was_backed_up_is_put_back_and_the_run_goes_on"],
     "on a GPU a message waits": ["test_messages_of_two_runs_take_their_turns_on_one_gpu"],
     "Two workers were kept off one GPU": ["test_a_gpu_has_one_worker_and_is_free_when_that_is_killed"],
-    "another's is refused by name of its digest": [
+    "any other is refused by its digest": [
         "test_code_that_a_node_does_not_know_never_runs_there",
         "test_a_node_that_runs_other_code_is_refused",
     ],

@@ -59,7 +59,9 @@ def test_an_adapter_is_published_again_to_the_same_repository(hub, tmp_path):
         (again / name).write_bytes(content)
     assert read(again).settings == read(folder).settings
     assert read(again).state.adapter.keys() == read(folder).state.adapter.keys()
-    with pytest.raises(BouquetError, match=r"a public repository has this name \(--push my-lab/flu --private\)"):
+    with pytest.raises(
+        BouquetError, match=r"a public repository with this name exists \(--push my-lab/flu --private\)"
+    ):
         push.push(folder, "my-lab/flu", private=True)
 
 
@@ -80,20 +82,20 @@ def test_whatever_else_is_wrong_is_told_too(hub, tmp_path, monkeypatch):
     with pytest.raises(BouquetError, match=r"the token may not write there .*HTTP 403.*hf upload others/flu /"):
         push.push(tmp_path / "run" / "adapter", "others/flu", private=False)
     hub.full = True
-    with pytest.raises(BouquetError, match=r"has broken off .*got HfHubHTTPError. The export is in .*hf upload my-lab"):
+    with pytest.raises(
+        BouquetError, match=r"broke off the transfer .*got HfHubHTTPError. The export is in .*hf upload my-lab"
+    ):
         push.push(tmp_path / "run" / "adapter", "my-lab/flu", private=False)
     assert "my-lab/flu" not in hub.files
     for wrong in ("flu", "a/b/c", "my lab/flu", "/flu"):
-        with pytest.raises(BouquetError, match="no name of a repository"):
+        with pytest.raises(BouquetError, match="not a repository name"):
             push.check(wrong, ON_HUB, merged=False)
-    with pytest.raises(
-        BouquetError, match=r"a base that nobody finds on the hub .*'embedded', on this machine. Name it"
-    ):
+    with pytest.raises(BouquetError, match=r"a base that is not on the hub .*'embedded', on this machine. Give its"):
         push.check("my-lab/flu", ModelConfig(), merged=False)
     push.check("my-lab/flu", ModelConfig(), merged=True)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(BouquetError, match=r"there is no token for the hub \(--push\). Log in with 'hf auth login'"):
+    with pytest.raises(BouquetError, match=r"there is no hub token \(--push\). Log in with 'hf auth login'"):
         push.check("my-lab/flu", ON_HUB, merged=False)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")

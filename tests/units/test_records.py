@@ -77,13 +77,13 @@ def test_words_are_words_and_an_empty_cell_is_no_value(tmp_path):
 
 WHOLE = gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)
 WRONG = [
-    ("x.jsonl", '{"text": "a"}\n{torn\n', r":2: a line is not JSON: expected one JSON object a line, got {torn"),
-    ("x.jsonl", "7\n", r":1: a record is not an object: expected one JSON object a record, got 7"),
+    ("x.jsonl", '{"text": "a"}\n{torn\n', r":2: a line is not JSON: expected one JSON object per line, got {torn"),
+    ("x.jsonl", "7\n", r":1: a record is not an object: expected one JSON object per record, got 7"),
     ("x.jsonl", '{"text": ' + "[" * 90 + "]" * 90 + "}", r":1: a record is nested too deeply: expected at most 50"),
     (
         "x.jsonl",
         '{"text": "a"}'.encode("utf-16"),
-        r":1: a line is not JSON.* A file in UTF-16 has to be",
+        r":1: a line is not JSON.* A UTF-16 file must be",
     ),
     ("x.json", '[{"text": "a"}, {"text"]', r"x.json: a file is not JSON: expected an array of objects, got Expecting"),
     ("x.json", '[{"text": "a"}, 7]', r", record 2: a record is not an object"),
@@ -93,9 +93,13 @@ WRONG = [
         r":2: a row has more cells than the header: expected 2 .*, got 3",
     ),
     ("x.csv", 'text,label\n"open,1\n' + "more,1\n" * 9, r":\d+: a row is not CSV: got unexpected end of data"),
-    ("x.csv", "text,label,text\na,1,b\n", r"x.csv: two columns of one name: got text. Give each a name of its own"),
+    (
+        "x.csv",
+        "text,label,text\na,1,b\n",
+        r"x.csv: two columns with the same name: got text. Give each its own name",
+    ),
     ("x.csv", "text,label\ra,1\rb,0\r", r"x.csv: the header of a table cannot be read"),
-    ("x.txt", "a\na\0b\n", r":2: a line is no text: expected UTF-8, got zero bytes, as UTF-16 has"),
+    ("x.txt", "a\na\0b\n", r":2: a line is not text: expected UTF-8, got zero bytes, as UTF-16 has"),
     ("x.parquet", "nothing", r"x.parquet: a file is not Parquet"),
     ("x.jsonl.gz", WHOLE[:-9], "x.jsonl.gz: a data file cannot be read to its end"),
     ("x.jsonl.zst", b"nothing", "x.jsonl.zst: a data file cannot be read to its end"),
@@ -113,7 +117,9 @@ def test_what_is_broken_is_told_by_place_and_absent_in_private_runs(name, conten
 def test_files_of_several_forms_are_refused(tmp_path):
     for name in ("a.csv", "b.txt"):
         written(tmp_path / name, "text\n")
-    with pytest.raises(BouquetError, match=r"files of several forms .*got .csv, .txt. Name one file, or leave files"):
+    with pytest.raises(
+        BouquetError, match=r"files of several formats .*got .csv, .txt. Name one file, or keep only files"
+    ):
         files.files(str(tmp_path))
 
 
@@ -133,7 +139,7 @@ def test_nothing_is_no_text(value):
 
 @pytest.mark.parametrize(("value", "kind"), [([1], "a list"), ({"a": 1}, "an object"), (b"x", "bytes")])
 def test_a_list_is_no_text(value, kind):
-    said = rf"a field is not a text \(field 'notes'\): expected a text, .*, got {kind}. Set task.name=chat"
+    said = rf"a field is not text \(field 'notes'\): expected text, .*, got {kind}. Set task.name=chat"
     with pytest.raises(BouquetError, match=said):
         words(value, "notes")
 
@@ -158,7 +164,7 @@ def test_records_that_belong_to_nobody_are_named(tmp_path):
 def test_a_draw_that_cannot_be_had_says_what_to_change(tmp_path):
     source = str(written(tmp_path / "x.csv", "text,label\n" + "".join(f"t {n},{n % 2}\n" for n in range(6))))
     data = DataConfig.model_validate({"source": source, "partition": "dirichlet", "partition-field": "label"})
-    said = r"cannot be dealt out to so many nodes .*dirichlet-alpha = 0.5.* at least 2 for each of 5 nodes, got 6"
+    said = r"cannot be divided among so many nodes .*dirichlet-alpha = 0.5.* at least 2 for each of 5 nodes, got 6"
     with pytest.raises(
         BouquetError, match=said + " records. Use fewer nodes, a larger data.dirichlet-alpha, more data"
     ):

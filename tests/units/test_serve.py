@@ -184,7 +184,7 @@ def test_a_request_of_another_form_is_refused_unread(ask):
 
 def test_names_and_folders(tmp_path):
     assert named(["a/flu", "x=b/flu"]) == {"flu": adapters.Path("a/flu"), "x": adapters.Path("b/flu")}
-    with pytest.raises(BouquetError, match=r"two adapters of one name: got 'flu'\. Give each its own: NAME=DIR"):
+    with pytest.raises(BouquetError, match=r"two adapters with the same name: got 'flu'\. Give each its own: NAME=DIR"):
         named(["a/flu", "b/flu"])
 
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_served_together_is_refused(tmp_path, capsys):
     assert main(["serve", flu, plain]) == 2
     assert "the adapters are of different base models (flu, plain): expected 'embedded' for all" in _error(capsys)
     assert main(["serve", plain]) == 2
-    assert "a model with a head continues no text (plain)" in _error(capsys)
+    assert "a model with a head does not generate text (plain)" in _error(capsys)
     assert main(["serve", unfinished]) == 2
     assert "the run has left no adapter" in _error(capsys)
     run_directory(tmp_path / "scaled", **{"adapter.name": "ia3"})

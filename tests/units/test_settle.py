@@ -71,7 +71,7 @@ def test_nothing_of_a_private_run_goes_by_its_data(source):
     chosen, said = settled(source(["spam", "ham"], family=["a", "b"]) | CLASSIFY | private, 2)
     assert chosen["data.partition"] == "iid"
     assert "task.classes" not in chosen
-    assert said == ["data.partition=iid: each record goes to a node by itself"]
+    assert said == ["data.partition=iid: each record is assigned to a node on its own"]
 
 
 def test_a_field_that_holds_no_labels_is_refused(source):
@@ -85,14 +85,14 @@ def test_a_field_that_holds_no_labels_is_refused(source):
 
 
 def test_one_label_alone_is_no_task(source):
-    said = r"a field that holds one label alone .*: expected two labels or more, got 'spam' in all of 4 records"
+    said = r"a field that holds only one label .*: expected two labels or more, got 'spam' in all of 4 records"
     with pytest.raises(BouquetError, match=said):
         settled(source(["spam"] * 4) | CLASSIFY, 2)
 
 
 def test_labels_that_are_not_as_many_as_the_run_has_are_a_contradiction(source):
     chosen, _ = settled(source(["a", "b", "c"] * 3) | CLASSIFY | {"task.labels": 4}, 2)
-    with pytest.raises(ConfigError, match=r"task.labels: expected 3, as many as task.classes has, got 4"):
+    with pytest.raises(ConfigError, match=r"task.labels: expected 3, the number of names in task.classes, got 4"):
         settled(chosen, 2)
 
 

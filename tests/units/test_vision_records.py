@@ -107,11 +107,14 @@ def test_no_image_is_cut_and_one_behind_the_cut_is_not_shown(read):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"output": "<image>"}, "the mark of an image where none can be: .* got <image> in a turn of the assistant's"),
-        ({"instruction": "<image><image>Which?"}, "images and their marks differ in number: .* got 2 for 1"),
-        ({"image": ["a.png", "b.png"], "instruction": "<image>?"}, "differ in number: .* got 1 for 2"),
-        ({"instruction": ["a"]}, "a field is not a text"),
-        ({"image": "../a.png"}, "a field names no image|outside the data's folder"),
+        (
+            {"output": "<image>"},
+            "an image placeholder where none is allowed: .* got <image> in a turn of the assistant",
+        ),
+        ({"instruction": "<image><image>Which?"}, "the numbers of images and placeholders differ: .* got 2 for 1"),
+        ({"image": ["a.png", "b.png"], "instruction": "<image>?"}, "placeholders differ: .* got 1 for 2"),
+        ({"instruction": ["a"]}, "a field is not text"),
+        ({"image": "../a.png"}, "a field does not hold an image|outside the data's folder"),
     ],
 )
 def test_what_would_take_one_image_for_another_is_refused(read, changes, said):
@@ -153,11 +156,13 @@ def test_the_fields_that_a_record_must_have():
 
 def test_a_model_of_words_is_refused_by_name(tmp_path):
     config = read_config({"task.name": "vision"})
-    with pytest.raises(BouquetError, match=r"the model sees no images .*embedded.*type 'llama'.*a model of words"):
+    with pytest.raises(
+        BouquetError, match=r"the model does not take images .*embedded.*type 'llama'.*a text-only model"
+    ):
         lengths.widest(config)
     place = save_llava(tmp_path)
     (place / "processor_config.json").unlink()
-    with pytest.raises(BouquetError, match=r"the model cannot be loaded|the model sees no images"):
+    with pytest.raises(BouquetError, match=r"the model cannot be loaded|the model does not take images"):
         lengths.widest(read_config({"task.name": "vision", "model.name": str(place)}))
 
 
@@ -186,7 +191,7 @@ def test_a_template_that_loses_an_image_is_refused(tmp_path):
     task, words = lengths.widest(config, str(tmp_path / "data.jsonl")), base.load_tokenizer(config.model)
     assert task.encode({"image": "a.png"} | talk("<image>First?", "red", "Then?", "blue"), words)
     with pytest.raises(
-        BouquetError, match=r"template does not write the images .*expected <image> for each of 2, got 1"
+        BouquetError, match=r"template does not render the images .*expected <image> for each of 2, got 1"
     ):
         task.encode({"image": ["a.png", "b.png"]} | talk("<image>First?", "red", "<image>Then?", "blue"), words)
 
@@ -194,5 +199,5 @@ def test_a_template_that_loses_an_image_is_refused(tmp_path):
 def test_a_part_of_another_type_is_not_passed_over(read):
     film = [{"type": "video"}, {"type": "text", "text": "Which?"}]
     turns = [{"role": "user", "content": film}, {"role": "assistant", "content": "red"}]
-    with pytest.raises(BouquetError, match=r"a field is not a text .*got a list"):
+    with pytest.raises(BouquetError, match=r"a field is not text .*got a list"):
         read({"image": "a.png", "messages": turns})

@@ -74,7 +74,7 @@ def test_a_frame_says_how_far_the_run_is(coordinator):
     coordinator.write_until("train", 1)
     shown = seen(coordinator.folder)
     assert "round 0/3" in shown
-    assert "the first round says how long one takes" in shown
+    assert "the time left is known after the first round" in shown
     assert [re.search(rf"{node} │ (\w+) ", shown)[1] for node in recorded.NODES] == ["sent", "training", "training"]
     coordinator.write_until("failure", 2)
     shown = seen(coordinator.folder)
@@ -107,7 +107,7 @@ def test_the_time_left_is_that_of_the_rounds_so_far(coordinator):
     assert run.pace == pytest.approx((second - start) / 2)
     for waited in (0.0, run.pace / 2, 100 * run.pace):
         left = max(0.0, run.pace - waited)
-        assert f"{run.pace:.1f} s a round, about {left:.1f} s left" in seen(coordinator.folder, written + waited)
+        assert f"{run.pace:.1f} s per round, about {left:.1f} s left" in seen(coordinator.folder, written + waited)
 
 
 def test_it_lives_through_a_kill_and_ends_with_the_run(coordinator, monkeypatch):
@@ -119,7 +119,7 @@ def test_it_lives_through_a_kill_and_ends_with_the_run(coordinator, monkeypatch)
     watch.follow(coordinator.folder, console)
     states = re.findall(r"run  (running|broken off|finished)", console.file.getvalue())
     assert [state for state, _ in groupby(states)] == ["running", "broken off", "running", "finished"]
-    assert "resume=true with the same run-name goes on" in console.file.getvalue()
+    assert "resume=true with the same run-name resumes" in console.file.getvalue()
     assert next(steps, None) is None
 
 
@@ -132,7 +132,7 @@ def test_ctrl_c_leaves_it_cleanly_and_the_run_alone(coordinator, monkeypatch, ca
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert main(["watch", str(coordinator.folder)]) == 0
-    assert "the run is not touched" in capsys.readouterr().out
+    assert "the run is not affected" in capsys.readouterr().out
     assert Run.read(coordinator.folder).state == "running"
 
 

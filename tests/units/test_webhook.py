@@ -38,11 +38,11 @@ def test_a_webhook_that_is_away_is_told_without_its_address(settings, monkeypatc
     monkeypatch.setenv(webhook.VARIABLE, "http://127.0.0.1:1/secret")
     with Record(read_config(settings()), 1) as record:
         record.event(Void(round=3, asked=4, replies=1, needed=2, bytes_up=0, bytes_down=0))
-    assert "BOUQUET_WEBHOOK was not told: URLError" in (said := capsys.readouterr().err)
+    assert "BOUQUET_WEBHOOK could not be notified: URLError" in (said := capsys.readouterr().err)
     assert "secret" not in said
     monkeypatch.setenv(webhook.VARIABLE, "file:///etc/passwd")
     webhook.tell("hello").join()
-    assert "BOUQUET_WEBHOOK was not told: ValueError" in capsys.readouterr().err
+    assert "BOUQUET_WEBHOOK could not be notified: ValueError" in capsys.readouterr().err
 
 
 @pytest.mark.slow

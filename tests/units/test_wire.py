@@ -114,7 +114,9 @@ def test_a_lossy_update_travels_as_its_difference(name):
         # Of the step, and of float32 at 100.
         allowed = 0.16 * (tensor - start[key]).abs().max() + 1e-5
         assert (back.tensors[key] - tensor).abs().max() <= allowed
-    with pytest.raises(BouquetError, match="an update is a difference from what was never sent: 2 unknown tensors"):
+    with pytest.raises(
+        BouquetError, match="an update is a difference from a state that was never sent: 2 unknown tensors"
+    ):
         wire.unpack_update(record, rule="fedit", round=4)
 
 
@@ -217,18 +219,18 @@ def without_values() -> ArrayRecord:
         (header_with(tensors=[["l", "A", [1, 1, 27]]]), "a message header cannot be read"),
         (header_with(tensors=[["l" * 1001, "A", [27]]]), "a message header cannot be read"),
         (header_with(tensors=[["l", "A", [2**30, 2**30]]]), "a message of the wrong size"),
-        (as_numpy(), r"an array of unknown form \(values\): expected bytes, got numpy.ndarray"),
+        (as_numpy(), r"an array in an unknown format \(values\): expected bytes, got numpy.ndarray"),
         (trailing(), "a message header is too long or cut short"),
         (bomb(), "a message header is too long or cut short"),
         (
             crowded(tensors=b",".join([b"[]"] * 10**6)),
-            "a message header names too much: expected at most 65,536 tensors",
+            "a message header names too many tensors: expected at most 65,536 tensors",
         ),
         (crowded(tensors=b",".join([b"[]"] * 5000)), r"a message header cannot be read \(tensors.0.0\): got Field req"),
         (header_with(**{"x" * 9000: 1}), r"a message header cannot be read \(x{80}\): got Extra inputs are not"),
         (
             without_values(),
-            "a message of unknown form: expected the arrays header and values, and perhaps mask, got header",
+            "a message in an unknown format: expected the arrays header and values, and optionally mask, got header",
         ),
     ],
 )
@@ -247,7 +249,7 @@ def test_a_malformed_message_is_refused(record, message):
 )
 def test_a_header_of_more_than_the_model_has_is_not_looked_into(fields):
     """A mistake took kilobytes, and there is room for one in three bytes."""
-    with pytest.raises(BouquetError, match="a message header names too much: expected at most 4 tensors"):
+    with pytest.raises(BouquetError, match="a message header names too many tensors: expected at most 4 tensors"):
         wire.unpack_update(crowded(**fields), rule="fedit", round=4, most=4)
 
 

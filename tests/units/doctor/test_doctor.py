@@ -81,7 +81,7 @@ def test_other_versions_are_named(tmp_path):
 
 
 def test_a_quantisation_that_does_not_work_is_named():
-    with pytest.raises(BouquetError, match=r"bitsandbytes does not work here \(cuda:7\).*See python -m bitsandbytes"):
+    with pytest.raises(BouquetError, match=r"bitsandbytes does not work here \(cuda:7\).*Run python -m bitsandbytes"):
         machine.quantisation(["cpu", "cuda:7"])
 
 
@@ -95,10 +95,10 @@ def test_a_full_or_closed_disk_is_named(tmp_path):
 def test_what_is_installed_is_looked_at(site, kit, tmp_path):
     assert str(kit) in installed(site / "kits/ward-1")
     (kit / "superexec.sh").write_text("")
-    with pytest.raises(WarningError, match=r"what is installed is not the kit's and .*another superexec.sh"):
+    with pytest.raises(WarningError, match=r"what is installed differs from the kit and .*a different superexec.sh"):
         installed(site / "kits/ward-1")
     (tmp_path / "state").chmod(0o755)
-    with pytest.raises(BouquetError, match=r"a folder that is not kept for its user .*mode 755. sudo bouquet"):
+    with pytest.raises(BouquetError, match=r"a folder that is not reserved for its user .*mode 755. sudo bouquet"):
         installed(kit)
     shutil.rmtree(tmp_path / "coordinator")
     with pytest.raises(BouquetError, match=r"a folder is missing .*coordinator"):
@@ -127,7 +127,9 @@ def test_a_file_that_who_needs_it_cannot_use_is_named(place, name, mode, site, t
     file = tmp_path / "etc" / place / name
     kit = site / "coordinator" if place == "coordinator" else tmp_path / "etc/ward-1"
     file.chmod(0o400)
-    expected = rf"a file that is not as it was installed \({file}\): expected [\w-]+, mode {mode:o}, got .*mode 400"
+    expected = (
+        rf"a file that has changed since it was installed \({file}\): expected [\w-]+, mode {mode:o}, got .*mode 400"
+    )
     with pytest.raises(BouquetError, match=expected):
         installed(kit)
     file.chmod(mode)
@@ -147,7 +149,9 @@ def test_units_that_are_not_the_kits_are_named(kit, tmp_path):
     (folder / "bouquet-ward-1-supernode.service.d/egress.conf").write_text("[Service]\nIPAddressAllow=any\n")
     (folder / "bouquet-ward-1-superexec.service").unlink()
     wrong = "bouquet-ward-1-superexec.service, bouquet-ward-1-supernode.service.d/egress.conf"
-    with pytest.raises(WarningError, match=rf"the units of this machine are not those .*none or another {wrong}"):
+    with pytest.raises(
+        WarningError, match=rf"the units of this machine differ from those .*a missing or different {wrong}"
+    ):
         units(kit, folder)
 
 

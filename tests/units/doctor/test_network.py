@@ -59,7 +59,10 @@ def test_a_missing_or_foreign_key_is_named(kit):
     with pytest.raises(BouquetError, match=r"a key that Flower cannot use .*Unpack the kit again"):
         network.node_key(kit / "node.key", kit / "node.pub")
     (kit / "node.key").write_bytes(certificates.make_node_key()[0])
-    with pytest.raises(BouquetError, match=r"a private key of another pair .*expected that of .*node.pub. Unpack the"):
+    with pytest.raises(
+        BouquetError,
+        match=r"a private key from a different pair .*expected the one that matches .*node.pub. Unpack the",
+    ):
         network.node_key(kit / "node.key", kit / "node.pub")
     (kit / "node.key").unlink()
     with pytest.raises(BouquetError, match=r"a key cannot be read .*got No such file"):
@@ -77,13 +80,13 @@ def test_certificates_that_will_not_do_are_named(site, tmp_path):
     ca = site / "ca"
     with pytest.raises(BouquetError, match=r"an expired certificate .*Renew it: bouquet site rotate"):
         network.certificate(signed(tmp_path, 0, ["a"], ca), ca / "ca.crt")
-    with pytest.raises(WarningError, match=r"a certificate ends soon .*got 9 days left. Renew it"):
+    with pytest.raises(WarningError, match=r"a certificate expires soon .*got 9 days left. Renew it"):
         network.certificate(signed(tmp_path, 10, ["a"], ca), ca / "ca.crt")
     with pytest.raises(BouquetError, match=r"a certificate for other addresses .*expected b, got a, localhost"):
         network.certificate(signed(tmp_path, 100, ["a"], ca), ca / "ca.crt", ["a", "b"])
     other = certificates.make_authority("other", 100)
     (tmp_path / "other.crt").write_bytes(other.certificate)
-    with pytest.raises(BouquetError, match=r"a certificate of another root .*signed by .*other.crt"):
+    with pytest.raises(BouquetError, match=r"a certificate from a different root .*signed by .*other.crt"):
         network.certificate(signed(tmp_path, 100, ["a"], ca), tmp_path / "other.crt")
     (tmp_path / "bad.crt").write_text("nothing")
     with pytest.raises(BouquetError, match=r"a certificate cannot be read .*Copy it again from the kit"):
@@ -106,7 +109,7 @@ def test_a_clock_that_is_behind_is_named(site, monkeypatch):
     [
         ("#!/bin/sh\necho yes\n", None, "synchronised"),
         ("#!/bin/sh\necho no\n", WarningError, "the clock is not synchronised. timedatectl set-ntp true"),
-        (None, WarningError, "nobody here knows whether the clock is right"),
+        (None, WarningError, "nothing here knows whether the clock is right"),
     ],
 )
 def test_the_clock_is_asked_of_systemd(answer, raised, message, tmp_path, monkeypatch):
@@ -134,14 +137,16 @@ def test_a_superlink_that_is_away_or_someone_elses_is_named(site, superlink, tmp
 
 def test_a_superlink_that_listens_and_serves_nobody_is_named(site, stuck, monkeypatch):
     monkeypatch.setattr(network, "TIMEOUT", 1.0)
-    with pytest.raises(BouquetError, match=r"something listens for nodes and serves nobody .*DEADLINE_EXCEEDED"):
+    with pytest.raises(
+        BouquetError, match=r"something listens on the nodes' port but does not serve them .*DEADLINE_EXCEEDED"
+    ):
         network.superlink(stuck, site / "ca/ca.crt")
 
 
 def test_a_node_that_runs_already_is_asked_for_its_health(capsys):
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        with pytest.raises(BouquetError, match=r"by one that no longer serves .*UNAVAILABLE"):
+        with pytest.raises(BouquetError, match=r"by one that has stopped serving .*UNAVAILABLE"):
             network.healthy_or_free(port)
         server = serving(port + 1)
         try:
@@ -150,7 +155,7 @@ def test_a_node_that_runs_already_is_asked_for_its_health(capsys):
         finally:
             server.stop(None).wait(5)
         assert main(["doctor", "health", f"127.0.0.1:{port + 1}"]) == 1
-    assert "nobody says that it serves" in capsys.readouterr().out
+    assert "nothing answers the health check" in capsys.readouterr().out
 
 
 def test_a_port_in_use_is_named(site):

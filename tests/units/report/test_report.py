@@ -103,7 +103,7 @@ def test_a_private_run_is_reported_without_a_figure_of_its_nodes(private):
     assert f"Epsilon of a node ≤ {spent:.3g} at delta 1e-05" in said
     sent = sum(event.bytes_up for event in run.by_node(Train)["ward-1"].values())
     assert f"ward-1 3 {readable.size(sent)}" in said
-    for absent in ("Training loss", "tokens", "held out", "a node, the most of all"):
+    for absent in ("Training loss", "tokens", "held out", "a node, at most"):
         assert absent not in said, absent
     assert "every node keeps a model of its own" in said
 
@@ -181,7 +181,7 @@ def test_old_runs_are_deleted_and_all_else_stays(plain, tmp_path, capsys):
     assert {run.name for run in runs.iterdir()} == {"young", "going", "notes", "link"}
     for days in ("-1", "nan"):
         assert main(["runs", str(runs), "--prune", days]) == 2
-        assert "an age that no run has (--prune): expected 0 days or more" in capsys.readouterr().err
+        assert "an impossible age (--prune): expected 0 days or more" in capsys.readouterr().err
     assert main(["runs", str(runs), "--prune", "0"]) == 0
     assert {run.name for run in runs.iterdir()} == {"notes", "link"}
 

@@ -42,7 +42,7 @@ def test_a_kit_from_somebody_else_names_nothing_that_root_would_run(nearby, plac
     busy.mkdir()
     (busy / "file").write_text("somebody's")
     for change, message in (
-        ((f'user = "{UNPRIVILEGED}"', 'user = "root"'), "a kit for root"),
+        ((f'user = "{UNPRIVILEGED}"', 'user = "root"'), "a kit that runs as root"),
         ((f'user = "{UNPRIVILEGED}"', 'user = "daemon\\nExecStartPre=/bin/sh"'), "a kit cannot be read"),
         ((f'state = "{tmp_path}/state"', 'state = "/srv/../etc"'), "a kit cannot be read"),
         ((f'state = "{tmp_path}/state"', f'state = "{tmp_path}/a b"'), "a kit cannot be read"),
@@ -110,7 +110,7 @@ def test_a_kit_for_somebody_who_logs_in_is_refused(nearby, tmp_path, capsys, mon
     place = ["--user", person.pw_name, "--keys-user", UNPRIVILEGED, "--installed", str(tmp_path / "etc/ward-1")]
     assert main(["site", "kit", str(nearby), "ward-1", *place, f"state-directory={tmp_path}/state"]) == 0
     said = refused(capsys, "install", nearby / "kits/ward-1", "--units", tmp_path / "units")
-    assert "a kit for somebody who logs in here (ward-1): expected a user without a shell, got " in said
+    assert "a kit that runs as a user who logs in here (ward-1): expected a user without a shell, got " in said
     assert not (tmp_path / "etc").exists()
 
 

@@ -163,12 +163,12 @@ def test_mistakes_are_named(site, tmp_path, capsys):
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "ed"], check=True)
     add = ("add", site, "ward-3", "--public-key")
     assert "a public key cannot be read" in refused(capsys, *add, tmp_path / "rsa.pub")
-    assert "a public key of another kind" in refused(capsys, *add, tmp_path / "ed.pub")
-    assert "there is a node of this name (ward-1)" in refused(capsys, "add", site, "ward-1")
+    assert "a public key of the wrong type" in refused(capsys, *add, tmp_path / "ed.pub")
+    assert "a node with this name exists (ward-1)" in refused(capsys, "add", site, "ward-1")
     assert "a node's name that cannot be used" in refused(capsys, "add", site, "../ward")
     assert "Did you mean 'ward-1'?" in refused(capsys, "revoke", site, "ward1")
-    assert "there is a site already" in refused(capsys, "create", site, "--address", "a")
-    assert "there is no site" in refused(capsys, "list", tmp_path / "nowhere")
+    assert "a site already exists" in refused(capsys, "create", site, "--address", "a")
+    assert "there is no site here" in refused(capsys, "list", tmp_path / "nowhere")
     assert "a path that is not absolute (ward-1, data)" in refused(capsys, "kit", site, "ward-1", "data=notes.jsonl")
     inside = ("state-directory=/srv/x", "privacy-witness=/srv/x/head")
     assert "privacy-witness: expected a file outside the state-directory /srv/x" in refused(
@@ -214,7 +214,7 @@ def test_the_coordinator_is_told_which_name_and_weight_go_with_a_key(site, capsy
     assert "a weight that cannot be used (ward-1): expected a number above 0" in refused(
         capsys, "weigh", site, "ward-1", -1
     )
-    assert "a node's name that means something else (all)" in refused(capsys, "add", site, "all")
+    assert "a node name with another meaning (all)" in refused(capsys, "add", site, "all")
     file.write_text("{")
     with pytest.raises(BouquetError, match="the site's nodes cannot be read"):
         roster.of_this_site()

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The SuperExec of @site: starts a process for every run whose bundle is in bundles.txt. It outlives a SuperLink that
-# is started again.
+# The SuperExec of @site: starts a process for every run whose bundle is in bundles.txt. It survives a restart
+# of the SuperLink.
 set -eu
 umask 077
 cd "$(dirname "$0")"

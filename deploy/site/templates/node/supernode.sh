@@ -1,5 +1,5 @@
 #!/bin/sh
-# The SuperNode of node @node of @site: it holds the node's key, speaks with the SuperLink, and runs nobody's code.
+# The SuperNode of node @node of @site: it holds the node's key, talks to the SuperLink, and runs no submitted code.
 set -eu
 umask 077
 cd "$(dirname "$0")"
