@@ -34,7 +34,7 @@ NODES = (
     ),
     Mutant(
         "SCAFFOLD where the server does not take the mean",
-        "strategies/objective_laws.py",
+        "strategies/laws/objective.py",
         "if objective.compares and not _comes_back_as_its_mean(rule):",
         "if False:",
         LAWS,
@@ -76,7 +76,7 @@ NODES = (
     ),
     Mutant(
         "O-LoRA where a rule puts its own rounds under the factors",
-        "strategies/objective_laws.py",
+        "strategies/laws/objective.py",
         "and not (rule.moves_offset or rule.scattered)",
         "",
         LAWS,
@@ -132,7 +132,7 @@ NODES = (
     ),
     Mutant(
         "an optimizer that shrinks noise, without any",
-        "strategies/laws.py",
+        "strategies/laws/node.py",
         "if choices.optimizer.denoises and not choices.config.privacy.per_example:",
         "if False:",
         LAWS,

@@ -35,7 +35,7 @@ PRIVACY = (
     ),
     Mutant(
         "a task whose examples look at each other is trained in private",
-        "strategies/laws.py",
+        "strategies/laws/task.py",
         "if privacy.per_example and not task.apart:",
         "if False:",
         ("tests/runs/test_tasks.py",),
