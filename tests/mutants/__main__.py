@@ -10,17 +10,19 @@ from tests.mutants import Mutant
 from tests.mutants.axes import AXES
 from tests.mutants.budget import BUDGET
 from tests.mutants.edges import EDGES
+from tests.mutants.merges import MERGES
 from tests.mutants.nodes import NODES
 from tests.mutants.privacy import PRIVACY
 from tests.mutants.rules import RULES
 from tests.mutants.step import STEP
+from tests.mutants.structures import STRUCTURED
 from tests.mutants.vision import VISION
 from tests.support import ROOT
 
 NO_SUCH_TEST = 4
 """pytest's exit code for it."""
 
-MUTANTS = RULES + EDGES + AXES + NODES + STEP + VISION + PRIVACY + BUDGET
+MUTANTS = RULES + MERGES + EDGES + AXES + STRUCTURED + NODES + STEP + VISION + PRIVACY + BUDGET
 
 
 def caught(mutant: Mutant, folder: Path) -> bool:
