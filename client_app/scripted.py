@@ -31,7 +31,8 @@ from strategies import Recipe
 from strategies.gradients import Backward
 from strategies.objectives import Plain
 from strategies.optimizers import AdamW
-from strategies.rules.rule import MeanRule, Rule
+from strategies.rules.mean import MeanRule
+from strategies.rules.rule import Rule
 
 
 def session_of(context: Context, node: NodeConfig) -> Session:

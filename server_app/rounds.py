@@ -41,7 +41,8 @@ class Outcome:
 class Rounds:
     """Runs a strategy's rounds over the nodes: all that ``state`` has not seen yet.
 
-    A round brings the score of the state that it starts from; the last state is scored by itself.
+    A round brings the score of the state that it starts from; the last state is scored by itself. A long class, so that
+    the whole of a round can be read at a stretch.
     """
 
     def __init__(self, nodes: Nodes, strategy: LoraStrategy, scoring: Scoring, record: Record, state: State) -> None:

@@ -29,13 +29,17 @@ from strategies.objectives import OBJECTIVES
 from strategies.optimizers import OPTIMIZERS
 from strategies.registries import chosen, read_config
 from strategies.rules import RULES
-from strategies.rules.rule import MeanRule, Rule
+from strategies.rules.mean import MeanRule
+from strategies.rules.rule import Rule
 from strategies.server_optimizers import SERVER_OPTIMIZERS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Choices):
-    """What a federation does: choices that go together, and what follows from several of them at once."""
+    """What a federation does: choices that go together, and what follows from several of them at once.
+
+    A long class: what follows from two axes stands here and nowhere else, so that nobody has to ask both.
+    """
 
     @classmethod
     def read(cls, flat: Mapping[str, Any]) -> Self:

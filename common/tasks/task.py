@@ -74,7 +74,7 @@ class Example(NamedTuple):
 
 
 class Task(ABC):
-    """What a model is taught."""
+    """What a model is taught. A long class: every question that a task may be asked, with the answer of most."""
 
     name: ClassVar[str]
     sequence_classification: ClassVar[bool] = False

@@ -6,7 +6,8 @@ from strategies.choices import Choices
 from strategies.means import Weighted
 from strategies.objectives import OBJECTIVES
 from strategies.rules import RULES
-from strategies.rules.rule import MeanRule, Rule
+from strategies.rules.mean import MeanRule
+from strategies.rules.rule import Rule
 from strategies.server_optimizers import ToTheMean
 
 

@@ -7,7 +7,7 @@ from strategies.gradients import GRADIENTS
 from strategies.laws.objective import forgetful
 from strategies.means import Weighted
 from strategies.rules import RULES
-from strategies.rules.rule import MeanRule
+from strategies.rules.mean import MeanRule
 
 
 def check(choices: Choices) -> None:

@@ -8,7 +8,8 @@ from common.method import AUTO, listed
 from strategies.choices import Choices
 from strategies.inits import INITS
 from strategies.rules import RULES
-from strategies.rules.rule import MeanRule, Rule
+from strategies.rules.mean import MeanRule
+from strategies.rules.rule import Rule
 
 
 def check(choices: Choices) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from common.adapter.values import State, Tensors, Update
-from strategies.rules.rule import MeanRule
+from strategies.rules.mean import MeanRule
 
 
 @dataclass(frozen=True, kw_only=True)

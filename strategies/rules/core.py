@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from common.adapter.core import Core
 from common.adapter.structure import Structure
 from common.method import GIVEN
-from strategies.rules.rule import MeanRule
+from strategies.rules.mean import MeanRule
 
 
 @dataclass(frozen=True, kw_only=True)

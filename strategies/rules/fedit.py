@@ -11,7 +11,7 @@ nodes, ``sum_k p_k B_k A_k - B A = sum_k p_k (B_k - B)(A_k - A)``; it vanishes w
 from dataclasses import dataclass
 
 from common.adapter.structure import Structure
-from strategies.rules.rule import MeanRule
+from strategies.rules.mean import MeanRule
 
 
 @dataclass(frozen=True, kw_only=True)

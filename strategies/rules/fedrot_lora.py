@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.adapter.values import Key, State, Tensors
 from common.method import option
-from strategies.rules.rule import MeanRule
+from strategies.rules.mean import MeanRule
 
 
 @dataclass(frozen=True, kw_only=True)

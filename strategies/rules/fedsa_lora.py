@@ -11,7 +11,8 @@ has not trained yet has B = 0, the base model. B_k lives on the node's disk.
 from dataclasses import dataclass
 
 from common.adapter.values import FACTORS
-from strategies.rules.rule import MeanRule, Plan
+from strategies.rules.mean import MeanRule
+from strategies.rules.rule import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

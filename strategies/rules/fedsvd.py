@@ -19,7 +19,8 @@ from common.adapter.algebra import numerical_rank
 from common.adapter.threads import each
 from common.adapter.values import VARIANCE, Key, LayerShape, State, Tensors, Update
 from common.method import option
-from strategies.rules.rule import MeanRule, Plan
+from strategies.rules.mean import MeanRule
+from strategies.rules.rule import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ trained, sent and, under privacy, noised. B alone does what both factors do else
 from dataclasses import dataclass
 
 from common.adapter.structure import Structure
-from strategies.rules.rule import MeanRule, Plan
+from strategies.rules.mean import MeanRule
+from strategies.rules.rule import Plan
 
 B_ONLY = frozenset({"B"})
 

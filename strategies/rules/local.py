@@ -8,7 +8,8 @@ shared unless ``task.head`` = ``local``.
 from dataclasses import dataclass
 
 from common.adapter.structure import Structure
-from strategies.rules.rule import MeanRule, Plan
+from strategies.rules.mean import MeanRule
+from strategies.rules.rule import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ holds both factors, so a node that skipped rounds catches up.
 
 from dataclasses import dataclass
 
-from strategies.rules.rule import MeanRule, Plan
+from strategies.rules.mean import MeanRule
+from strategies.rules.rule import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

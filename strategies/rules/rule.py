@@ -20,8 +20,6 @@ from common.adapter.threads import one_thread
 from common.adapter.values import HEAD, Key, State, Tensors, Update, check_shapes, check_values
 from common.error import BouquetError
 from common.method import GIVEN, Method, given
-from strategies.means import Mean, Weighted
-from strategies.server_optimizers import ServerOptimizer, ToTheMean
 
 CHANGE_RANK = "Change lora-rank in --node-config, or lora.rank in the run config."
 
@@ -41,6 +39,8 @@ class Rule(Method):
     ``offset_energy`` is how much of an offset that has passed the break-even rank is kept (1: all of it); it means the
     same for every rule that has one. Which tensors of a head are trained and sent is not a rule's to say: it treats
     those that it is given as it treats what it averages.
+
+    A long class: every question that a rule may be asked stands here, with the answer of most rules.
     """
 
     offset_energy: float = given(1.0)
@@ -260,48 +260,3 @@ class Rule(Method):
             yield update
         if empty:
             raise BouquetError("a round without updates", expected="at least one update", got="none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanRule(Rule):
-    """A rule whose server only averages what is sent."""
-
-    mean: Mean = field(default_factory=Weighted)
-    optimizer: ServerOptimizer = field(default_factory=ToTheMean)
-
-    linear = True
-
-    def check_rank(self, rank: int, whole: int, where: str = "lora-rank", cure: str = CHANGE_RANK) -> None:
-        """Nodes that have different slots have a mean of each slot, and no order."""
-        super().check_rank(rank, whole, where, cure)
-        if rank != whole and self.mean != Weighted():
-            raise BouquetError(
-                "a robust mean over nodes that train different slots",
-                where=where,
-                expected=f"{whole} on every node, or mean.name = 'weighted'",
-                got=str(rank),
-                cure=cure,
-            )
-
-    @property
-    def exact(self) -> bool:
-        """By the structure's linearity: what every round trains is averaged, and the update is linear in it."""
-        plain = self.mean == Weighted() and self.optimizer == ToTheMean()
-        return plain and all(self._averages_models(turn) for turn in (0, 1))
-
-    def _averages_models(self, round: int) -> bool:
-        plan = self.plan(round)
-        return plan.trained == plan.sent and any(plan.trained <= parts for parts in self.structure.linear_in)
-
-    def merge(self, state: State, updates: Iterable[Update]) -> State:
-        """Every sent tensor becomes ``sum_k p_k x_k`` with ``p_k = weight_k / sum_j weight_j``, or goes towards it."""
-        mean, memory = self.mean(state, self.collected(state, updates))
-        return self.optimizer.step(replace(state, memory={**state.memory, **memory}), self.joined(state, mean))
-
-    def collected(self, state: State, updates: Iterable[Update]) -> Iterator[tuple[float, Tensors]]:
-        """What the mean is taken of, with its weights."""
-        return ((update.weight, update.tensors) for update in updates)
-
-    def joined(self, state: State, mean: Tensors) -> Tensors:
-        """Whole tensors of the state again, from a mean of what :meth:`collected` gave."""
-        return mean

@@ -40,7 +40,7 @@ RULES = (
     ),
     Mutant(
         "Fed-SB over several rounds: the earlier rounds stay in the mean",
-        "strategies/rules/rule.py",
+        "strategies/rules/mean.py",
         "        return self.optimizer.step(",
         "        mean = {key: (tensor + state.adapter.get(key, tensor)) / 2 for key, tensor in mean.items()}\n"
         "        return self.optimizer.step(",
