@@ -1,4 +1,4 @@
-"""The laws between the axes: what clashes is refused in a sentence that names what would fit. One table, and a long one."""
+"""The laws between the axes: what clashes is refused in a sentence that names what would fit. A long table."""
 
 import re
 from typing import Any
