@@ -4,7 +4,7 @@ import math
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -153,10 +153,7 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
     starts = zip(named, received, strict=True)
     remembered = [_at(turn.remembered, name, objective.first(start)) for name, start in starts]
     earlier = {key: tensor.to(model.device) for key, tensor in objective.earlier(turn.offset).items()}
-    rates = config.learning_rate, config.head_learning_rate or config.learning_rate
-    groups = (Group(list(part.values()), rate) for part, rate in zip((adapter, head), rates, strict=True))
-    optimizer = recipe.optimizer.build(model.pairs(), *groups)
-    optimizer_state.put(optimizer, named, turn.optimizer_state)
+    optimizer = _optimizer(model, recipe, turn, adapter, head)
     factor = schedule(config, steps * recipe.config.num_server_rounds)
     scheduler = LambdaLR(optimizer, lambda step: factor(turn.number * steps + step))
     if model.device.type == "cuda":
@@ -168,10 +165,7 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
     for step in range(steps):
         loss, read = objective.gradients(partial(gradients, step), parameters)
         total_loss, tokens = total_loss + loss, tokens + read
-        live = model.live(turn.keys)
-        terms = (recipe.rule.penalty(live), objective.penalty(live, earlier))
-        if found := [term for term in terms if term is not None and term.requires_grad]:
-            torch.stack(found).sum().backward()  # type: ignore[no-untyped-call]
+        _add_penalties(recipe, model.live(turn.keys), earlier)
         objective.add(parameters, received, remembered)
         if config.clip_norm:
             nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -190,6 +184,26 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
         remembered={name: tensor.cpu() for name, tensor in zip(named, kept, strict=True)} if kept else {},
         optimizer_state=optimizer_state.taken(optimizer, named) if config.keeps_optimizer else {},
     )
+
+
+Named = Mapping[Key, nn.Parameter]
+
+
+def _optimizer(model: LoraModel, recipe: Recipe, turn: Turn, adapter: Named, head: Named) -> torch.optim.Optimizer:
+    """The recipe's, at the run's rates, with the state that is kept."""
+    config = recipe.config.train
+    rates = config.learning_rate, config.head_learning_rate or config.learning_rate
+    groups = (Group(list(part.values()), rate) for part, rate in zip((adapter, head), rates, strict=True))
+    optimizer = recipe.optimizer.build(model.pairs(), *groups)
+    optimizer_state.put(optimizer, {**adapter, **head}, turn.optimizer_state)
+    return optimizer
+
+
+def _add_penalties(recipe: Recipe, live: Tensors, earlier: Tensors) -> None:
+    """Add the gradients of the terms that look at the trained tensors and at no data."""
+    terms = (recipe.rule.penalty(live), recipe.objective.penalty(live, earlier))
+    if found := [term for term in terms if term is not None and term.requires_grad]:
+        torch.stack(found).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def recalled(model: LoraModel, key: Key, remembered: Tensors) -> torch.Tensor:

@@ -84,7 +84,7 @@ NODES = (
     Mutant(
         "an objective's own term is left out",
         "client_app/training.py",
-        "objective.penalty(live, earlier)",
+        "recipe.objective.penalty(live, earlier)",
         "None",
         PENALTIES,
     ),
