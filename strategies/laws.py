@@ -1,5 +1,6 @@
 """The laws between the axes: which choices go together, and what would fit where they do not."""
 
+from common import tasks
 from common.adapter.structures import STRUCTURES
 from common.adapter.values import FACTORS
 from common.error import BouquetError
@@ -7,7 +8,7 @@ from common.method import AUTO, listed
 from common.tasks import TASKS
 from common.tasks.embed import Embed
 from strategies.choices import Choices
-from strategies.gradients import GRADIENTS
+from strategies.gradients import GRADIENTS, Gradient
 from strategies.inits import INITS
 from strategies.means import Weighted
 from strategies.objectives import OBJECTIVES
@@ -69,7 +70,8 @@ def _check_init(choices: Choices) -> None:
             expected=f"'{AUTO}', or {fitting}",
             got=init.name,
         )
-    if (init.zero and "B" not in rule.structure.trained) or (init.moves and not rule.structure.cored):
+    still = "B" not in rule.structure.trained and not INITS[rule.start_at].zero
+    if (init.zero and still) or (init.moves and not rule.structure.cored):
         raise BouquetError(
             f"the structure '{rule.structure.name}' cannot start there",
             where="init.name",
@@ -123,7 +125,7 @@ def _check_node(choices: Choices) -> None:
         raise BouquetError(
             f"the gradient '{choices.gradient.name}' is of all that is trained, in every step",
             where=f"gradient.name, optimizer.name = '{choices.optimizer.name}'",
-            expected=f"'{AUTO}', or {listed([name for name, kind in GRADIENTS.items() if kind.rests])}",
+            expected=f"'{AUTO}', or {listed([n for n, kind in _gradients(choices.rule).items() if kind.rests])}",
             got=choices.gradient.name,
         )
     if choices.objective.remembers and not _averages_what_it_trains(choices):
@@ -133,6 +135,11 @@ def _check_node(choices: Choices) -> None:
             expected=f"{_forgetful()}, or a rule that averages what it trains",
             got=choices.objective.name,
         )
+
+
+def _gradients(rule: Rule) -> dict[str, type[Gradient]]:
+    """The ways to a gradient of what a rule trains."""
+    return {name: kind for name, kind in GRADIENTS.items() if kind.knows(rule.structure)}
 
 
 def _forgetful() -> str:
@@ -182,7 +189,7 @@ def _check_privacy(choices: Choices) -> None:
         raise BouquetError(
             "a gradient that does not fit the privacy mode",
             where=f"gradient.name, privacy.mode = '{privacy.mode}'",
-            expected=listed([n for n, kind in GRADIENTS.items() if (kind.engine is not None) == privacy.per_example]),
+            expected=listed([n for n, k in _gradients(rule).items() if (k.engine is not None) == privacy.per_example]),
             got=choices.gradient.name,
         )
     trained = rule.plan(rule.settled).trained | rule.plan(rule.settled + 1).trained
@@ -190,9 +197,16 @@ def _check_privacy(choices: Choices) -> None:
         raise BouquetError(
             f"the rule '{name}' trains what no linear layer holds, by which a single example has no gradient",
             where="rule.name, privacy.mode = 'example'",
-            expected=f"a rule that trains {', '.join(sorted(trained - loose))} alone",
-            got=", ".join(sorted(trained)),
+            expected=f"a rule that trains {', '.join(sorted(trained - loose)) or 'linear layers'} alone",
+            got=f"{', '.join(sorted(trained))} of '{rule.structure.name}'",
             cure=f"Leave it out where rule.{name}.* has an option for that, or choose another rule.",
+        )
+    if not choices.gradient.knows(rule.structure):
+        raise BouquetError(
+            f"the gradient '{choices.gradient.name}' is not one of what the rule '{name}' trains",
+            where="gradient.name",
+            expected=f"'{AUTO}', or {listed(list(_gradients(rule)))}",
+            got=choices.gradient.name,
         )
     if privacy.on and (choices.objective.passes > 1 or choices.objective.remembers):
         raise BouquetError(
@@ -236,6 +250,14 @@ def _check_task(choices: Choices) -> None:
             expected=listed([name for name, kind in TASKS.items() if kind.apart]),
             got=task.name,
             cure="Choose another task, or privacy.mode = 'update-local' or 'update-central'.",
+        )
+    if not choices.gradient.heads and tasks.classes(choices.config.task) and choices.config.task.head != "frozen":
+        raise BouquetError(
+            f"the gradient '{choices.gradient.name}' is of the adapter alone, and a head would never learn",
+            where="task.head, gradient.name",
+            expected="frozen",
+            got=choices.config.task.head,
+            cure="Set task.head = 'frozen', ask in words (task.name = 'instruct'), or choose another rule.",
         )
     if issubclass(task, Embed) and choices.config.task.negatives == "batch":
         _check_companions(choices)

@@ -7,6 +7,7 @@ from common.adapter.dylora import DyLora
 from common.adapter.loldu import Loldu
 from common.adapter.lora import Lora
 from common.adapter.nlora import NLora
+from common.adapter.seeded import Seeded
 from common.adapter.structure import Structure
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.adapter.vera import Vera
@@ -20,6 +21,7 @@ STRUCTURES = Registry[Structure](
     NLora,
     Loldu,
     Vera,
+    Seeded,
     default=AUTO,
     chooses="Which tensors stand beside a frozen layer; auto is what the rule trains.",
 )

@@ -5,14 +5,16 @@ from strategies.gradients.engine import Engine
 from strategies.gradients.fast import Fast
 from strategies.gradients.gradient import Backward, Gradient
 from strategies.gradients.hooks import Hooks
+from strategies.gradients.zeroth import Zeroth
 
 GRADIENTS = Registry[Gradient](
     "gradient",
     Backward,
     Fast,
     Hooks,
+    Zeroth,
     default=AUTO,
-    chooses="How a node computes its gradients; auto is backward, or fast where every example is private.",
+    chooses="How a node computes its gradients; auto is backward or the structure's own, or fast for private examples.",
 )
 
-__all__ = ["GRADIENTS", "Backward", "Engine", "Fast", "Gradient", "Hooks"]
+__all__ = ["GRADIENTS", "Backward", "Engine", "Fast", "Gradient", "Hooks", "Zeroth"]

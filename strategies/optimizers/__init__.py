@@ -1,6 +1,6 @@
 """How a node steps."""
 
-from common.method import Registry
+from common.method import AUTO, Registry
 from strategies.optimizers.adamw import AdamW
 from strategies.optimizers.adamw_8bit import AdamW8bit
 from strategies.optimizers.allora import AlLora
@@ -11,6 +11,7 @@ from strategies.optimizers.lora_rite import LoraRite
 from strategies.optimizers.muon import Muon
 from strategies.optimizers.optimizer import Group, Optimizer
 from strategies.optimizers.riemannian import Riemannian
+from strategies.optimizers.sgd import Sgd
 
 OPTIMIZERS = Registry[Optimizer](
     "optimizer",
@@ -23,8 +24,9 @@ OPTIMIZERS = Registry[Optimizer](
     AlLora,
     LaLora,
     Muon,
-    default="adamw",
-    chooses="How a node steps along its gradients.",
+    Sgd,
+    default=AUTO,
+    chooses="How a node steps along its gradients; auto is adamw, or the structure's own.",
 )
 
 __all__ = [
@@ -40,4 +42,5 @@ __all__ = [
     "Muon",
     "Optimizer",
     "Riemannian",
+    "Sgd",
 ]

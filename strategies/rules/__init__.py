@@ -5,6 +5,7 @@ from strategies.rules.fed_plora import FedPLora
 from strategies.rules.fed_sb import FedSB
 from strategies.rules.fedex_lora import FedExLora
 from strategies.rules.fedit import FedIT
+from strategies.rules.fedkseed import FedKSeed
 from strategies.rules.fedmomentum import FedMomentum
 from strategies.rules.fedrot_lora import FedRotLora
 from strategies.rules.fedsa_lora import FedSALora
@@ -42,6 +43,7 @@ RULES = Registry[Rule](
     FedPLora,
     FLASC,
     LoraLego,
+    FedKSeed,
     Local,
     default="fedit",
     chooses="What a node trains and sends, how the server merges it, and what comes next.",
@@ -55,6 +57,7 @@ __all__ = [
     "FLora",
     "FedExLora",
     "FedIT",
+    "FedKSeed",
     "FedMomentum",
     "FedPLora",
     "FedRotLora",

@@ -21,6 +21,9 @@ BESIDE: Mapping[str, Mapping[str, Any]] = {
     "nystrom": {"rule.name": "fed-sb"},
     "lu": {"adapter.name": "loldu"},
     "eva": {"rule.name": "ffa-lora"},
+    # A direction a step, of more than a hundred thousand.
+    "seeded": {"train.steps": 200},
+    "sgd": {"train.learning-rate": 1.0},
 }
 AXES = (STRUCTURES, INITS, OPTIMIZERS, OBJECTIVES)
 CELLS = [(axis.section, name) for axis in AXES for name in axis]

@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an optimizer of factors where a core is trained": (
         {"rule.name": "ravan", "optimizer.name": "lora-pro"},
         "the optimizer 'lora-pro' does not know what the rule 'ravan' trains (optimizer.name): expected adamw, "
-        "adamw-8bit or muon, got lora-pro",
+        "adamw-8bit, muon or sgd, got lora-pro",
     ),
     "factors in turns where one never learns": (
         {"rule.name": "ffa-lora", "optimizer.name": "la-lora"},
@@ -127,11 +127,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "a gradient that does not fit the privacy mode (gradient.name, privacy.mode = 'example'): expected fast or "
         "hooks, got backward",
     ),
+    "a backward pass where none reaches what is trained": (
+        {"rule.name": "fedkseed", "gradient.name": "backward"},
+        "the gradient 'backward' is not one of what the rule 'fedkseed' trains (gradient.name): expected 'auto', or "
+        "zeroth, got backward",
+    ),
+    "one scalar where there are factors": (
+        {"gradient.name": "zeroth"},
+        "the gradient 'zeroth' is not one of what the rule 'fedit' trains (gradient.name): expected 'auto', or "
+        "backward, fast or hooks, got zeroth",
+    ),
+    "a head without a backward pass": (
+        {"rule.name": "fedkseed", "task.name": "classify"},
+        "the gradient 'zeroth' is of the adapter alone, and a head would never learn (task.head, gradient.name): "
+        "expected frozen, got shared. Set task.head = 'frozen', ask in words",
+    ),
+    "directions in a private run": (
+        {**PRIVATE, "rule.name": "fedkseed"},
+        "the rule 'fedkseed' trains what no linear layer holds, by which a single example has no gradient (rule.name, "
+        "privacy.mode = 'example'): expected a rule that trains linear layers alone, got c of 'seeded'",
+    ),
     "scales of heads in a private run": (
         {**PRIVATE, "rule.name": "ravan"},
         "the rule 'ravan' trains what no linear layer holds, by which a single example has no gradient (rule.name, "
-        "privacy.mode = 'example'): expected a rule that trains R alone, got R, s. Leave it out where rule.ravan.* has "
-        "an option for that, or choose another rule.",
+        "privacy.mode = 'example'): expected a rule that trains R alone, got R, s of 'core'. Leave it out where "
+        "rule.ravan.* has an option for that, or choose another rule.",
     ),
     "a clipped gradient in a plain run": (
         {"gradient.name": "hooks"},
