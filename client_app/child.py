@@ -70,7 +70,7 @@ def _begun(model: LoraModel, recipe: Recipe, turn: Mapping[str, Any], data: byte
     own = Turn(turn["number"], keys, turn["blocks"], f"{turn['seed']}/{rank}")
     units = unpacked(data)
     task = lengths.widest(recipe.config)
-    model.network.train()
+    model.network.train(recipe.gradient.training)
     if recipe.config.privacy.per_example:
         with private_work(model, recipe, task, units, own) as work:
             yield work

@@ -129,7 +129,8 @@ def plain_work(model: LoraModel, recipe: Recipe, task: Task, examples: Sequence[
 
 def prepare(model: LoraModel, recipe: Recipe, turn: Turn, step: int) -> None:
     """Let the model compute a step of the round: as its structure draws it, and without what rests."""
-    model.step(layer_seed(recipe.config.seed, turn.number, str(step)))
+    drawn = f"{turn.seed}/{step}" if recipe.structure.own_steps else str(step)
+    model.step(layer_seed(recipe.config.seed, turn.number, drawn))
     if not recipe.optimizer.alternates():
         return
     for key in turn.keys:
@@ -159,7 +160,7 @@ def descend(model: LoraModel, recipe: Recipe, turn: Turn, gradients: Callable[[i
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
 
-    model.network.train()
+    model.network.train(recipe.gradient.training)
     started = time.monotonic()
     total_loss, tokens = 0.0, 0
     for step in range(steps):

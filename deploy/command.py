@@ -122,9 +122,10 @@ def rules_table() -> str:
     titles = ("rule", "exact", "linear", "mixed ranks", "privacy", "rate", "bytes up", "bytes down", "paper")
     rows = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for name, rule in RULES.items():
-        privacy = "example, local, central" if rule.linear else "example, local"
         width, rank, nodes = EXAMPLE
         recipe = Recipe.around(built := rule())
+        example = [] if built.structure.trained <= built.structure.loose else ["example"]
+        privacy = ", ".join([*example, "local", *(["central"] if rule.linear else [])])
         up, down = planned_bytes(recipe, Spec({"": LayerShape(width, width)}, {}, rank, 1.0), nodes)
         costs = (f"{built.rate:g}", readable.size(up), readable.size(down))
         facts = (f"`{name}`", yes[built.exact], yes[rule.linear], yes[rule.mixed_ranks], privacy, *costs, rule.paper)

@@ -18,7 +18,6 @@ from common.adapter.threads import one_thread
 from common.adapter.values import FACTORS, HEAD, OFFSET, Key, LayerShape, State, Tensors, Update
 from common.config.run import RunConfig
 from common.error import BouquetError
-from common.method import AUTO
 from strategies import blocks, laws
 from strategies.choices import Choices
 from strategies.gradients import GRADIENTS
@@ -53,17 +52,17 @@ class Recipe(Choices):
         kind, given = RULES[config.rule], dict[str, Any]()
         if issubclass(kind, MeanRule):
             given = {"mean": MEANS.build(flat), "optimizer": SERVER_OPTIMIZERS.build(flat)}
-        if flat["adapter.name"] != AUTO:
-            given["adapter"] = STRUCTURES.build(flat)
+        given["adapter"] = STRUCTURES.build(flat, chosen(flat, "adapter", kind().adapter.name))
         rule = RULES.build(flat, offset_energy=config.merge.offset_energy, **given)
         keeps = [KEEPS.build(flat, chosen(flat, "keep", rule.keeps))]
-        private = "fast" if config.privacy.per_example else "backward"
+        structure = rule.structure
+        gradient = "fast" if config.privacy.per_example else structure.gradient
         recipe = cls(
             rule=rule,
             init=INITS.build(flat, chosen(flat, "init", rule.start_at)),
-            optimizer=OPTIMIZERS.build(flat),
+            optimizer=OPTIMIZERS.build(flat, chosen(flat, "optimizer", structure.optimizer)),
             objective=OBJECTIVES.build(flat),
-            gradient=GRADIENTS.build(flat, chosen(flat, "gradient", private)),
+            gradient=GRADIENTS.build(flat, chosen(flat, "gradient", gradient)),
             keeps=(*keeps, LocalHead()) if config.task.head == "local" else tuple(keeps),
             config=config,
         )
@@ -73,7 +72,14 @@ class Recipe(Choices):
     @classmethod
     def around(cls, rule: Rule, config: RunConfig | None = None) -> Self:
         """A recipe of this rule, and of what it wants on the other axes."""
-        return cls(rule=rule, init=INITS[rule.start_at](), keeps=(KEEPS[rule.keeps](),), config=config or RunConfig())
+        return cls(
+            rule=rule,
+            init=INITS[rule.start_at](),
+            optimizer=OPTIMIZERS[rule.structure.optimizer](),
+            gradient=GRADIENTS[rule.structure.gradient](),
+            keeps=(KEEPS[rule.keeps](),),
+            config=config or RunConfig(),
+        )
 
     @property
     def personal(self) -> bool:
@@ -189,7 +195,7 @@ class Recipe(Choices):
     def _own_start(self, spec: Spec, seed: int, seen: Callable[[str], Tensor] | None) -> State:
         """The start of the init, with a head that is drawn."""
         generator = torch.Generator().manual_seed(seed)
-        adapter, offset = Tensors(), Tensors()
+        adapter, offset = self.structure.common(), Tensors()
         linear = self.structure.trained in self.structure.linear_in
         scale = 1.0 if self.init.unit else spec.scale
         for layer, shape in spec.layers.items():

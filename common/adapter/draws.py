@@ -17,6 +17,8 @@ STEPS = 2**24
 """The values that a uniform draw can take: float32 has all of them."""
 SUMMANDS = 12
 """So many uniform draws on an interval of 1 have a sum of variance 1."""
+WORD = 32
+"""The bits of one hashed integer."""
 STAGES = 6
 """Random rotations one after the other: so many that the entries of the rows are as good as normal."""
 
@@ -37,6 +39,17 @@ def normal(shape: Sequence[int], std: float, generator: torch.Generator) -> Tens
     for _ in range(SUMMANDS - 1):
         total += _centred(shape, generator)
     return (total * (std / 2)).float()
+
+
+def signs(seeds: Tensor, count: int, name: str) -> Tensor:
+    """A row of ``count`` values of 1 and -1 for each of ``seeds`` (int64), float64, on their device.
+
+    They are bits of a hash of the seed, the place and the ``name``, so that any row is had without the others.
+    """
+    places = torch.arange(-(-count // WORD), device=seeds.device)
+    words = _hashed(_hashed(seeds + layer_seed(0, 0, name) % 2**31)[:, None] ^ _hashed(places))
+    bits = words[:, :, None] >> torch.arange(WORD, device=seeds.device) & 1
+    return bits.flatten(1)[:, :count].double() * 2 - 1
 
 
 def orthonormal_rows(rank: int, width: int, generator: torch.Generator) -> Tensor:
@@ -67,6 +80,17 @@ def _centred(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Multiples of ``2 / STEPS`` in [-1, 1), float64 and exact."""
     drawn = torch.randint(0, STEPS, tuple(shape), generator=generator).double()
     return (drawn - STEPS / 2) * (2 / STEPS)
+
+
+def _hashed(words: Tensor) -> Tensor:
+    """A hash of the lower :data:`WORD` bits: *lowbias32* of Wellons' Hash Prospector.
+
+    Its second factor is 0x846ca68b - 2^32, so that no product leaves int64, where machines might differ.
+    """
+    for shift, factor in ((16, 0x7FEB352D), (15, -0x7B935975)):
+        words = words ^ words >> shift
+        words = words * factor & 2**WORD - 1
+    return words ^ words >> 16
 
 
 def _hadamard(rows: Tensor) -> Tensor:

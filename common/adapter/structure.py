@@ -57,6 +57,12 @@ class Structure(Method):
     """How a base may be held (``model.quantization``) so that PEFT does not load that form over it."""
     learning_rate: ClassVar[float] = 5e-3
     """What it trains at unless the rule or the run config names another rate: one at which the default rounds learn."""
+    optimizer: ClassVar[str] = "adamw"
+    """How a node steps in it, by the name of an optimizer, unless the run config names another."""
+    gradient: ClassVar[str] = "backward"
+    """How the gradient of a batch by what it trains is found, by the name of a member of that axis."""
+    own_steps: ClassVar[bool] = False
+    """Whether what a step trains is drawn by each node for itself."""
 
     @abstractmethod
     def layer(self, shape: LayerShape, rank: int) -> Iterator[tuple[str, Shape]]:
@@ -86,13 +92,25 @@ class Structure(Method):
     def inject(self, module: Any) -> dict[str, list[nn.Parameter]]:
         """Put the structure into a layer of PEFT's; the parameters of each part, one below the other."""
 
+    def common(self) -> Tensors:
+        """The tensors that all layers have in common, as they start; most structures have none."""
+        return {}
+
+    def join(self, modules: Mapping[str, Any]) -> dict[Key, list[nn.Parameter]]:
+        """Put these into PEFT's layers, by name, each of which it was injected into; the parameters of each tensor."""
+        return {}
+
     def step(self, module: Any, draw: int) -> None:
-        """Prepare a layer that it was injected into for a step; ``draw`` is a random number that all nodes share."""
+        """Prepare a layer that it was injected into for a step; ``draw`` is a random number.
+
+        All nodes share it, unless they take :attr:`own_steps`.
+        """
         return
 
     def shapes(self, layers: Mapping[str, LayerShape], rank: int) -> dict[Key, Shape]:
         """The shapes of all tensors of these layers, in their order."""
-        return {Key(name, part): size for name, shape in layers.items() for part, size in self.layer(shape, rank)}
+        own = {Key(name, part): size for name, shape in layers.items() for part, size in self.layer(shape, rank)}
+        return {key: tuple(tensor.shape) for key, tensor in self.common().items()} | own
 
     @property
     def plain(self) -> bool:

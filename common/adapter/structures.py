@@ -10,6 +10,7 @@ from common.adapter.loldu import Loldu
 from common.adapter.lora import Lora
 from common.adapter.nlora import NLora
 from common.adapter.randlora import RandLora
+from common.adapter.seeded import Seeded
 from common.adapter.structure import Structure
 from common.adapter.values import HEAD, Key, State, Tensors
 from common.adapter.vera import Vera
@@ -26,6 +27,7 @@ STRUCTURES = Registry[Structure](
     RandLora,
     IA3,
     Dora,
+    Seeded,
     default=AUTO,
     chooses="Which tensors stand beside a frozen layer; auto is what the rule trains.",
 )

@@ -136,7 +136,7 @@ class LoraModel:
         ]
 
     def step(self, draw: int) -> None:
-        """Prepare every layer for a step of training; ``draw`` is a random number that all nodes share."""
+        """Prepare every layer for a step of training, by a random number."""
         for module in self._layers.values():
             self.spec.structure.step(module, draw)
 
@@ -285,7 +285,7 @@ class LoraModel:
             Key(layer, part): parameters
             for layer, module in self._layers.items()
             for part, parameters in self.spec.structure.inject(module).items()
-        }
+        } | self.spec.structure.join(self._layers)
 
     def _install_offset(self, offset: Tensors) -> None:
         current = self.network.peft_config.get("offset")

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from common.adapter.structure import Structure
 from common.method import Method
 from strategies.gradients.engine import Clipping, Engine, Unclipped
 
@@ -22,6 +23,15 @@ class Gradient(Method):
     """Whether the layers may see a batch without its padding."""
     rests: ClassVar[bool] = True
     """Whether part of what is trained may rest in a step."""
+    training: ClassVar[bool] = True
+    """Whether the network is in training mode, with its dropout."""
+    heads: ClassVar[bool] = True
+    """Whether it finds the gradient of a head, beside that of the adapter."""
+
+    @classmethod
+    def knows(cls, structure: Structure) -> bool:
+        """Whether it finds the gradient of what a structure trains: for most, where a backward pass does."""
+        return structure.gradient == Structure.gradient
 
     def fill(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
         """Add the gradient of ``loss`` by ``parameters`` to what they have; its value."""

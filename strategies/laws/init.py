@@ -20,7 +20,8 @@ def check(choices: Choices) -> None:
             expected=f"'{AUTO}', or {fitting}",
             got=init.name,
         )
-    if (init.zero and "B" not in rule.structure.trained) or (init.moves and not rule.structure.cored):
+    still = "B" not in rule.structure.trained and not INITS[rule.start_at].zero
+    if (init.zero and still) or (init.moves and not rule.structure.cored):
         raise BouquetError(
             f"the structure '{rule.structure.name}' cannot start from this init",
             where="init.name",

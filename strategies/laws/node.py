@@ -4,7 +4,7 @@ from common.adapter.values import FACTORS
 from common.error import BouquetError
 from common.method import AUTO, listed
 from strategies.choices import Choices
-from strategies.gradients import GRADIENTS
+from strategies.gradients import knowing
 from strategies.optimizers import OPTIMIZERS
 from strategies.rules import RULES
 
@@ -40,11 +40,12 @@ def _check_optimizer(choices: Choices) -> None:
             expected=listed([name for name in fitting if not OPTIMIZERS[name].alternates()]),
             got=choices.optimizer.name,
         )
+    known = knowing(choices.structure)
     if choices.optimizer.alternates() and not choices.gradient.rests:
         raise BouquetError(
             f"the gradient '{choices.gradient.name}' covers everything that is trained, in every step",
             where=f"gradient.name, optimizer.name = '{choices.optimizer.name}'",
-            expected=f"'{AUTO}', or {listed([name for name, kind in GRADIENTS.items() if kind.rests])}",
+            expected=f"'{AUTO}', or {listed([name for name, kind in known.items() if kind.rests])}",
             got=choices.gradient.name,
         )
 

@@ -1,9 +1,9 @@
 """The laws of a private run: what is bounded, noised and counted, and what is not."""
 
 from common.error import BouquetError
-from common.method import listed
+from common.method import AUTO, listed
 from strategies.choices import Choices
-from strategies.gradients import GRADIENTS
+from strategies.gradients import knowing
 from strategies.laws.objective import forgetful
 from strategies.means import Weighted
 from strategies.rules import RULES
@@ -19,11 +19,12 @@ def check(choices: Choices) -> None:
 def _check_gradients(choices: Choices) -> None:
     """What is bounded and noised in a node's steps, and how often data are looked at there."""
     privacy, rule, name = choices.config.privacy, choices.rule, choices.rule.name
+    known = knowing(rule.structure)
     if privacy.per_example != (choices.gradient.engine is not None):
         raise BouquetError(
             "a gradient that does not fit the privacy mode",
             where=f"gradient.name, privacy.mode = '{privacy.mode}'",
-            expected=listed([n for n, kind in GRADIENTS.items() if (kind.engine is not None) == privacy.per_example]),
+            expected=listed([n for n, kind in known.items() if (kind.engine is not None) == privacy.per_example]),
             got=choices.gradient.name,
         )
     trained = rule.plan(rule.settled).trained | rule.plan(rule.settled + 1).trained
@@ -31,9 +32,16 @@ def _check_gradients(choices: Choices) -> None:
         raise BouquetError(
             f"the rule '{name}' trains tensors outside linear layers, which have no gradient for each example",
             where="rule.name, privacy.mode = 'example'",
-            expected=f"a rule that trains only {', '.join(sorted(trained - loose))}",
-            got=", ".join(sorted(trained)),
+            expected=f"a rule that trains only {', '.join(sorted(trained - loose)) or 'linear layers'}",
+            got=f"{', '.join(sorted(trained))} of '{rule.structure.name}'",
             cure=f"Leave it out where rule.{name}.* has an option for that, or choose another rule.",
+        )
+    if not choices.gradient.knows(rule.structure):
+        raise BouquetError(
+            f"the gradient '{choices.gradient.name}' does not support what the rule '{name}' trains",
+            where="gradient.name",
+            expected=f"'{AUTO}', or {listed(list(known))}",
+            got=choices.gradient.name,
         )
     if privacy.on and (choices.objective.passes > 1 or choices.objective.remembers):
         raise BouquetError(

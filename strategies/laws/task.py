@@ -1,5 +1,6 @@
 """The laws of a task: examples that have a loss of their own, and what it compares with."""
 
+from common import tasks
 from common.error import BouquetError
 from common.method import listed
 from common.tasks import TASKS
@@ -18,6 +19,14 @@ def check(choices: Choices) -> None:
             expected=listed([name for name, kind in TASKS.items() if kind.apart]),
             got=task.name,
             cure="Choose another task, or privacy.mode = 'update-local' or 'update-central'.",
+        )
+    if not choices.gradient.heads and tasks.classes(choices.config.task) and choices.config.task.head != "frozen":
+        raise BouquetError(
+            f"the gradient '{choices.gradient.name}' is of the adapter alone, and a head would never learn",
+            where="task.head, gradient.name",
+            expected="frozen",
+            got=choices.config.task.head,
+            cure="Set task.head = 'frozen', ask in words (task.name = 'instruct'), or choose another rule.",
         )
     if issubclass(task, Embed) and choices.config.task.negatives == "batch":
         _check_companions(choices)

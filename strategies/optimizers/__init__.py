@@ -1,6 +1,6 @@
 """How a node steps."""
 
-from common.method import Registry
+from common.method import AUTO, Registry
 from strategies.optimizers.adamw import AdamW
 from strategies.optimizers.adamw_8bit import AdamW8bit
 from strategies.optimizers.allora import AlLora
@@ -12,6 +12,7 @@ from strategies.optimizers.muon import Muon
 from strategies.optimizers.natural import Natural
 from strategies.optimizers.optimizer import Group, Optimizer
 from strategies.optimizers.riemannian import Riemannian
+from strategies.optimizers.sgd import Sgd
 from strategies.optimizers.svd_shrink import SvdShrink
 
 OPTIMIZERS = Registry[Optimizer](
@@ -27,8 +28,9 @@ OPTIMIZERS = Registry[Optimizer](
     Muon,
     Natural,
     SvdShrink,
-    default="adamw",
-    chooses="How a node steps along its gradients.",
+    Sgd,
+    default=AUTO,
+    chooses="How a node steps along its gradients; auto is adamw, or the structure's own.",
 )
 
 __all__ = [
@@ -45,5 +47,6 @@ __all__ = [
     "Natural",
     "Optimizer",
     "Riemannian",
+    "Sgd",
     "SvdShrink",
 ]

@@ -5,6 +5,7 @@ from strategies.rules.fed_plora import FedPLora
 from strategies.rules.fed_sb import FedSB
 from strategies.rules.fedex_lora import FedExLora
 from strategies.rules.fedit import FedIT
+from strategies.rules.fedkseed import FedKSeed
 from strategies.rules.fedmomentum import FedMomentum
 from strategies.rules.fedrot_lora import FedRotLora
 from strategies.rules.fedsa_lora import FedSALora
@@ -48,6 +49,7 @@ RULES = Registry[Rule](
     FLASC,
     FedSRD,
     LoraLego,
+    FedKSeed,
     Local,
     default="fedit",
     chooses="What a node trains and sends, how the server merges it, and what comes next.",
@@ -62,6 +64,7 @@ __all__ = [
     "FSLora",
     "FedExLora",
     "FedIT",
+    "FedKSeed",
     "FedMomentum",
     "FedPLora",
     "FedRotLora",

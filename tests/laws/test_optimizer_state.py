@@ -68,7 +68,7 @@ def test_two_rounds_of_n_steps_are_one_of_2n_where_the_state_is_kept(name, model
         torch.testing.assert_close(twice.adapter[key], tensor, rtol=0, atol=1e-6)
     anew, _ = learned(model, recipe(2, name), Memory(tmp_path, "anew", "node"))
     far = [(anew.adapter[key] - tensor).abs().max() > 1e-4 for key, tensor in once.adapter.items()]
-    assert sum(far) > len(far) / 2
+    assert (sum(far) > len(far) / 2) == bool(training.optimizer_state)
     kinds = Counter(tensor.dtype for tensor in training.optimizer_state.values())
     assert (kinds[torch.uint8] > 0) == name.endswith("8bit")
 

@@ -7,9 +7,46 @@ OPTIMIZERS = ("tests/oracles/test_lora_pro.py", "tests/oracles/test_lora_pro_lay
 OBJECTIVES = ("tests/oracles/test_fedspeed.py", "tests/runs/test_loop_rules.py")
 KEEPS = ("tests/laws/test_rules.py", "tests/laws/test_axes.py", "tests/runs/test_loop.py")
 EMBEDDINGS = ("tests/oracles/test_embeddings.py", "tests/units/test_embed.py")
+SEEDS = ("tests/oracles/test_fedkseed.py",)
 LAWS = ("tests/units/test_laws.py", "tests/units/test_privacy.py")
 
 AXES = (
+    Mutant(
+        "FedKSeed: a step that is steeper than the clip is skipped",
+        "client_app/training.py",
+        "            nn.utils.clip_grad_norm_(parameters, config.clip_norm)\n",
+        "            if nn.utils.clip_grad_norm_(parameters, config.clip_norm) > config.clip_norm:\n"
+        "                optimizer.zero_grad()\n",
+        SEEDS,
+    ),
+    Mutant(
+        "FedKSeed: weight decay shrinks the weights, and the scalars do not know of it",
+        "common/adapter/seeded.py",
+        "self._followed.copy_(self._values)\n",
+        "self._followed.copy_(self._values)\n        self.weight.data.mul_(0.999)\n",
+        SEEDS,
+    ),
+    Mutant(
+        "FedKSeed: the two losses are those of two networks, by dropout",
+        "strategies/gradients/zeroth.py",
+        "training = False",
+        "training = True",
+        SEEDS,
+    ),
+    Mutant(
+        "FedKSeed: all factors walk along the same signs",
+        "common/adapter/seeded.py",
+        "signs(seeds.to(device), count, str(key))",
+        'signs(seeds.to(device), count, "")',
+        SEEDS,
+    ),
+    Mutant(
+        "FedKSeed: every node draws the same seeds",
+        "common/adapter/seeded.py",
+        "own_steps = True",
+        "own_steps = False",
+        SEEDS,
+    ),
     Mutant(
         "embeddings: padding counts in the mean",
         "common/models/pooling.py",

@@ -24,6 +24,9 @@ BESIDE: Mapping[str, Mapping[str, Any]] = {
     "lu": {"adapter.name": "loldu"},
     "eva": {"rule.name": "ffa-lora"},
     "svd-shrink": {"privacy.mode": "example", "train.weighting": "uniform", "privacy.noise-multiplier": 0.02},
+    # A direction a step, of more than a hundred thousand.
+    "seeded": {"train.steps": 200},
+    "sgd": {"train.learning-rate": 1.0},
 }
 AXES = (STRUCTURES, INITS, OPTIMIZERS, OBJECTIVES)
 CELLS = [(axis.section, name) for axis in AXES for name in axis]

@@ -2,11 +2,13 @@
 
 import torch
 
+from common.adapter.seeded import Seeded
 from common.adapter.spec import Spec
 from common.adapter.structures import stacked
 from common.adapter.values import Key, LayerShape, State, Update
 from common.config.run import RunConfig
 from strategies import RULES, Recipe, Rule
+from strategies.rules.fedkseed import FedKSeed
 from strategies.rules.ravan import Ravan
 
 # Non-square both ways, square, and a layer whose dimension equals the rank.
@@ -14,8 +16,11 @@ LAYERS = {"wide": LayerShape(5, 11), "tall": LayerShape(9, 4), "square": LayerSh
 HEAD_SHAPES = {Key("classifier", "W"): (2, 6), Key("classifier", "b"): (2,)}
 
 
-# Every rule at its defaults, but with few enough heads for small layers.
-LAWFUL = {name: cls() for name, cls in RULES.items()} | {"ravan": Ravan(heads=2)}
+# Every rule at its defaults, but with few enough heads and directions for small layers.
+LAWFUL = {name: cls() for name, cls in RULES.items()} | {
+    "ravan": Ravan(heads=2),
+    "fedkseed": FedKSeed(adapter=Seeded(seeds=8)),
+}
 WIDE = {"l": LayerShape(320, 224)}
 
 

@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an optimizer of factors where a core is trained": (
         {"rule.name": "ravan", "optimizer.name": "lora-pro"},
         "the optimizer 'lora-pro' does not support what the rule 'ravan' trains (optimizer.name): expected adamw, "
-        "adamw-8bit, muon, natural or svd-shrink, got lora-pro",
+        "adamw-8bit, muon, natural, svd-shrink or sgd, got lora-pro",
     ),
     "factors in turns where one never learns": (
         {"rule.name": "ffa-lora", "optimizer.name": "la-lora"},
@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             {"objective.name": "scaffold", key: name},
             "the objective 'scaffold' takes what comes back for the mean of what the nodes have trained "
             "(objective.name, rule.name, mean.name, server-optimizer.name): expected a rule of fedit, ffa-lora, "
-            "rolora, fedsa-lora or fed-sb, mean.name = 'weighted' and server-optimizer.name = 'none', got ",
+            "rolora, fedsa-lora, fed-sb or fedkseed, mean.name = 'weighted' and server-optimizer.name = 'none', got ",
         )
         for key, name in (
             ("mean.name", "median"),
@@ -222,11 +222,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "a gradient that does not fit the privacy mode (gradient.name, privacy.mode = 'example'): expected fast or "
         "hooks, got backward",
     ),
+    "a backward pass where none reaches what is trained": (
+        {"rule.name": "fedkseed", "gradient.name": "backward"},
+        "the gradient 'backward' does not support what the rule 'fedkseed' trains (gradient.name): expected 'auto', or "
+        "zeroth, got backward",
+    ),
+    "one scalar where there are factors": (
+        {"gradient.name": "zeroth"},
+        "the gradient 'zeroth' does not support what the rule 'fedit' trains (gradient.name): expected 'auto', or "
+        "backward, fast or hooks, got zeroth",
+    ),
+    "a head without a backward pass": (
+        {"rule.name": "fedkseed", "task.name": "classify"},
+        "the gradient 'zeroth' is of the adapter alone, and a head would never learn (task.head, gradient.name): "
+        "expected frozen, got shared. Set task.head = 'frozen', ask in words",
+    ),
+    "directions in a private run": (
+        {**PRIVATE, "rule.name": "fedkseed"},
+        "the rule 'fedkseed' trains tensors outside linear layers, which have no gradient for each example (rule.name, "
+        "privacy.mode = 'example'): expected a rule that trains only linear layers, got c of 'seeded'",
+    ),
     "scales of heads in a private run": (
         {**PRIVATE, "rule.name": "ravan"},
         "the rule 'ravan' trains tensors outside linear layers, which have no gradient for each example (rule.name, "
-        "privacy.mode = 'example'): expected a rule that trains only R, got R, s. Leave it out where rule.ravan.* has "
-        "an option for that, or choose another rule.",
+        "privacy.mode = 'example'): expected a rule that trains only R, got R, s of 'core'. Leave it out where "
+        "rule.ravan.* has an option for that, or choose another rule.",
     ),
     "a clipped gradient in a plain run": (
         {"gradient.name": "hooks"},
