@@ -26,8 +26,9 @@ class Spec:
         return min(self.rank, self.ranks.get(layer, self.rank))
 
     def factor_shapes(self) -> dict[Key, tuple[int, ...]]:
-        """Shapes of every tensor of every layer, in the model's order."""
-        return {
+        """Shapes of what all layers have in common, and of every tensor of every layer, in the model's order."""
+        common = {key: tuple(tensor.shape) for key, tensor in self.structure.common().items()}
+        return common | {
             Key(layer, part): size
             for layer, shape in self.layers.items()
             for part, size in self.structure.layer(shape, self.rank_of(layer))

@@ -107,11 +107,6 @@ class Structure(Method):
         """
         return
 
-    def shapes(self, layers: Mapping[str, LayerShape], rank: int) -> dict[Key, Shape]:
-        """The shapes of all tensors of these layers, in their order."""
-        own = {Key(name, part): size for name, shape in layers.items() for part, size in self.layer(shape, rank)}
-        return {key: tuple(tensor.shape) for key, tensor in self.common().items()} | own
-
     @property
     def plain(self) -> bool:
         """Whether it trains the factors of a LoRA and nothing else."""

@@ -91,8 +91,8 @@ def _takes_any_rank(rule: Rule) -> bool:
 
 
 def _can_rest(rule: Rule) -> bool:
-    """Whether some of the layers mean to a rule what all of them do."""
-    return not (rule.thins or rule.scattered)
+    """Whether some of the layers mean to a rule what all of them do, and none is trained with another."""
+    return not (rule.thins or rule.scattered or rule.structure.common())
 
 
 def _check_form(choices: Choices) -> None:

@@ -175,7 +175,7 @@ def test_a_layers_update_is_linear_in_what_is_said_to_be(name):
     shape, rank = LayerShape(7, 5), 4
 
     def draw() -> dict[Key, Tensor]:
-        sizes = structure.shapes({"l": shape}, rank)
+        sizes = Spec({"l": shape}, {}, rank, 1.0, structure).factor_shapes()
         return {
             key: torch.ones(size) if key.part == "s" else torch.randn(size, generator=generator)
             for key, size in sizes.items()

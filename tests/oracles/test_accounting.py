@@ -186,11 +186,11 @@ def test_an_epsilon_that_no_noise_reaches_is_refused():
     ],
 )
 def test_a_release_out_of_range_is_refused(values, message):
-    with pytest.raises(BouquetError, match=rf"a release that cannot be accounted \({message}\): expected"):
+    with pytest.raises(BouquetError, match=rf"a release that cannot be accounted for \({message}\): expected"):
         Release(*values)
 
 
 @pytest.mark.parametrize("delta", [0.0, 1e-16, 0.2, 1.0, math.nan])
 def test_a_delta_out_of_range_is_refused(delta):
-    with pytest.raises(BouquetError, match=r"a release that cannot be accounted \(delta\): expected 1e-15 to 0.1, got"):
+    with pytest.raises(BouquetError, match=r"a release that cannot be accounted for \(delta\): expected 1e-15 to 0.1, got"):
         accounting.epsilon([Release(1.0, 0.1, 1)], delta, "rdp")
