@@ -82,7 +82,7 @@ def test_doctor_plan_and_record_say_the_same_of_a_rules_bytes(name, codec):
     planned = planned_bytes(recipe, spec, nodes=3)
     said = plan.rule_plan(recipe, spec)
     assert (said.up, said.down) == planned
-    assert job.traffic(config).startswith(f"{readable.size(planned.up)} up, {readable.size(planned.down)} down")
+    assert job.traffic(config).startswith(f"at most {readable.size(planned.up)} up, {readable.size(planned.down)} down")
     # What a run records, for all of its nodes, in the round that costs most.
     state, names, most = recipe.start(spec, 0), ("a", "b", "c"), [0.0, 0.0]
     for _ in range(config.num_server_rounds):
