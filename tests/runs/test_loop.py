@@ -19,7 +19,8 @@ from tests.support.grid import run_in_process
 from tests.support.outcome import lines
 
 
-@pytest.mark.parametrize("rule", RULES)
+# One direction a step takes hundreds of steps: tests/runs/test_methods.py has them.
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule().structure.gradient == "backward"])
 def test_a_run_at_its_rules_defaults_learns_and_leaves_its_record(rule, settings, tmp_path, capsys):
     """The default rounds at the rule's own learning rate, in steps as few as a test can have."""
     whole = RunConfig()
@@ -113,6 +114,8 @@ def test_the_wire_carries_only_what_the_rule_names(rule, settings, tmp_path):
     train = next(line for line in lines(tmp_path / "run") if line["phase"] == "train")
     if rule == "flasc":
         sent = int(sent * (0.25 + 1 / 32))
+    if rule == "fedkseed":
+        sent = 1  # what has not moved is zero, and does not travel
     assert 4 * sent <= train["bytes_up"] <= 4 * sent * 1.02 + 2000
 
 
