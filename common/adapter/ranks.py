@@ -23,8 +23,10 @@ def is_pattern(text: str) -> bool:
 
 def read(pattern: str) -> dict[str, int]:
     """The rank of each name in a pattern."""
-    pairs = (part.split("=") for part in pattern.split(",") if part)
-    return {name: int(rank) for name, rank in pairs}
+    found: dict[str, int] = {}
+    for name, rank in (part.split("=") for part in pattern.split(",") if part):
+        found.setdefault(name, int(rank))
+    return found
 
 
 def by_layer(pattern: str, layers: Collection[str], rank: int) -> dict[str, int]:
@@ -42,7 +44,13 @@ def by_layer(pattern: str, layers: Collection[str], rank: int) -> dict[str, int]
             found[layer] = cap
     if len(found) == len(layers):
         most = max(found.values())
-        raise BouquetError("no layer has the run's rank", where="lora.rank", expected=str(most), got=str(rank))
+        raise BouquetError(
+            "every layer has fewer slots than the run's rank",
+            where=WHERE,
+            expected="a layer that the pattern leaves alone",
+            got=f"at most {most}, where lora.rank is {rank}",
+            cure=f"Set lora.rank = {most}, or leave a layer out of the pattern.",
+        )
     return found
 
 

@@ -62,7 +62,7 @@ def _check_changes(choices: Choices) -> None:
             where="privacy.mode = 'update-central'",
             expected=f"one of {linear}",
             got=name,
-            cure="Choose another rule, or privacy.mode = 'example' or 'update-local', which fit every rule.",
+            cure="Choose another rule, or privacy.mode = 'example' or 'update-local'.",
         )
     if privacy.central and isinstance(rule, MeanRule) and rule.mean != Weighted():
         raise BouquetError(

@@ -13,7 +13,8 @@ Not exact: what of D lies outside the other factor's span is lost. This is the p
 the nearest that there is; an SVD before it, which FedSRD has, loses more. D is never formed: A + dA_k meets A^+ first.
 
 Three things differ. The published turns begin with A, over a B that is zero, and lose the first round; here B begins.
-Directions of a factor below a thousandth of its largest are left alone, or A^+ and B^+ would blow the other factor up.
+Directions of a factor below a tenth of its largest are left alone: a thinned B has many that are next to none, and B^+
+would blow A up with them.
 And what travels down is whole: the published mask drops nine values in ten at random, and makes noise out of them.
 Which values are sent follows from a node's data; the noise of ``update-local`` lies on all of them, sent or not.
 """
@@ -29,7 +30,7 @@ from common.adapter.values import HEAD, Key, State, Tensors, Update
 from common.method import option
 from strategies.rules.changes import ChangeRule
 
-SMALLEST = 1e-3
+SMALLEST = 0.1
 """The share of the largest singular value below which a direction of a factor is none."""
 
 
@@ -41,7 +42,7 @@ class FedSRD(ChangeRule):
     """The share of a change's values that is left out, if they all matter alike."""
     reach: float = option(0.11, ge=0, lt=1)
     """How much more is left out, at most, the more unevenly they matter."""
-    slope: float = option(0.1, ge=0)
+    slope: float = option(0.1, ge=0, le=10)
     """How fast it comes to that, by the logarithm of the kurtosis; 0 leaves out one share of all."""
 
     name = "fedsrd"

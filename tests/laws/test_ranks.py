@@ -66,7 +66,8 @@ def test_the_first_name_that_fits_counts_and_no_layer_has_more_than_the_run():
     assert ranks.by_layer("q=3", LAYERS, 2) == ranks.by_layer("", LAYERS, 2) == {}
     with pytest.raises(BouquetError, match=r"a rank for a layer that is not adapted \(lora.rank-pattern\): .* got dow"):
         ranks.by_layer("dow=2", LAYERS, RANK)
-    with pytest.raises(BouquetError, match=r"no layer has the run's rank \(lora.rank\): expected 2, got 4"):
+    said = r"every layer has fewer slots than the run's rank .*got at most 2, where lora.rank is 4. Set lora.rank = 2"
+    with pytest.raises(BouquetError, match=said):
         ranks.by_layer("layers=2", LAYERS, RANK)
 
 

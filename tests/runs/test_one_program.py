@@ -103,7 +103,7 @@ def test_what_is_said_beside_a_run_that_fails_is_in_its_log(workers, settings, t
     assert told.err == (
         "bouquet: the run did not complete: too few nodes: expected 3 within 0.2 s (min-nodes, round.wait), got 2. "
         "Why others were left out is above; start more nodes, or a simulation with --nodes N.\n"
-        f"Everything that was said is in {log}.\n"
+        f"The full log is in {log}.\n"
     )
     assert "Traceback" in log.read_text()
     assert not Run.read(tmp_path / "run").running

@@ -46,7 +46,7 @@ def test_a_node_whose_budget_is_spent_refuses_and_the_run_goes_on(settings, tmp_
     assert (failure["node"], failure["round"], failure["during"]) == ("node-001", 2, "train")
     assert re.fullmatch(
         r"the privacy budget of this node is spent \(node-001, privacy-epsilon\): expected at most epsilon [\d.]+ at "
-        r"delta 1e-05 over all runs, got more with this round. Its operator sees what was spent with .*",
+        r"delta 1e-05 over all runs, got more with this round. Its operator can see what was spent with .*",
         failure["reason"],
     )
     assert [line["nodes"] for line in events(tmp_path, "merge")] == [2, 1, 1]
