@@ -70,7 +70,10 @@ def test_a_state_directory_that_will_not_do_is_named(settings, tmp_path, capsys)
     (reason,) = failures(tmp_path / "run")
     assert "a config with mistakes; see this node's own log" in reason
     said = capsys.readouterr().err
-    assert "state-directory: expected an absolute path, since an app does not run where it was started" in said
+    assert (
+        "state-directory: expected an absolute path, since an app does not run in the folder it was started from"
+        in said
+    )
     deep = tmp_path / ("x" * 120)
     run_in_process(
         settings(**once, **{"run-name": "deep"}),

@@ -180,7 +180,7 @@ def test_the_operator_of_a_node_watches_it_without_a_run_directory(tmp_path, cap
     config = tmp_path / "node.toml"
     config.write_text(f'name = "ward-1"\nstate-directory = "{tmp_path}/state"\n')
     assert main(["watch", "--node", str(config)]) == 0
-    assert capsys.readouterr().out == "ward-1\ntrains in no round\n"
+    assert capsys.readouterr().out == "ward-1\nnot training\n"
     written(tmp_path / "state", "ward-1", round=7)
     written(tmp_path / "state", "ward-2")
     console = Console(file=io.StringIO(), width=120)

@@ -98,7 +98,7 @@ def test_what_is_installed_is_looked_at(site, kit, tmp_path):
     with pytest.raises(WarningError, match=r"what is installed differs from the kit and .*a different superexec.sh"):
         installed(site / "kits/ward-1")
     (tmp_path / "state").chmod(0o755)
-    with pytest.raises(BouquetError, match=r"a folder that is not reserved for its user .*mode 755. sudo bouquet"):
+    with pytest.raises(BouquetError, match=r"a folder that is not reserved for its user .*mode 755. Run sudo bouquet"):
         installed(kit)
     shutil.rmtree(tmp_path / "coordinator")
     with pytest.raises(BouquetError, match=r"a folder is missing .*coordinator"):

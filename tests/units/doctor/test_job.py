@@ -139,7 +139,7 @@ def test_the_budget_is_what_was_spent_and_what_the_run_will_cost(tmp_path):
         return node.model_copy(update={"privacy_epsilon": epsilon})
 
     said = budget(config, limited(3.0))
-    assert said.endswith("at delta 1e-05 after the run, 0 before, of 3")
+    assert said.endswith("at delta 1e-05 after the run, 0 before, out of 3")
     release = accounting.plan(config.privacy, 40, 2, 4)
     own = Budget(node.ledger, node.witness, "ward-1", Limits(0.0, 1e-5, 0.0))
     for turn in range(4):

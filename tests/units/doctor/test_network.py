@@ -131,7 +131,7 @@ def test_a_superlink_that_is_away_or_someone_elses_is_named(site, superlink, tmp
     other.write_bytes(certificates.make_authority("other", 100).certificate)
     with pytest.raises(BouquetError, match=r"the SuperLink's certificate is refused .*unable to get local issuer"):
         network.superlink(superlink, other)
-    with pytest.raises(BouquetError, match=r"the SuperLink cannot be reached .*refused. Is it started"):
+    with pytest.raises(BouquetError, match=r"the SuperLink cannot be reached .*refused. Has it been started"):
         network.superlink(f"localhost:{free_port()}", site / "ca/ca.crt")
 
 
@@ -150,7 +150,7 @@ def test_a_node_that_runs_already_is_asked_for_its_health(capsys):
             network.healthy_or_free(port)
         server = serving(port + 1)
         try:
-            assert network.healthy_or_free(port) == f"port {port} is in use, 127.0.0.1:{port + 1} serves"
+            assert network.healthy_or_free(port) == f"port {port} is in use, 127.0.0.1:{port + 1} is serving"
             assert main(["doctor", "health", f"127.0.0.1:{port + 1}"]) == 0
         finally:
             server.stop(None).wait(5)
@@ -168,5 +168,5 @@ def test_a_port_in_use_is_named(site):
 def test_a_port_of_another_program_is_named(site):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         threading.Thread(target=lambda: taken.accept()[0].close(), daemon=True).start()
-        with pytest.raises(BouquetError, match=r"a port in use by another program .*with another --fleet-port"):
+        with pytest.raises(BouquetError, match=r"a port in use by another program.*with another --fleet-port"):
             network.ours_or_free(taken.getsockname()[1], site / "ca/ca.crt")

@@ -88,14 +88,17 @@ def test_a_kit_of_another_site_node_or_root_takes_no_place_unless_told(nearby, p
     assert "/tmp/evil" not in (there / "kit.toml").read_text()
     assert "/tmp/evil" not in (tmp_path / "units/bouquet-ward-1-supernode.service").read_text()
     for change, message in (
-        (('site = "nearby"', 'site = "far"'), "expected ward-1 of nearby, by the same root, got ward-1 of far. If it"),
-        (('name = "ward-1"', 'name = "ward-2"'), "by the same root, got ward-2 of nearby. If it"),
+        (
+            ('site = "nearby"', 'site = "far"'),
+            "expected ward-1 of nearby, by the same root, got ward-1 of far. To replace",
+        ),
+        (('name = "ward-1"', 'name = "ward-2"'), "by the same root, got ward-2 of nearby. To replace"),
     ):
         (kit / "kit.toml").write_text(facts.replace(*change))
         assert message in refused(capsys, *install)
     (kit / "kit.toml").write_text(facts)
     (kit / "ca.crt").write_bytes(root + b"\n")
-    assert "got ward-1 of nearby, by another root. If it is to take" in refused(capsys, *install)
+    assert "got ward-1 of nearby, by another root. To replace" in refused(capsys, *install)
     assert (there / "ca.crt").read_bytes() == root
     assert main(["site", *map(str, install), "--replace"]) == 0
     assert (there / "ca.crt").read_bytes() != root
