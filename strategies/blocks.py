@@ -8,20 +8,21 @@ of rank 1 makes a booster of a round: it adds the nodes' factors to the offset, 
 
 import random
 import re
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from common.adapter.draws import layer_seed
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")
 
 
-def resting(layers: Collection[str], count: int, seed: int, round: int) -> frozenset[str]:
+def resting(layers: Iterable[str], count: int, seed: int, round: int) -> frozenset[str]:
     """Of all adapted layers those that lie in none of the ``count`` blocks that are drawn for a round; 0 draws all."""
-    blocks = sorted({block_of(layer) for layer in layers})
-    if not 0 < count < len(blocks):
+    if not count:
         return frozenset()
-    drawn = random.Random(layer_seed(seed, round, "blocks")).sample(blocks, count)
-    return frozenset(layer for layer in layers if block_of(layer) not in drawn)
+    lies_in = {layer: block_of(layer) for layer in layers}
+    blocks = sorted(set(lies_in.values()))
+    drawn = random.Random(layer_seed(seed, round, "blocks")).sample(blocks, min(count, len(blocks)))
+    return frozenset(layer for layer, block in lies_in.items() if block not in drawn)
 
 
 def block_of(layer: str) -> str:

@@ -200,12 +200,13 @@ class Recipe(Choices):
         scale = 1.0 if self.init.unit else spec.scale
         for layer, shape in spec.layers.items():
             rank = spec.rank_of(layer)
-            b, a, core = self.init.factors(shape, rank, generator, None if seen is None else seen(layer))
+            sight = None if seen is None else seen(layer)
+            b, a, core = self.init.factors(shape, rank, generator, sight)
             if linear and not self.init.moves:
                 core = None  # what starts there and is taken off again is what starts at zero
             parts = dict(self.structure.start(b, a, core))
-            if self.structure.measured and seen is not None:
-                parts |= self.structure.measure(seen(layer))
+            if self.structure.measured and sight is not None:
+                parts |= self.structure.measure(sight)
             for part, _ in self.structure.layer(shape, rank):
                 adapter[Key(layer, part)] = parts[part]
             left, right = self.structure.factors(adapter, layer)
@@ -234,7 +235,7 @@ class Recipe(Choices):
 
     def resting(self, round: int, keys: Iterable[Key]) -> frozenset[str]:
         """The layers, of those of all ``keys``, that nobody trains or sends in ``round``."""
-        layers = {key.layer for key in keys if key.part not in HEAD}
+        layers = (key.layer for key in keys if key.part not in HEAD)
         count = self.config.train.blocks if round >= self.rule.settled else 0
         return blocks.resting(layers, count, self.config.seed, round)
 
@@ -300,6 +301,8 @@ class Recipe(Choices):
     def _shared(self, round: int, tensors: Tensors) -> Tensors:
         own = frozenset() if self.config.task.head == "shared" else HEAD
         resting = self.resting(round, tensors)
+        if not (own or resting):
+            return tensors
         return {key: tensor for key, tensor in tensors.items() if key.part not in own and key.layer not in resting}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -70,14 +71,14 @@ class State:
         """The rank of the trained factors: the most slots that a layer has."""
         return max(self.ranks.values())
 
-    @property
-    def ranks(self) -> dict[str, int]:
+    @cached_property
+    def ranks(self) -> Mapping[str, int]:
         """The slots of every layer."""
         return {key.layer: len(tensor) for key, tensor in self.adapter.items() if key.part == "A"}
 
     def layers(self) -> list[str]:
         """The adapted layers, in order."""
-        return [key.layer for key in self.adapter if key.part == "A"]
+        return list(self.ranks)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Update:
     scale: float
     slots: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """The rank of the factors in it, as :attr:`State.rank`; 0 where there is none."""
         factors = ((key, tensor) for key, tensor in self.tensors.items() if key.part in FACTORS and tensor.ndim == 2)
