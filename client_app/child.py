@@ -26,7 +26,7 @@ from client_app.privacy import private_work
 from client_app.process import model_of, prepare, recipe_of
 from client_app.shares import Work
 from client_app.training import Turn, plain_work
-from common.adapter.values import OFFSET, Key
+from common.adapter.values import OFFSET, Key, State
 from common.config.node import NodeConfig
 from common.models import lengths
 from common.models.adapted import LoraModel
@@ -59,8 +59,9 @@ def _install(model: LoraModel, state: Mapping[str, Any], tensors: bytes) -> None
     """Let the model be the parent's."""
     named = {Key.parse(name): tensor for name, tensor in load(tensors).items()}
     offset = {key: tensor for key, tensor in named.items() if key.part in OFFSET}
-    model.resize({key.layer: len(tensor) for key, tensor in named.items() if key.part == "A"})
-    model.install({key: tensor for key, tensor in named.items() if key not in offset}, state["scale"], offset)
+    adapter = {key: tensor for key, tensor in named.items() if key not in offset}
+    model.resize(State(adapter, state["scale"]).ranks)
+    model.install(adapter, state["scale"], offset)
 
 
 @contextmanager

@@ -52,8 +52,7 @@ def one_lora(state: State) -> State:
             where="adapter.name",
             cure="PEFT loads the folder that its run leaves; bouquet export --form merged makes a whole model of it.",
         )
-    ranks = {len(tensor) for key, tensor in state.adapter.items() if key.part == "A"}
-    if not state.offset and len(ranks) == 1 and structure == Lora():
+    if not state.offset and len(set(state.ranks.values())) == 1 and structure == Lora():
         return state
     factors = stacked(state)
     rank = max(len(tensor) for key, tensor in factors.items() if key.part == "A")
@@ -104,11 +103,14 @@ def answer_as_asked(network: nn.Module) -> None:
             module.register_forward_hook(lambda _, inputs, output: output.to(inputs[0].dtype))
 
 
-FACTORS = {"A": "lora_A.weight", "B": "lora_B.weight"}
+LORA_FACTORS = {"A": "lora_A.weight", "B": "lora_B.weight"}
 FORMS: Mapping[str, Form] = {
-    LORA: Form(FACTORS | HEADS, one_lora, _lora_config, _lora_read),
+    LORA: Form(LORA_FACTORS | HEADS, one_lora, _lora_config, _lora_read),
     "DORA": Form(
-        FACTORS | {"n": "lora_magnitude_vector"} | HEADS, _magnitudes, partial(_lora_config, use_dora=True), _lora_read
+        LORA_FACTORS | {"n": "lora_magnitude_vector"} | HEADS,
+        _magnitudes,
+        partial(_lora_config, use_dora=True),
+        _lora_read,
     ),
     "IA3": Form({"g": "ia3_l"} | HEADS, _scales, _ia3_config, _ia3_read),
 }

@@ -17,13 +17,12 @@ from tests.attacks.hostile import (
     update,
 )
 from tests.attacks.taps import sums
+from tests.support.cells import each
 
 MANY = [{**record, "text": f"{record['text']}# {turn}\n"} for turn in range(8) for record in RECORDS]
 PLANNED = {"privacy.noise-multiplier": 0.0, "privacy.expected-batch": 4}
 SIZES = {"one more": (8, 9), "twice as many": (8, 16), "eight times": (8, 64), "one and many": (1, 64)}
-SOME = [
-    name if name in ("one more", "eight times") else pytest.param(name, marks=pytest.mark.exhaustive) for name in SIZES
-]
+SOME = each(SIZES, ("one more", "eight times"))
 RUNS = {
     "planned": PLANNED,
     "planned exactly": PLANNED | {"privacy.accountant": "prv", "privacy.epsilon": 20.0},

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from common.record.export import export
 from common.tasks import Example
 from strategies import Recipe
 from tests.support.architectures import DECODERS, ENCODERS, FAMILIES, VOCABULARY, save
+from tests.support.cells import each
 from tests.support.loading import checkpoint, loaded, logits, settings
 from tests.support.outputs import of_tokens
 from tests.support.training import train_plainly
@@ -104,12 +106,10 @@ KEPT = {("llama", "nf4"), ("gpt2", "int8"), ("bert", "none")}
 
 @pytest.mark.parametrize(
     ("family", "quantisation"),
-    [
-        pytest.param(family, quantisation, marks=[] if (family, quantisation) in KEPT else pytest.mark.exhaustive)
-        for family in (*DECODERS, *ENCODERS)
-        for quantisation in QUANTISATIONS
-        if (family, quantisation) != ("deepseek", "int8")
-    ],
+    each(
+        (cell for cell in product((*DECODERS, *ENCODERS), QUANTISATIONS) if cell != ("deepseek", "int8")),
+        KEPT,
+    ),
 )
 def test_a_base_that_has_worn_one_adapter_is_to_the_next_what_it_was(family: str, quantisation: str) -> None:
     """To the bit: a run trains the same adapter, whatever a process has run before."""
@@ -134,7 +134,7 @@ def test_a_base_that_has_worn_one_adapter_is_to_the_next_what_it_was(family: str
 
 @pytest.mark.parametrize(
     ("family", "task", "quantisation"),
-    [pytest.param(*cell, marks=[] if cell in QUICK else pytest.mark.exhaustive) for cell in CELLS],
+    each(CELLS, QUICK),
 )
 def test_a_model_trains_and_plain_peft_loads_what_it_leaves(
     family: str, task: str, quantisation: str, tmp_path: Path

@@ -15,6 +15,7 @@ from strategies import AXES, Recipe
 from strategies.inits import INITS, PublicInit
 from strategies.objectives import OBJECTIVES
 from tests.support.adapters import made
+from tests.support.cells import each
 from tests.support.grid import run_in_process
 
 ROUNDS = 3
@@ -100,7 +101,7 @@ def run(flat: Mapping[str, Any], folder: Path) -> State:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("axis", "name", "way"),
-    [pytest.param(*cell, marks=[] if cell in QUICK else pytest.mark.exhaustive) for cell in CELLS],
+    each(CELLS, QUICK),
 )
 def test_a_member_composes_or_is_refused_by_name(axis: str, name: str, way: str, tmp_path: Path) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"

@@ -16,6 +16,7 @@ import torch
 
 from common.config.run import RunConfig
 from strategies import RULES
+from tests.support.cells import each
 from tests.support.grid import run_in_process
 
 TABLE = Path(__file__).with_name("digests.json")
@@ -82,9 +83,7 @@ ONE_OF_A_KIND = ("fedit", "ravan", "flora", "adam", "int8", "classify, local hea
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [name if name in ONE_OF_A_KIND else pytest.param(name, marks=pytest.mark.exhaustive) for name in RUNS]
-)
+@pytest.mark.parametrize("name", each(RUNS, ONE_OF_A_KIND))
 def test_a_tiny_run_ends_where_it_did(name: str, tmp_path: Path) -> None:
     table = json.loads(TABLE.read_text())
     if machine() not in table:

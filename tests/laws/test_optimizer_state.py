@@ -18,6 +18,7 @@ from common.models.adapted import LoraModel
 from common.tasks import Example
 from strategies import Recipe
 from strategies.optimizers import OPTIMIZERS
+from tests.support.cells import each
 from tests.support.grid import run_in_process
 from tests.support.outcome import failures
 from tests.support.private_runs import PRIVATE
@@ -28,9 +29,7 @@ STEPS = 4
 QUICK = {"adamw", "adamw-8bit", "lora-rite", "muon"}
 # What is about the noise of a private step has AdamW's state.
 PLAIN = [name for name, kind in OPTIMIZERS.items() if not kind.denoises]
-optimizers = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.exhaustive) for name in PLAIN]
-)
+optimizers = pytest.mark.parametrize("name", each(PLAIN, QUICK))
 TEXT = [(7 * place) % 97 + 5 for place in range(24)]
 
 

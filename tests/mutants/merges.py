@@ -1,18 +1,7 @@
 """What means, server optimizers and rules of several ranks or thinned changes get wrong."""
 
 from tests.mutants import Mutant
-
-TESTS = (
-    "tests/oracles/test_means.py",
-    "tests/oracles/test_stacks.py",
-    "tests/oracles/test_slots.py",
-    "tests/oracles/test_mixed_ranks.py",
-    "tests/oracles/test_fedsrd.py",
-    "tests/oracles/test_server.py",
-    "tests/laws/test_width.py",
-    "tests/laws/test_rules.py",
-    "tests/units/test_config.py",
-)
+from tests.mutants.rules import TESTS
 
 MERGES = (
     Mutant(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from flwr.app import Context, MessageType, RecordDict
 
 from server_app.run import conduct
 from strategies import RULES
+from tests.support.cells import each
 from tests.support.configs import small
 from tests.support.grid import RUN_ID
 from tests.support.hostile import HONEST, HOSTILE, SEED, SPOILS, Nodes
@@ -38,11 +40,7 @@ def alone(tmp_path_factory) -> Callable[[str], Any]:
 def cells() -> list[Any]:
     """One kind for each rule and every kind for one rule; all of them in the long run."""
     one_each = set(zip(RULES, SPOILS, strict=False)) | {("fedit", kind) for kind in SPOILS}
-    return [
-        pytest.param(rule, kind, marks=[] if (rule, kind) in one_each else pytest.mark.exhaustive)
-        for rule in RULES
-        for kind in SPOILS
-    ]
+    return each(product(RULES, SPOILS), one_each)
 
 
 @pytest.mark.parametrize(("rule", "kind"), cells())

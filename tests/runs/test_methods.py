@@ -14,6 +14,7 @@ from strategies.objectives import OBJECTIVES
 from strategies.optimizers import OPTIMIZERS
 from strategies.registries import defaults
 from tests.support.adapters import made
+from tests.support.cells import each
 from tests.support.grid import run_in_process
 from tests.support.outcome import events
 
@@ -34,9 +35,7 @@ QUICK = {("adapter", "vera"), ("init", "nystrom"), ("optimizer", "la-lora")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("axis", "name"), [pytest.param(*cell, marks=[] if cell in QUICK else pytest.mark.exhaustive) for cell in CELLS]
-)
+@pytest.mark.parametrize(("axis", "name"), each(CELLS, QUICK))
 def test_a_member_trains(axis: str, name: str, tmp_path: Path) -> None:
     data = tmp_path / "records.jsonl"
     data.write_text("\n".join(map(json.dumps, RECORDS)))

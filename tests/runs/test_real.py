@@ -8,6 +8,7 @@ import pytest
 
 from common.config.run import RunConfig
 from strategies import RULES
+from tests.support.cells import each
 from tests.support.grid import run_in_process
 
 pytestmark = pytest.mark.slow
@@ -114,9 +115,7 @@ def test_minilm_learns_which_questions_mean_the_same(shared, settings, tmp_path)
 DOMAINS = ("auto_and_commute", "banking", "credit_cards", "home", "kitchen_and_dining", "meta")
 
 
-@pytest.mark.parametrize(
-    "rule", [pytest.param(rule, marks=[] if rule == "ffa-lora" else [pytest.mark.exhaustive]) for rule in RULES]
-)
+@pytest.mark.parametrize("rule", each(RULES, ["ffa-lora"]))
 def test_every_rule_tells_six_kinds_of_questions_apart_at_its_defaults(rule, shared, settings, tmp_path):
     """The default rounds, rank and rate of the rule, in a fifth of the default steps; chance is 0.17."""
     source = tmp_path / "questions.jsonl"

@@ -9,8 +9,12 @@ from strategies import RULES
 
 
 def each(cells: Iterable[Any], quick: Container[Any]) -> list[Any]:
-    """The cells as parameters of one test; those that are not ``quick`` are run exhaustively alone."""
-    return [cell if cell in quick else pytest.param(cell, marks=pytest.mark.exhaustive) for cell in cells]
+    """The cells as parameters of one test, or tuples of several; those that are not ``quick`` are exhaustive."""
+    return [cell if cell in quick else _exhaustive(cell) for cell in cells]
+
+
+def _exhaustive(cell: Any) -> Any:
+    return pytest.param(*(cell if isinstance(cell, tuple) else (cell,)), marks=pytest.mark.exhaustive)
 
 
 def first_of_each(cells: Iterable[str], kind: Callable[[str], Hashable]) -> list[str]:
